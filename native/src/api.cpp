@@ -1,0 +1,152 @@
+// The C API of pyskip.h. Nothing throws across it.
+
+#include "access.h"
+#include "gguf-inspect.h"
+#include "pyskip-build.h"
+#include "pyskip.h"
+#include "state.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <exception>
+#include <new>
+#include <string>
+
+static pyskip_status report(pyskip_status status, const std::string & line, char * error, size_t n_error) {
+    if (error && n_error > 0) {
+        std::snprintf(error, n_error, "%s", line.c_str());
+    }
+    return status;
+}
+
+// Runs `body` and turns what it throws into a status.
+template <typename F> static pyskip_status guard(char * error, size_t n_error, F body) {
+    try {
+        return body();
+    } catch (const std::bad_alloc &) {
+        return report(PYSKIP_STATUS_NO_MEMORY, "out of memory: close other programs or use a smaller model", error, n_error);
+    } catch (const std::exception & e) {
+        return report(PYSKIP_STATUS_UNSUPPORTED, std::string("llama.cpp failed: ") + e.what(), error, n_error);
+    }
+}
+
+const char * pyskip_build(void) {
+    return PYSKIP_BUILD;
+}
+
+int32_t pyskip_n_layer(const llama_context * ctx) {
+    return pyskip_context_n_layer(ctx);
+}
+
+pyskip_status pyskip_skippable(llama_context * ctx, uint8_t * skippable, size_t n, char * error, size_t n_error) {
+    return guard(error, n_error, [&] {
+        pyskip_state & state = pyskip_state_make(ctx);
+        if (n < (size_t) state.n_layer) {
+            return report(PYSKIP_STATUS_INVALID, "skippable has room for " + std::to_string(n) + " layers, expected " +
+                          std::to_string(state.n_layer), error, n_error);
+        }
+        std::string line;
+        if (state.skippable.empty() && !pyskip_context_probe(ctx, state, line)) {
+            return report(PYSKIP_STATUS_UNSUPPORTED, line, error, n_error);
+        }
+        std::copy(state.skippable.begin(), state.skippable.end(), skippable);
+        return PYSKIP_STATUS_OK;
+    });
+}
+
+pyskip_status pyskip_set_policy(llama_context * ctx, const pyskip_policy * policy, char * error, size_t n_error) {
+    return guard(error, n_error, [&] {
+        if (policy->type == PYSKIP_POLICY_OFF && !pyskip_state_get(ctx)) {
+            return PYSKIP_STATUS_OK;
+        }
+        pyskip_state & state = pyskip_state_make(ctx);
+        pyskip_rule    rule;
+        std::string    line;
+        if (!pyskip_rule_init(rule, *policy, state.n_layer, line)) {
+            return report(PYSKIP_STATUS_INVALID, line, error, n_error);
+        }
+        if (rule.type != PYSKIP_POLICY_OFF && state.skippable.empty() && !pyskip_context_probe(ctx, state, line)) {
+            return report(PYSKIP_STATUS_UNSUPPORTED, line, error, n_error);
+        }
+        for (int32_t il = 0; rule.type == PYSKIP_POLICY_STATIC && il < state.n_layer; ++il) {
+            if (rule.is_static[il] && !state.skippable[il]) {
+                return report(PYSKIP_STATUS_INVALID, "static names layer " + std::to_string(il) +
+                              ", which has no FFN that can be skipped: leave it out", error, n_error);
+            }
+        }
+        state.set_rule(rule);
+        return PYSKIP_STATUS_OK;
+    });
+}
+
+pyskip_status pyskip_set_generated_from(llama_context * ctx, int32_t seq_id, int32_t pos) {
+    return guard(nullptr, 0, [&] {
+        pyskip_state_make(ctx).sequences.set_from(seq_id, pos);
+        return PYSKIP_STATUS_OK;
+    });
+}
+
+pyskip_status pyskip_get_counters(const llama_context * ctx, pyskip_phase phase, int64_t * n_tokens,
+                                  int64_t * evaluated, int64_t * skipped) {
+    if (phase != PYSKIP_PHASE_PROMPT && phase != PYSKIP_PHASE_GENERATED) {
+        return PYSKIP_STATUS_INVALID;
+    }
+    const pyskip_state * state = pyskip_state_get(ctx);
+    if (!state) {
+        const int32_t n_layer = pyskip_context_n_layer(ctx);
+        *n_tokens             = 0;
+        std::fill(evaluated, evaluated + n_layer, 0);
+        std::fill(skipped, skipped + n_layer, 0);
+        return PYSKIP_STATUS_OK;
+    }
+    const pyskip_counters & c = state->counters[phase];
+    *n_tokens                 = c.n_tokens;
+    std::copy(c.evaluated.begin(), c.evaluated.end(), evaluated);
+    std::copy(c.skipped.begin(), c.skipped.end(), skipped);
+    return PYSKIP_STATUS_OK;
+}
+
+void pyskip_reset_counters(llama_context * ctx) {
+    if (pyskip_state * state = pyskip_state_get(ctx)) {
+        state->reset_counters();
+    }
+}
+
+pyskip_status pyskip_set_trace(llama_context * ctx, size_t capacity) {
+    return guard(nullptr, 0, [&] {
+        pyskip_state_make(ctx).set_trace(capacity);
+        return PYSKIP_STATUS_OK;
+    });
+}
+
+size_t pyskip_take_trace(llama_context * ctx, size_t n, pyskip_trace_token * tokens, uint8_t * skipped, float * sim) {
+    pyskip_state * state = pyskip_state_get(ctx);
+    if (!state) {
+        return 0;
+    }
+    const size_t n_taken = std::min(n, state->trace.size());
+    const size_t n_layer = (size_t) state->n_layer;
+    for (size_t i = 0; i < n_taken; ++i) {
+        const pyskip_trace_entry & entry = state->trace.front();
+        tokens[i]                        = entry.token;
+        if (skipped) {
+            std::copy(entry.skipped.begin(), entry.skipped.end(), skipped + i * n_layer);
+        }
+        if (sim) {
+            std::copy(entry.sim.begin(), entry.sim.end(), sim + i * n_layer);
+        }
+        state->trace.pop_front();
+    }
+    return n_taken;
+}
+
+pyskip_status pyskip_gguf_inspect(const char * path, pyskip_gguf_info * info, char * error, size_t n_error) {
+    return guard(error, n_error, [&] {
+        std::string line;
+        if (!pyskip_gguf_read(path, *info, line)) {
+            return report(PYSKIP_STATUS_FILE, line, error, n_error);
+        }
+        return PYSKIP_STATUS_OK;
+    });
+}

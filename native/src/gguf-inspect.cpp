@@ -1,0 +1,167 @@
+#include "gguf-inspect.h"
+
+#include "ggml.h"
+#include "gguf.h"
+
+#include <algorithm>
+#include <cinttypes>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <memory>
+#include <system_error>
+
+namespace {
+
+struct gguf_deleter {
+    void operator()(gguf_context * ctx) const { gguf_free(ctx); }
+};
+using gguf_ptr = std::unique_ptr<gguf_context, gguf_deleter>;
+
+bool fail(std::string & error, const char * path, const std::string & found) {
+    error = std::string(path) + ": " + found;
+    return false;
+}
+
+// Whether the file is one that gguf_init_from_file can be given at all.
+bool check_file(const char * path, int64_t & size, std::string & error) {
+    namespace fs = std::filesystem;
+    std::error_code ec;
+    const auto      status = fs::status(path, ec);
+    if (status.type() == fs::file_type::not_found) {
+        return fail(error, path, "no such file: check the path");
+    }
+    if (ec) {
+        return fail(error, path, "cannot be looked at (" + ec.message() + "): check the path and its permissions");
+    }
+    if (fs::is_directory(status)) {
+        return fail(error, path, "is a directory, expected a GGUF file: name the .gguf file in it");
+    }
+    if (!fs::is_regular_file(status)) {
+        return fail(error, path, "is not a regular file, expected a GGUF file");
+    }
+    std::FILE * file = std::fopen(path, "rb");
+    if (!file) {
+        return fail(error, path, "cannot be opened for reading: check its permissions");
+    }
+    char         magic[4] = {};
+    const size_t n_read   = std::fread(magic, 1, sizeof(magic), file);
+    std::fclose(file);
+    size = (int64_t) fs::file_size(path, ec);
+    if (size == 0) {
+        return fail(error, path, "is empty, expected a GGUF file: download it again");
+    }
+    if (n_read != sizeof(magic) || std::memcmp(magic, "GGUF", 4) != 0) {
+        return fail(error, path, "does not start with GGUF, expected a GGUF model: convert it with llama.cpp's convert_hf_to_gguf.py");
+    }
+    return true;
+}
+
+void read_text(const gguf_context * gguf, const char * key, char * out, size_t n_out) {
+    out[0]           = '\0';
+    const int64_t id = gguf_find_key(gguf, key);
+    if (id >= 0 && gguf_get_kv_type(gguf, id) == GGUF_TYPE_STRING) {
+        std::snprintf(out, n_out, "%s", gguf_get_val_str(gguf, id));
+    }
+}
+
+// The i-th value of an integer or of an array of integers; 0 where there is none.
+int64_t read_int(const gguf_context * gguf, const std::string & key, int64_t i, int64_t missing) {
+    const int64_t id = gguf_find_key(gguf, key.c_str());
+    if (id < 0) {
+        return missing;
+    }
+    gguf_type    type = gguf_get_kv_type(gguf, id);
+    const void * data = nullptr;
+    if (type == GGUF_TYPE_ARRAY) {
+        type = gguf_get_arr_type(gguf, id);
+        if (i >= (int64_t) gguf_get_arr_n(gguf, id) || type == GGUF_TYPE_STRING) {
+            return missing;
+        }
+        data = gguf_get_arr_data(gguf, id);
+    } else if (type == GGUF_TYPE_STRING) {
+        return missing;
+    } else {
+        data = gguf_get_val_data(gguf, id);
+        i    = 0;
+    }
+    switch (type) {
+        case GGUF_TYPE_UINT32: return ((const uint32_t *) data)[i];
+        case GGUF_TYPE_INT32:  return ((const int32_t *) data)[i];
+        case GGUF_TYPE_UINT64: return (int64_t) ((const uint64_t *) data)[i];
+        case GGUF_TYPE_INT64:  return ((const int64_t *) data)[i];
+        default:               return missing;
+    }
+}
+
+bool is_ffn(const char * name) {
+    if (std::strncmp(name, "blk.", 4) != 0) {
+        return false;
+    }
+    const char * dot = std::strchr(name + 4, '.');
+    return dot && (std::strncmp(dot, ".ffn_up", 7) == 0 || std::strncmp(dot, ".ffn_gate", 9) == 0 ||
+                   std::strncmp(dot, ".ffn_down", 9) == 0);
+}
+
+bool read_tensors(const gguf_context * gguf, const char * path, int64_t size, pyskip_gguf_info & info, std::string & error) {
+    const int64_t data_offset = (int64_t) gguf_get_data_offset(gguf);
+
+    info.n_tensors = gguf_get_n_tensors(gguf);
+    for (int64_t i = 0; i < info.n_tensors; ++i) {
+        const int64_t   bytes = (int64_t) gguf_get_tensor_size(gguf, i);
+        const ggml_type type  = gguf_get_tensor_type(gguf, i);
+        const int64_t   end   = data_offset + (int64_t) gguf_get_tensor_offset(gguf, i) + bytes;
+        if (end > size) {
+            return fail(error, path, "is cut off: tensor " + std::string(gguf_get_tensor_name(gguf, i)) + " ends at byte " +
+                        std::to_string(end) + ", the file has " + std::to_string(size) + ": download it again");
+        }
+        info.bytes    += bytes;
+        info.n_params += bytes / (int64_t) ggml_type_size(type) * ggml_blck_size(type);
+        if (is_ffn(gguf_get_tensor_name(gguf, i))) {
+            info.ffn_bytes += bytes;
+        }
+    }
+    return true;
+}
+
+void read_shape(const gguf_context * gguf, pyskip_gguf_info & info) {
+    const std::string arch = std::string(info.architecture) + ".";
+
+    info.n_layer     = read_int(gguf, arch + "block_count", 0, 0);
+    info.n_ctx_train = read_int(gguf, arch + "context_length", 0, 0);
+    info.n_embd      = read_int(gguf, arch + "embedding_length", 0, 0);
+
+    const int64_t n_layer = std::min<int64_t>(std::max<int64_t>(info.n_layer, 0), 4096);
+    for (int64_t il = 0; il < n_layer; ++il) {
+        const int64_t n_head    = read_int(gguf, arch + "attention.head_count", il, 0);
+        const int64_t n_head_kv = read_int(gguf, arch + "attention.head_count_kv", il, n_head);
+        const int64_t n_head_default = n_head > 0 ? info.n_embd / n_head : 0;
+        const int64_t n_k       = read_int(gguf, arch + "attention.key_length", 0, n_head_default);
+        const int64_t n_v       = read_int(gguf, arch + "attention.value_length", 0, n_head_default);
+        info.n_ff               = std::max(info.n_ff, read_int(gguf, arch + "feed_forward_length", il, 0));
+        info.kv_bytes_per_token += n_head_kv * (n_k + n_v) * 2;
+    }
+}
+
+} // namespace
+
+bool pyskip_gguf_read(const char * path, pyskip_gguf_info & info, std::string & error) {
+    info = {};
+    int64_t size = 0;
+    if (!check_file(path, size, error)) {
+        return false;
+    }
+    const gguf_init_params params = { /*.no_alloc =*/ true, /*.ctx =*/ nullptr };
+    const gguf_ptr         gguf(gguf_init_from_file(path, params));
+    if (!gguf) {
+        return fail(error, path, "has a GGUF header that llama.cpp cannot read (cut off, damaged, or of a newer version): download it again");
+    }
+    read_text(gguf.get(), "general.architecture", info.architecture, sizeof(info.architecture));
+    read_text(gguf.get(), "general.name", info.name, sizeof(info.name));
+    info.has_chat_template = gguf_find_key(gguf.get(), "tokenizer.chat_template") >= 0;
+    if (!read_tensors(gguf.get(), path, size, info, error)) {
+        return false;
+    }
+    read_shape(gguf.get(), info);
+    return true;
+}

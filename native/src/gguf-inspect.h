@@ -1,0 +1,10 @@
+// What a GGUF file says of its model, before anything is loaded. Called by api.cpp; needs no context.
+
+#pragma once
+
+#include "pyskip.h"
+
+#include <string>
+
+// False with a line in `error` where the file cannot be read, is not GGUF, or is shorter than its header says.
+bool pyskip_gguf_read(const char * path, pyskip_gguf_info & info, std::string & error);

@@ -1,0 +1,211 @@
+#include "graph-pass.h"
+
+#include "ggml-backend.h"
+#include "ggml-impl.h"
+#include "ggml.h"
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <unordered_map>
+
+int32_t pyskip_ffn_down_layer(const char * name) {
+    if (std::strncmp(name, "blk.", 4) != 0) {
+        return -1;
+    }
+    const char * p  = name + 4;
+    int32_t      il = 0;
+    int          n_digit = 0;
+    for (; *p >= '0' && *p <= '9' && n_digit < 7; ++p, ++n_digit) {
+        il = il * 10 + (*p - '0');
+    }
+    if (n_digit == 0 || std::strncmp(p, ".ffn_down", 9) != 0) {
+        return -1;
+    }
+    const char end = p[9]; // ".weight", "_exps.weight", "_shexp.weight", ...
+    return end == '\0' || end == '.' || end == '_' ? il : -1;
+}
+
+namespace {
+
+// Ops that mix tokens or write to the KV cache or a recurrent state: a region that holds one is no FFN.
+bool is_sequence_op(const ggml_tensor * node) {
+    switch (node->op) {
+        case GGML_OP_FLASH_ATTN_EXT:
+        case GGML_OP_ROPE:
+        case GGML_OP_SSM_CONV:
+        case GGML_OP_SSM_SCAN:
+        case GGML_OP_RWKV_WKV6:
+        case GGML_OP_RWKV_WKV7:
+        case GGML_OP_GATED_LINEAR_ATTN:
+        case GGML_OP_GATED_DELTA_NET:
+        case GGML_OP_SET_ROWS:
+            return true;
+        case GGML_OP_SOFT_MAX:
+            return node->src[1] != nullptr; // with a mask it is attention, without one a router
+        default:
+            return false;
+    }
+}
+
+bool is_leaf(const ggml_tensor * t) {
+    return t->op == GGML_OP_NONE;
+}
+
+bool is_stream(const ggml_tensor * t, const ggml_tensor * like) {
+    return t->type == GGML_TYPE_F32 && ggml_are_same_shape(t, like) && ggml_is_contiguous(t);
+}
+
+bool on_cpu(const ggml_tensor * weight) {
+    if (weight->buffer == nullptr) {
+        return true;
+    }
+    ggml_backend_dev_t dev = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(weight->buffer));
+    return dev == nullptr || ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU;
+}
+
+class finder {
+public:
+    explicit finder(const ggml_cgraph * gf) : gf(gf), n_uses(gf->n_nodes, 0) {
+        index.reserve(2 * gf->n_nodes);
+        for (int i = 0; i < gf->n_nodes; ++i) {
+            index[gf->nodes[i]] = i;
+        }
+        for (int i = 0; i < gf->n_nodes; ++i) {
+            for_each_source(i, [&](int j) { n_uses[j]++; });
+        }
+    }
+
+    std::vector<pyskip_block> find() {
+        std::map<int32_t, std::vector<int>> marked; // layer -> nodes that read one of its ffn_down weights
+        for (int i = 0; i < gf->n_nodes; ++i) {
+            for (const ggml_tensor * src : gf->nodes[i]->src) {
+                const int32_t il = src && is_leaf(src) ? pyskip_ffn_down_layer(src->name) : -1;
+                if (il >= 0) {
+                    marked[il].push_back(i);
+                    break;
+                }
+            }
+        }
+        std::vector<pyskip_block> blocks;
+        int                       last_join = -1;
+        for (const auto & [il, marks] : marked) {
+            pyskip_block block;
+            block.il           = il;
+            const int i_join = find_join(marks, block);
+            if (i_join > last_join && fill_region(i_join, last_join, marks, block)) {
+                fill_rest(i_join, block);
+                blocks.push_back(std::move(block));
+                last_join = i_join;
+            }
+        }
+        return blocks;
+    }
+
+private:
+    template <typename F> void for_each_source(int i, F visit) const {
+        for (const ggml_tensor * src : gf->nodes[i]->src) {
+            const auto it = src ? index.find(src) : index.end();
+            if (it != index.end()) {
+                visit(it->second);
+            }
+        }
+    }
+
+    // The first ADD of which one operand holds all that the marked nodes compute and the other nothing of it.
+    int find_join(const std::vector<int> & marks, pyskip_block & block) const {
+        std::vector<char> below(gf->n_nodes, 0); // computed from a marked node
+        for (int i : marks) {
+            below[i] = 1;
+        }
+        const auto is_below = [&](const ggml_tensor * t) {
+            const auto it = index.find(t);
+            return it != index.end() && below[it->second];
+        };
+        for (int i = marks.front(); i < gf->n_nodes; ++i) {
+            ggml_tensor * node = gf->nodes[i];
+            for_each_source(i, [&](int j) { below[i] |= below[j]; });
+            if (!below[i] || node->op != GGML_OP_ADD) {
+                continue;
+            }
+            const bool a = is_below(node->src[0]);
+            const bool b = is_below(node->src[1]);
+            if (a == b) {
+                continue;
+            }
+            ggml_tensor * y = node->src[a ? 0 : 1];
+            ggml_tensor * x = node->src[a ? 1 : 0];
+            if (is_leaf(x) || !is_stream(x, node) || !is_stream(y, node) || !is_stream(node, node)) {
+                continue;
+            }
+            block.join = node;
+            block.x    = x;
+            block.y    = y;
+            return i;
+        }
+        return -1;
+    }
+
+    // Backwards from the join: a node belongs to the region when everything that uses it does.
+    bool fill_region(int i_join, int last_join, const std::vector<int> & marks, pyskip_block & block) const {
+        std::vector<int>  n_inner(gf->n_nodes, 0);
+        std::vector<char> inside(gf->n_nodes, 0);
+        n_inner[index.at(block.y)] = 1;
+        for (int i = i_join - 1; i > last_join; --i) {
+            ggml_tensor * node = gf->nodes[i];
+            if (n_uses[i] == 0 || n_inner[i] != n_uses[i] || (node->flags & GGML_TENSOR_FLAG_OUTPUT)) {
+                continue;
+            }
+            if (is_sequence_op(node)) {
+                return false;
+            }
+            inside[i] = 1;
+            for_each_source(i, [&](int j) { n_inner[j]++; });
+            if (node->flags & GGML_TENSOR_FLAG_COMPUTE) {
+                block.region.push_back(node);
+            }
+            for (const ggml_tensor * src : node->src) {
+                if (src && is_leaf(src) && src->buffer) {
+                    block.on_cpu &= on_cpu(src);
+                }
+            }
+        }
+        std::reverse(block.region.begin(), block.region.end());
+        return std::all_of(marks.begin(), marks.end(), [&](int i) { return inside[i]; });
+    }
+
+    // ADDs that complete the stream after the join: each uses nothing but the sum so far and something older.
+    void fill_rest(int i_join, pyskip_block & block) const {
+        int           i   = i_join;
+        const size_t  max = GGML_MAX_SRC - 2;
+        while (n_uses[i] == 1 && block.rest.size() < max) {
+            const ggml_tensor * sum  = gf->nodes[i];
+            int                 next = i + 1;
+            while (next < gf->n_nodes && gf->nodes[next]->src[0] != sum && gf->nodes[next]->src[1] != sum) {
+                next++;
+            }
+            if (next == gf->n_nodes || gf->nodes[next]->op != GGML_OP_ADD) {
+                return;
+            }
+            const ggml_tensor * node  = gf->nodes[next];
+            ggml_tensor *       other = node->src[node->src[0] == sum ? 1 : 0];
+            const auto          it    = index.find(other);
+            if (it == index.end() || it->second > i_join || !is_stream(other, sum)) {
+                return;
+            }
+            block.rest.push_back(other);
+            i = next;
+        }
+    }
+
+    const ggml_cgraph * gf;
+
+    std::unordered_map<const ggml_tensor *, int> index;
+    std::vector<int>                             n_uses; // by nodes of the graph
+};
+
+} // namespace
+
+std::vector<pyskip_block> pyskip_graph_find(const ggml_cgraph * gf) {
+    return finder(gf).find();
+}

@@ -1,0 +1,38 @@
+// The pass over a built decode graph: finds, for each layer, the residual ADD that joins its FFN to the stream, and
+// the nodes that only that FFN needs. It reads the graph, whichever model file built it, and changes nothing.
+//
+// Called by state.cpp when llama.cpp has built a graph under a policy, and to tell which layers of a model can be
+// skipped. Without a policy nobody calls it.
+
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+struct ggml_cgraph;
+struct ggml_tensor;
+
+// One conditional FFN. z = x + y, where y is the FFN's contribution and x all the rest of the stream.
+struct pyskip_block {
+    int32_t il = -1;
+
+    ggml_tensor * join = nullptr; // the ADD
+    ggml_tensor * x    = nullptr; // its operand that is there without the FFN
+    ggml_tensor * y    = nullptr; // its operand that is the FFN
+
+    // Where attention and FFN run in parallel the stream is completed by further ADDs after the join: their operands.
+    std::vector<ggml_tensor *> rest;
+
+    // Every node that is computed for y alone, in graph order; y is among them. Passing over all of them leaves the
+    // rest of the graph as it is.
+    std::vector<ggml_tensor *> region;
+
+    // Whether every weight of the region lies where the CPU back end computes.
+    bool on_cpu = true;
+};
+
+// The layer of a weight "blk.N.ffn_down*", else -1. Exact: "blk.N.attn_output.weight" is not one.
+int32_t pyskip_ffn_down_layer(const char * name);
+
+// The blocks of `gf` in graph order. A layer whose FFN cannot be told from the rest of the graph is left out.
+std::vector<pyskip_block> pyskip_graph_find(const ggml_cgraph * gf);

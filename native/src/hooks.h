@@ -1,0 +1,29 @@
+// The call sites in llama.cpp: everything that the patches add to it calls one of these. Each returns at once for a
+// context without a state (nobody ever set a policy there).
+
+#pragma once
+
+#include <cstdint>
+
+struct ggml_cgraph;
+struct llama_memory_i;
+struct llama_ubatch;
+struct pyskip_state;
+class llm_graph_result;
+
+// llama_context::process_ubatch, in order:
+// may the graph of the last batch be used again?
+void pyskip_hook_reuse(const pyskip_state * state, llm_graph_result ** active);
+// a graph was built and is not allocated yet
+void pyskip_hook_built(pyskip_state * state, ggml_cgraph * gf);
+// its inputs are set and it is about to be computed
+void pyskip_hook_begin(pyskip_state * state, const llama_ubatch & ubatch);
+// it was computed, or failed
+void pyskip_hook_end(pyskip_state * state, bool computed);
+
+// llama_memory_*: positions of sequences change
+void pyskip_hook_seq_clear(const llama_memory_i * mem);
+void pyskip_hook_seq_cp(const llama_memory_i * mem, int32_t seq_id_src, int32_t seq_id_dst);
+void pyskip_hook_seq_keep(const llama_memory_i * mem, int32_t seq_id);
+void pyskip_hook_seq_add(const llama_memory_i * mem, int32_t seq_id, int32_t p0, int32_t p1, int32_t delta);
+void pyskip_hook_seq_div(const llama_memory_i * mem, int32_t seq_id, int32_t p0, int32_t p1, int32_t d);

@@ -1,0 +1,97 @@
+#include "join.h"
+
+#include "ggml-impl.h"
+#include "ggml.h"
+#include "state.h"
+
+#include <cstring>
+#include <vector>
+
+// cos(x, z) of a row, where x is the whole stream without the FFN.
+static float row_cosine(const pyskip_slot & slot, int64_t row, const float * x, const float * y, int64_t n_embd) {
+    if (slot.block.rest.empty()) {
+        return pyskip_cosine(x, y, n_embd);
+    }
+    thread_local std::vector<float> whole;
+    whole.assign(x, x + n_embd);
+    for (const ggml_tensor * part : slot.block.rest) {
+        const float * p = (const float *) ((const char *) part->data + row * part->nb[1]);
+        for (int64_t i = 0; i < n_embd; ++i) {
+            whole[i] += p[i];
+        }
+    }
+    return pyskip_cosine(whole.data(), y, n_embd);
+}
+
+// One row. Returns whether its token runs the next block.
+static bool join_row(pyskip_slot & slot, ggml_tensor * dst, int64_t row) {
+    pyskip_state & state  = *slot.state;
+    const int64_t  n_embd = dst->ne[0];
+    const int32_t  t      = state.token_of_row(slot, row);
+    pyskip_token & token  = state.tokens[t];
+    const bool     skip   = state.skips(slot.k, t);
+
+    const float * x = (const float *) ((const char *) dst->src[0]->data + row * dst->src[0]->nb[1]);
+    float *       z = (float *) ((char *) dst->data + row * dst->nb[1]);
+
+    bool  tested = false;
+    float sim    = 0.0f;
+    if (skip) {
+        // y was not computed: not even a NaN of it may be touched
+        if (z != x) {
+            std::memcpy(z, x, n_embd * sizeof(float));
+        }
+    } else {
+        const float * y = (const float *) ((const char *) dst->src[1]->data + row * dst->src[1]->nb[1]);
+        tested          = pyskip_rule_tests(state.rule, slot.block.il, token);
+        if (tested) {
+            // before z is written: it may lie over x or y
+            sim                  = row_cosine(slot, row, x, y, n_embd);
+            state.sim(slot.k, t) = sim;
+        }
+        for (int64_t i = 0; i < n_embd; ++i) {
+            z[i] = x[i] + y[i];
+        }
+    }
+    pyskip_rule_advance(state.rule, skip, tested, sim, token);
+
+    const size_t next = (size_t) slot.k + 1;
+    if (next == state.slots.size()) {
+        return false;
+    }
+    const bool skip_next          = pyskip_rule_skips(state.rule, state.slots[next].block.il, token);
+    state.skips(slot.k + 1, t) = skip_next;
+    return !skip_next && state.has_token(state.slots[next], t);
+}
+
+static void join_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    pyskip_slot & slot   = *(pyskip_slot *) userdata;
+    const int64_t n_rows = slot.n_rows;
+    if (n_rows == 1 && ith > 0) {
+        return;
+    }
+    const int     n_thread = n_rows == 1 ? 1 : nth;
+    const int64_t i0       = n_rows * ith / n_thread;
+    const int64_t i1       = n_rows * (ith + 1) / n_thread;
+
+    int64_t n_run = 0;
+    for (int64_t i = i0; i < i1; ++i) {
+        n_run += join_row(slot, dst, i);
+    }
+    slot.state->arm_next(slot, n_run, n_thread);
+}
+
+void pyskip_join_install(pyskip_slot & slot) {
+    ggml_tensor * join = slot.block.join;
+
+    const ggml_custom_op_params params = { join_compute, GGML_N_TASKS_MAX, &slot };
+    std::memset(join->op_params, 0, sizeof(join->op_params));
+    std::memcpy(join->op_params, &params, sizeof(params));
+
+    join->op     = GGML_OP_CUSTOM;
+    join->src[0] = slot.block.x;
+    join->src[1] = slot.block.y;
+    for (size_t i = 0; i < slot.block.rest.size(); ++i) {
+        join->src[2 + i] = slot.block.rest[i]; // keeps their memory until the join has read it
+    }
+}

@@ -1,0 +1,139 @@
+#include "policy.h"
+
+#include <cmath>
+#include <limits>
+
+static bool fail(std::string & error, const std::string & line) {
+    error = line;
+    return false;
+}
+
+static bool init_static(pyskip_rule & rule, const pyskip_policy & policy, int32_t n_layer, std::string & error) {
+    if (policy.n_layers == 0 || policy.layers == nullptr) {
+        return fail(error, "static names no layer: give at least one, as in static:5,14,25");
+    }
+    rule.is_static.assign(n_layer, 0);
+    for (size_t i = 0; i < policy.n_layers; ++i) {
+        const int32_t il = policy.layers[i];
+        if (il < 0 || il >= n_layer) {
+            return fail(error, "static names layer " + std::to_string(il) + ", but the model has layers 0 to " +
+                               std::to_string(n_layer - 1) + ": name layers of that range");
+        }
+        rule.is_static[il] = 1;
+    }
+    return true;
+}
+
+static bool init_cosine(pyskip_rule & rule, const pyskip_policy & policy, int32_t n_layer, std::string & error) {
+    if (!std::isfinite(policy.threshold)) {
+        return fail(error, "cosine threshold is not a finite number: give one between -1 and 1 (2 never skips)");
+    }
+    if (policy.run < 0 || policy.warmup < 0 || policy.cold_start < 0 || policy.cold_end < 0) {
+        return fail(error, "cosine run, warmup, cold_start and cold_end count layers or tokens: give 0 or more");
+    }
+    if ((int64_t) policy.cold_start + policy.cold_end >= n_layer) {
+        return fail(error, "cosine cold_start " + std::to_string(policy.cold_start) + " and cold_end " +
+                           std::to_string(policy.cold_end) + " leave none of the model's " + std::to_string(n_layer) +
+                           " layers to skip: lower them");
+    }
+    rule.threshold  = policy.threshold;
+    rule.run        = policy.run;
+    rule.cold_start = policy.cold_start;
+    rule.cold_end   = policy.cold_end;
+    rule.warmup     = policy.warmup;
+    return true;
+}
+
+bool pyskip_rule_init(pyskip_rule & rule, const pyskip_policy & policy, int32_t n_layer, std::string & error) {
+    pyskip_rule next;
+    next.n_layer = n_layer;
+
+    switch (policy.type) {
+        case PYSKIP_POLICY_OFF:
+            break;
+        case PYSKIP_POLICY_STATIC:
+            if (!init_static(next, policy, n_layer, error)) {
+                return false;
+            }
+            break;
+        case PYSKIP_POLICY_COSINE:
+            if (!init_cosine(next, policy, n_layer, error)) {
+                return false;
+            }
+            break;
+        default:
+            return fail(error, "policy type " + std::to_string(policy.type) + " is unknown: give off, static or cosine");
+    }
+    next.type = (pyskip_policy_type) policy.type;
+    rule      = std::move(next);
+    return true;
+}
+
+bool pyskip_rule_covers(const pyskip_rule & rule, int32_t il) {
+    switch (rule.type) {
+        case PYSKIP_POLICY_STATIC: return rule.is_static[il] != 0;
+        case PYSKIP_POLICY_COSINE: return il >= rule.cold_start && il < rule.n_layer - rule.cold_end;
+        default:                   return false;
+    }
+}
+
+bool pyskip_rule_skips(const pyskip_rule & rule, int32_t il, const pyskip_token & token) {
+    if (!pyskip_rule_covers(rule, il)) {
+        return false;
+    }
+    return rule.type == PYSKIP_POLICY_STATIC || token.n_left > 0;
+}
+
+bool pyskip_rule_tests(const pyskip_rule & rule, int32_t il, const pyskip_token & token) {
+    return rule.type == PYSKIP_POLICY_COSINE && token.index >= 0 && token.index >= rule.warmup &&
+           pyskip_rule_covers(rule, il);
+}
+
+void pyskip_rule_advance(const pyskip_rule & rule, bool skipped, bool tested, float sim, pyskip_token & token) {
+    if (rule.type != PYSKIP_POLICY_COSINE) {
+        return;
+    }
+    if (skipped) {
+        token.n_left -= 1;
+    } else if (tested && sim >= rule.threshold) {
+        token.n_left = rule.run > 0 ? rule.run : std::numeric_limits<int32_t>::max();
+    }
+}
+
+// Sums run in lanes, so that the compiler can use the machine's vectors without being allowed to reorder arithmetic.
+float pyskip_cosine(const float * x, const float * y, int64_t n) {
+    constexpr int N_LANE = 16;
+
+    float xz[N_LANE] = {};
+    float xx[N_LANE] = {};
+    float zz[N_LANE] = {};
+
+    const int64_t n_whole = n - n % N_LANE;
+    for (int64_t i = 0; i < n_whole; i += N_LANE) {
+        for (int j = 0; j < N_LANE; ++j) {
+            const float xi = x[i + j];
+            const float zi = xi + y[i + j];
+            xz[j] += xi * zi;
+            xx[j] += xi * xi;
+            zz[j] += zi * zi;
+        }
+    }
+    double sum_xz = 0.0;
+    double sum_xx = 0.0;
+    double sum_zz = 0.0;
+    for (int j = 0; j < N_LANE; ++j) {
+        sum_xz += xz[j];
+        sum_xx += xx[j];
+        sum_zz += zz[j];
+    }
+    for (int64_t i = n_whole; i < n; ++i) {
+        const double zi = (double) x[i] + y[i];
+        sum_xz += x[i] * zi;
+        sum_xx += (double) x[i] * x[i];
+        sum_zz += zi * zi;
+    }
+    if (sum_xx == 0.0 || sum_zz == 0.0) {
+        return 0.0f;
+    }
+    return (float) (sum_xz / std::sqrt(sum_xx * sum_zz));
+}

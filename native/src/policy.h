@@ -1,0 +1,52 @@
+// The decision, pure: which tokens run a layer's FFN. No ggml or llama.cpp types; tests/test-policy.cpp holds it to the
+// paper (arXiv 2404.03865, section 3). Called by the join operator (join.cpp) and at the start of a batch (state.cpp).
+// Policy off never reaches this file.
+
+#pragma once
+
+#include "pyskip.h"
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+struct pyskip_rule {
+    pyskip_policy_type type = PYSKIP_POLICY_OFF;
+
+    // cosine
+    float   threshold  = 0.0f;
+    int32_t run        = 0;
+    int32_t cold_start = 0;
+    int32_t cold_end   = 0;
+    int32_t warmup     = 0;
+
+    // static: is_static[il]
+    std::vector<uint8_t> is_static;
+
+    int32_t n_layer = 0;
+};
+
+// What a policy remembers of one token while it travels through the layers.
+struct pyskip_token {
+    int32_t index  = -1; // 0, 1, ... among the generated tokens of its sequence; -1: prompt
+    int32_t n_left = 0;  // cosine: how many of the next layers are still to be skipped
+};
+
+// Copy `policy` for a model of n_layer layers into `rule`. False with a line in `error` where it contradicts itself or
+// the model; `rule` is then untouched.
+bool pyskip_rule_init(pyskip_rule & rule, const pyskip_policy & policy, int32_t n_layer, std::string & error);
+
+// Whether the rule may ever skip layer il.
+bool pyskip_rule_covers(const pyskip_rule & rule, int32_t il);
+
+// Is layer il's FFN skipped for this token?
+bool pyskip_rule_skips(const pyskip_rule & rule, int32_t il, const pyskip_token & token);
+
+// Does the rule want cos(x, z) of layer il for this token, whose FFN has run?
+bool pyskip_rule_tests(const pyskip_rule & rule, int32_t il, const pyskip_token & token);
+
+// Layer il is done for the token: `skipped` says how; sim is cos(x, z) where pyskip_rule_tests() asked for it.
+void pyskip_rule_advance(const pyskip_rule & rule, bool skipped, bool tested, float sim, pyskip_token & token);
+
+// cos(x, x + y) of vectors of n values. 0 where x or x + y is the zero vector.
+float pyskip_cosine(const float * x, const float * y, int64_t n);
