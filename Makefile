@@ -79,6 +79,8 @@ build/reference/.built: $(SDIST) CMakeLists.txt cmake/upstream.py
 	@touch $@
 
 build/native-tests/.built: $(VENV)/.built $(NATIVE)
-	@$(BIN)/cmake -S native/tests -B build/native-tests -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja >build/native-tests.log || { cat build/native-tests.log; exit 1; }
+	@$(BIN)/cmake -S native/tests -B build/native-tests -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+	  -DPYSKIP_TREE=$(abspath build/upstream/patched) \
+	  -DPYSKIP_LIB_DIR=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/pyskip/lib >build/native-tests.log || { cat build/native-tests.log; exit 1; }
 	@$(BIN)/cmake --build build/native-tests >>build/native-tests.log || { tail -n 40 build/native-tests.log; exit 1; }
 	@touch $@

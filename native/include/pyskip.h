@@ -103,6 +103,11 @@ PYSKIP_API enum pyskip_status pyskip_set_trace(struct llama_context * ctx, size_
 PYSKIP_API size_t pyskip_take_trace(struct llama_context * ctx, size_t n, struct pyskip_trace_token * tokens,
                                     uint8_t * skipped, float * sim);
 
+// Make the llama_decode() of this context that is under way, and those to come, stop as soon as they can and return 2;
+// abort = false lets them run again. The only function here that another thread may call during a llama_decode(), once
+// it was called with false before.
+PYSKIP_API enum pyskip_status pyskip_set_abort(struct llama_context * ctx, bool abort);
+
 // What a GGUF file says of its model, read by upstream's own reader without loading weights.
 struct pyskip_gguf_info {
     char    architecture[64];

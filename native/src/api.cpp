@@ -2,6 +2,7 @@
 
 #include "access.h"
 #include "gguf-inspect.h"
+#include "llama.h"
 #include "pyskip-build.h"
 #include "pyskip.h"
 #include "state.h"
@@ -139,6 +140,18 @@ size_t pyskip_take_trace(llama_context * ctx, size_t n, pyskip_trace_token * tok
         state->trace.pop_front();
     }
     return n_taken;
+}
+
+pyskip_status pyskip_set_abort(llama_context * ctx, bool abort) {
+    return guard(nullptr, 0, [&] {
+        const bool     is_new = !pyskip_state_get(ctx);
+        pyskip_state & state  = pyskip_state_make(ctx);
+        state.abort           = abort;
+        if (!abort || is_new) {
+            llama_set_abort_callback(ctx, [](void * data) { return ((const pyskip_state *) data)->abort.load(); }, &state);
+        }
+        return PYSKIP_STATUS_OK;
+    });
 }
 
 pyskip_status pyskip_gguf_inspect(const char * path, pyskip_gguf_info * info, char * error, size_t n_error) {

@@ -92,6 +92,8 @@ struct pyskip_state {
     size_t                         trace_capacity = 0;
     std::deque<pyskip_trace_entry> trace;
 
+    std::atomic<bool> abort{ false };
+
     // which layers can be skipped; empty until somebody asked
     std::vector<uint8_t> skippable;
 

@@ -1,0 +1,152 @@
+// The graph pass on graphs made by hand: which ADD joins, which nodes are the region, and what must never be in it.
+
+#include "check.h"
+#include "ggml-impl.h"
+#include "ggml.h"
+#include "graph-pass.h"
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+static const int64_t N_EMBD = 8;
+static const int64_t N_FF   = 16;
+
+struct builder {
+    ggml_context * ctx = ggml_init({ 16 << 20, nullptr, true });
+    ggml_cgraph *  gf  = ggml_new_graph(ctx);
+
+    ~builder() { ggml_free(ctx); }
+
+    ggml_tensor * weight(const std::string & name, int64_t n_in, int64_t n_out) {
+        ggml_tensor * t = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n_in, n_out);
+        return ggml_set_name(t, name.c_str());
+    }
+    ggml_tensor * input() { return ggml_scale(ctx, ggml_new_tensor_2d(ctx, GGML_TYPE_F32, N_EMBD, 3), 2.0f); }
+    ggml_tensor * norm(ggml_tensor * x) { return ggml_rms_norm(ctx, x, 1e-5f); }
+
+    ggml_tensor * attention(int il, ggml_tensor * x) {
+        const std::string blk = "blk." + std::to_string(il) + ".";
+        ggml_tensor *     kq  = ggml_soft_max_ext(ctx, ggml_mul_mat(ctx, weight(blk + "attn_q.weight", N_EMBD, N_EMBD), x),
+                                                  ggml_new_tensor_2d(ctx, GGML_TYPE_F32, N_EMBD, 3), 1.0f, 0.0f);
+        return ggml_mul_mat(ctx, weight(blk + "attn_output.weight", N_EMBD, N_EMBD), kq);
+    }
+    ggml_tensor * ffn(int il, ggml_tensor * x) {
+        const std::string blk = "blk." + std::to_string(il) + ".";
+        ggml_tensor *     h   = ggml_silu(ctx, ggml_mul_mat(ctx, weight(blk + "ffn_up.weight", N_EMBD, N_FF), x));
+        return ggml_mul_mat(ctx, weight(blk + "ffn_down.weight", N_FF, N_EMBD), h);
+    }
+    std::vector<pyskip_block> find(ggml_tensor * out) {
+        ggml_build_forward_expand(gf, out);
+        return pyskip_graph_find(gf);
+    }
+};
+
+static bool has(const pyskip_block & block, const ggml_tensor * node) {
+    return std::find(block.region.begin(), block.region.end(), node) != block.region.end();
+}
+
+static void test_names() {
+    CHECK(pyskip_ffn_down_layer("blk.5.ffn_down.weight") == 5);
+    CHECK(pyskip_ffn_down_layer("blk.12.ffn_down_exps.weight") == 12);
+    CHECK(pyskip_ffn_down_layer("blk.0.ffn_down.weight.lora_a") == 0);
+    CHECK(pyskip_ffn_down_layer("blk.5.attn_output.weight") == -1);
+    CHECK(pyskip_ffn_down_layer("blk.5.ffn_downstream.weight") == -1);
+    CHECK(pyskip_ffn_down_layer("blk..ffn_down.weight") == -1);
+    CHECK(pyskip_ffn_down_layer("blk.5x.ffn_down.weight") == -1);
+    CHECK(pyskip_ffn_down_layer("enc.blk.5.ffn_down.weight") == -1);
+    CHECK(pyskip_ffn_down_layer("blk.99999999999999.ffn_down.weight") == -1);
+}
+
+static void test_serial() {
+    builder       b;
+    ggml_tensor * x = b.input();
+    for (int il = 0; il < 2; ++il) {
+        ggml_tensor * mid = ggml_add(b.ctx, b.attention(il, b.norm(x)), x);
+        x                 = ggml_add(b.ctx, b.ffn(il, b.norm(mid)), mid);
+    }
+    const auto blocks = b.find(b.norm(x));
+    CHECK(blocks.size() == 2);
+    CHECK(blocks[1].il == 1 && blocks[1].join == x);
+    CHECK(blocks[1].x == x->src[1] && blocks[1].y == x->src[0]);
+    CHECK(blocks[1].region.size() == 4); // norm, up, silu, down
+    CHECK(blocks[1].rest.empty());
+    for (const auto & block : blocks) {
+        for (const ggml_tensor * node : block.region) {
+            CHECK(node->op != GGML_OP_SOFT_MAX && node->op != GGML_OP_ADD);
+        }
+    }
+}
+
+static void test_operands_swapped_bias_and_post_norm() {
+    builder       b;
+    ggml_tensor * x    = b.input();
+    ggml_tensor * bias = b.weight("blk.0.ffn_down.bias", N_EMBD, 1);
+    ggml_tensor * y    = b.norm(ggml_add(b.ctx, b.ffn(0, b.norm(x)), bias));
+    ggml_tensor * z    = ggml_add(b.ctx, x, y);
+    const auto blocks  = b.find(z);
+    CHECK(blocks.size() == 1);
+    CHECK(blocks[0].join == z && blocks[0].x == x && blocks[0].y == y);
+    CHECK(blocks[0].region.size() == 6);
+}
+
+static void test_parallel_attention() {
+    builder       b;
+    ggml_tensor * x      = b.input();
+    ggml_tensor * normed = b.norm(x); // shared: must not be in the region
+    ggml_tensor * attn   = b.attention(0, normed);
+    ggml_tensor * sum    = ggml_add(b.ctx, b.ffn(0, normed), attn);
+    const auto    blocks = b.find(b.norm(ggml_add(b.ctx, sum, x)));
+    CHECK(blocks.size() == 1);
+    CHECK(blocks[0].join == sum && blocks[0].x == attn);
+    CHECK(!has(blocks[0], normed) && !has(blocks[0], attn));
+    CHECK(blocks[0].rest.size() == 1 && blocks[0].rest[0] == x);
+}
+
+static void test_lora_and_experts_join_once() {
+    builder       b;
+    ggml_tensor * x = b.input();
+    ggml_tensor * h = ggml_silu(b.ctx, ggml_mul_mat(b.ctx, b.weight("blk.0.ffn_up.weight", N_EMBD, N_FF), x));
+    ggml_tensor * down   = ggml_mul_mat(b.ctx, b.weight("blk.0.ffn_down.weight", N_FF, N_EMBD), h);
+    ggml_tensor * a      = ggml_mul_mat(b.ctx, b.weight("blk.0.ffn_down.weight.lora_a", N_FF, 2), h);
+    ggml_tensor * ab     = ggml_mul_mat(b.ctx, b.weight("blk.0.ffn_down.weight.lora_b", 2, N_EMBD), a);
+    ggml_tensor * shared = ggml_mul_mat(b.ctx, b.weight("blk.0.ffn_down_shexp.weight", N_EMBD, N_EMBD), x);
+    ggml_tensor * y      = ggml_add(b.ctx, ggml_add(b.ctx, down, ab), shared);
+    ggml_tensor * z      = ggml_add(b.ctx, y, x);
+    const auto    blocks = b.find(z);
+    CHECK(blocks.size() == 1);
+    CHECK(blocks[0].join == z && blocks[0].y == y);
+    CHECK(has(blocks[0], ab) && has(blocks[0], shared));
+}
+
+static void test_refused() {
+    {
+        // attention feeds nothing but the FFN: its region would hold attention
+        builder       b;
+        ggml_tensor * x = b.input();
+        CHECK(b.find(ggml_add(b.ctx, b.ffn(0, b.attention(0, b.norm(x))), x)).empty());
+    }
+    {
+        // no residual
+        builder       b;
+        CHECK(b.find(b.ffn(0, b.norm(b.input()))).empty());
+    }
+    {
+        // the FFN's output is used elsewhere too
+        builder       b;
+        ggml_tensor * x = b.input();
+        ggml_tensor * y = b.ffn(0, b.norm(x));
+        ggml_build_forward_expand(b.gf, ggml_add(b.ctx, y, x));
+        CHECK(b.find(ggml_sqr(b.ctx, y)).empty());
+    }
+}
+
+int main() {
+    test_names();
+    test_serial();
+    test_operands_swapped_bias_and_post_norm();
+    test_parallel_attention();
+    test_lora_and_experts_join_once();
+    test_refused();
+    return check_result("test-graph-pass");
+}

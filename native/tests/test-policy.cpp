@@ -1,0 +1,130 @@
+// The decision by itself, held to the paper's algorithm on hand-made similarities.
+
+#include "check.h"
+#include "policy.h"
+
+#include <cmath>
+#include <limits>
+
+static pyskip_policy cosine(float threshold, int32_t run, int32_t cold_start, int32_t cold_end, int32_t warmup) {
+    pyskip_policy p = {};
+    p.type          = PYSKIP_POLICY_COSINE;
+    p.threshold     = threshold;
+    p.run           = run;
+    p.cold_start    = cold_start;
+    p.cold_end      = cold_end;
+    p.warmup        = warmup;
+    return p;
+}
+
+static pyskip_rule make(const pyskip_policy & policy, int32_t n_layer) {
+    pyskip_rule rule;
+    std::string error;
+    CHECK(pyskip_rule_init(rule, policy, n_layer, error));
+    CHECK(error.empty());
+    return rule;
+}
+
+static bool refused(const pyskip_policy & policy, int32_t n_layer) {
+    pyskip_rule rule;
+    std::string error;
+    const bool  ok = pyskip_rule_init(rule, policy, n_layer, error);
+    CHECK(ok == error.empty());
+    CHECK(error.find('\n') == std::string::npos);
+    CHECK(ok || rule.type == PYSKIP_POLICY_OFF); // untouched
+    return !ok;
+}
+
+// Which layers a token skips when every tested layer shows the similarity `sim`.
+static std::string walk(const pyskip_rule & rule, int32_t index, float sim) {
+    pyskip_token token;
+    token.index = index;
+    std::string out;
+    for (int32_t il = 0; il < rule.n_layer; ++il) {
+        const bool skipped = pyskip_rule_skips(rule, il, token);
+        const bool tested  = !skipped && pyskip_rule_tests(rule, il, token);
+        pyskip_rule_advance(rule, skipped, tested, sim, token);
+        out += skipped ? 's' : tested ? 't' : '.';
+    }
+    return out;
+}
+
+static void test_cosine() {
+    const pyskip_rule rule = make(cosine(0.9f, 2, 2, 1, 3), 10);
+    CHECK(walk(rule, 3, 0.95f) == "..tsstsst."); // test, skip two, test again; cold ends run
+    CHECK(walk(rule, 3, 0.90f) == "..tsstsst."); // at the threshold: skip
+    CHECK(walk(rule, 3, 0.85f) == "..ttttttt.");
+    CHECK(walk(rule, 2, 0.95f) == ".........."); // warm-up
+    CHECK(walk(rule, -1, 0.95f) == ".........."); // prompt
+    CHECK(walk(rule, 3, std::numeric_limits<float>::quiet_NaN()) == "..ttttttt.");
+
+    CHECK(walk(make(cosine(-1.0f, 0, 1, 2, 0), 8), 0, -1.0f) == ".tssss.."); // run=0: up to the cold end
+    CHECK(walk(make(cosine(2.0f, 0, 0, 0, 0), 4), 0, 1.0f) == "tttt");
+    CHECK(walk(make(cosine(-1.0f, 0, 0, 0, 0), 4), 0, 0.0f) == "tsss");
+}
+
+static void test_static() {
+    const int32_t layers[] = { 1, 3 };
+    pyskip_policy p        = {};
+    p.type                 = PYSKIP_POLICY_STATIC;
+    p.layers               = layers;
+    p.n_layers             = 2;
+    const pyskip_rule rule = make(p, 5);
+    CHECK(walk(rule, -1, 0.0f) == ".s.s."); // every token, the prompt's too
+    CHECK(walk(rule, 0, 1.0f) == ".s.s.");
+    CHECK(refused(p, 3)); // layer 3 of 0..2
+    p.n_layers = 0;
+    CHECK(refused(p, 5));
+    const int32_t negative[] = { -1 };
+    p.layers                 = negative;
+    p.n_layers               = 1;
+    CHECK(refused(p, 5));
+}
+
+static void test_refused() {
+    CHECK(refused(cosine(NAN, 1, 1, 1, 0), 10));
+    CHECK(refused(cosine(INFINITY, 1, 1, 1, 0), 10));
+    CHECK(refused(cosine(0.9f, -1, 1, 1, 0), 10));
+    CHECK(refused(cosine(0.9f, 1, -1, 1, 0), 10));
+    CHECK(refused(cosine(0.9f, 1, 1, 1, -1), 10));
+    CHECK(refused(cosine(0.9f, 1, 5, 5, 0), 10)); // nothing left to skip
+    CHECK(refused(cosine(0.9f, 1, 2147483647, 2147483647, 0), 10));
+    pyskip_policy unknown = {};
+    unknown.type          = 99;
+    CHECK(refused(unknown, 10));
+}
+
+static void test_similarity() {
+    // 19 values: lanes and a tail; against the plain sum in double
+    float  x[19];
+    float  y[19];
+    double xz = 0.0;
+    double xx = 0.0;
+    double zz = 0.0;
+    for (int i = 0; i < 19; ++i) {
+        x[i]           = std::sin(1.7f * i + 0.3f);
+        y[i]           = 0.2f * std::cos(2.9f * i);
+        const double z = (double) x[i] + y[i];
+        xz += x[i] * z;
+        xx += (double) x[i] * x[i];
+        zz += z * z;
+    }
+    CHECK(std::fabs(pyskip_cosine(x, y, 19) - xz / std::sqrt(xx * zz)) < 1e-6);
+
+    const float zero[19] = {};
+    float       minus[19];
+    for (int i = 0; i < 19; ++i) {
+        minus[i] = -x[i];
+    }
+    CHECK(pyskip_cosine(zero, x, 19) == 0.0f);
+    CHECK(pyskip_cosine(x, minus, 19) == 0.0f); // z is the zero vector
+    CHECK(std::fabs(pyskip_cosine(x, zero, 19) - 1.0f) < 1e-6f);
+}
+
+int main() {
+    test_cosine();
+    test_static();
+    test_refused();
+    test_similarity();
+    return check_result("test-policy");
+}

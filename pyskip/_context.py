@@ -1,0 +1,88 @@
+"""pyskip.h for one llama_context: the only Python code that calls the native functions on a context."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+
+from ._library import ffi, lib
+from .errors import PolicyError
+from .policy import Cosine, Policy, Static
+from .stats import SkipStats, SkipTrace
+
+__all__ = ["SkipContext"]
+
+N_ERROR = 512
+
+
+class SkipContext:
+    """Skip functions of the llama_context that a ctypes pointer names. Does not own it."""
+
+    def __init__(self, ctx: Any) -> None:
+        self._ctx = ffi.cast("struct llama_context *", ctypes.cast(ctx, ctypes.c_void_p).value)
+        self.n_layer: int = lib.pyskip_n_layer(self._ctx)
+
+    def skippable(self) -> tuple[int, ...]:
+        """The layers whose FFN can be skipped. Raises PolicyError where none can, with the reason."""
+        flags = ffi.new("uint8_t[]", self.n_layer)
+        error = ffi.new("char[]", N_ERROR)
+        _raise_for(lib.pyskip_skippable(self._ctx, flags, self.n_layer, error, N_ERROR), error)
+        return tuple(il for il in range(self.n_layer) if flags[il])
+
+    def set_policy(self, policy: Policy) -> None:
+        """Decide by `policy` from the next token on. Raises PolicyError where it does not fit the model."""
+        layers = ffi.new("int32_t[]", policy.layers if isinstance(policy, Static) else ())
+        native = ffi.new("struct pyskip_policy *", {"type": lib.PYSKIP_POLICY_OFF})
+        if isinstance(policy, Static):
+            native.type, native.layers, native.n_layers = lib.PYSKIP_POLICY_STATIC, layers, len(policy.layers)
+        elif isinstance(policy, Cosine):
+            native.type = lib.PYSKIP_POLICY_COSINE
+            native.threshold = max(-3.0e38, min(policy.threshold, 3.0e38))  # float32
+            native.run, native.warmup = policy.run, policy.warmup
+            native.cold_start, native.cold_end = policy.cold_start, policy.cold_end
+        error = ffi.new("char[]", N_ERROR)
+        _raise_for(lib.pyskip_set_policy(self._ctx, native, error, N_ERROR), error)
+
+    def set_generated_from(self, seq_id: int, pos: int) -> None:
+        """Positions >= pos of a sequence count as generated; pos < 0: none."""
+        lib.pyskip_set_generated_from(self._ctx, seq_id, pos)
+
+    def stats(self, policy: Policy) -> SkipStats:
+        """The counters, beside the policy that is in force."""
+        n_tokens, evaluated, skipped = self._counters(lib.PYSKIP_PHASE_GENERATED)
+        n_prompt, prompt_evaluated, prompt_skipped = self._counters(lib.PYSKIP_PHASE_PROMPT)
+        return SkipStats(str(policy), n_tokens, evaluated, skipped, n_prompt, prompt_evaluated, prompt_skipped)
+
+    def _counters(self, phase: int) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+        n_tokens = ffi.new("int64_t *")
+        evaluated, skipped = ffi.new("int64_t[]", self.n_layer), ffi.new("int64_t[]", self.n_layer)
+        lib.pyskip_get_counters(self._ctx, phase, n_tokens, evaluated, skipped)
+        return n_tokens[0], tuple(evaluated), tuple(skipped)
+
+    def reset_counters(self) -> None:
+        lib.pyskip_reset_counters(self._ctx)
+
+    def set_trace(self, capacity: int) -> None:
+        lib.pyskip_set_trace(self._ctx, capacity)
+
+    def take_trace(self, n: int) -> SkipTrace:
+        tokens = ffi.new("struct pyskip_trace_token[]", n)
+        skipped = np.zeros((n, self.n_layer), np.uint8)
+        similarity = np.empty((n, self.n_layer), np.float32)
+        n = lib.pyskip_take_trace(
+            self._ctx, n, tokens, ffi.from_buffer("uint8_t[]", skipped), ffi.from_buffer("float[]", similarity)
+        )
+        places = np.frombuffer(ffi.buffer(tokens), np.int32).reshape(-1, 2)[:n]
+        return SkipTrace(places[:, 0].copy(), places[:, 1].copy(), skipped[:n].astype(bool), similarity[:n].copy())
+
+    def set_abort(self, abort: bool) -> None:
+        lib.pyskip_set_abort(self._ctx, abort)
+
+
+def _raise_for(status: int, error: Any) -> None:
+    if status == lib.PYSKIP_STATUS_NO_MEMORY:
+        raise MemoryError(ffi.string(error).decode("utf-8", "replace"))
+    if status != lib.PYSKIP_STATUS_OK:
+        raise PolicyError(ffi.string(error).decode("utf-8", "replace"))

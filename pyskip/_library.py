@@ -1,0 +1,70 @@
+"""Loads the native library first and llama_cpp onto it. Imported before everything else that needs either.
+
+Patched and stock llama.cpp cannot live in one process, so a stock one that is there already is refused.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from .errors import BuildMismatchError
+
+__all__ = ["BUILD", "LIB_DIR", "ffi", "lib"]
+
+
+def _find_library() -> Path:
+    spec = importlib.util.find_spec("pyskip._native")
+    if spec is None or spec.origin is None:
+        raise BuildMismatchError("pyskip's native library is not installed: run `pip install .` in its source tree, or `make`")
+    return Path(spec.origin).parent / "lib"
+
+
+def _refuse_stock(lib_dir: Path) -> None:
+    loaded = sys.modules.get("llama_cpp.llama_cpp")
+    if loaded is not None and Path(str(getattr(loaded, "_base_path", ""))).resolve() != lib_dir.resolve():
+        raise BuildMismatchError("a stock llama_cpp is loaded already, pyskip needs its own: import pyskip before llama_cpp")
+
+
+def _check_version(build: str) -> None:
+    pinned = re.match(r"llama-cpp-python (\S+),", build)
+    expected = pinned.group(1) if pinned else "unknown"
+    try:
+        found = importlib.metadata.version("llama-cpp-python")
+    except importlib.metadata.PackageNotFoundError:
+        found = "none"
+    if found != expected:
+        raise BuildMismatchError(
+            f"llama-cpp-python {found} is installed, pyskip was built with {expected}: pip install llama-cpp-python=={expected}"
+        )
+
+
+def _import_llama_cpp(lib_dir: Path) -> None:
+    before = os.environ.get("LLAMA_CPP_LIB_PATH")
+    os.environ["LLAMA_CPP_LIB_PATH"] = str(lib_dir)
+    try:
+        import llama_cpp.llama_cpp as bindings
+    finally:
+        if before is None:
+            del os.environ["LLAMA_CPP_LIB_PATH"]
+        else:
+            os.environ["LLAMA_CPP_LIB_PATH"] = before
+    if not hasattr(bindings._lib, "pyskip_build"):  # type: ignore[attr-defined]
+        raise BuildMismatchError(f"llama_cpp loaded another library than {lib_dir}: import pyskip in a new process")
+
+
+LIB_DIR = _find_library()
+_refuse_stock(LIB_DIR)
+
+from . import _native  # noqa: E402
+
+ffi: Any = _native.ffi
+lib: Any = _native.lib
+BUILD: str = ffi.string(lib.pyskip_build()).decode()
+_check_version(BUILD)
+_import_llama_cpp(LIB_DIR)

@@ -1,0 +1,53 @@
+"""What this process may use of the machine: cores and memory."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+
+__all__ = ["available_memory", "physical_cores"]
+
+
+def physical_cores() -> int:
+    """Physical cores that the process may use, at least 1: decoding collapses when threads outnumber them."""
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    cores = set()
+    for cpu in allowed:
+        topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
+        try:
+            cores.add(((topology / "physical_package_id").read_text(), (topology / "core_id").read_text()))
+        except OSError:
+            cores.add(("", str(cpu)))
+    return max(1, min(len(cores), _quota(len(cores))))
+
+
+def _quota(otherwise: int) -> int:
+    """Whole CPUs that the cgroup grants; `otherwise` where it sets no limit."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return otherwise if quota == "max" else max(1, int(quota) // int(period))
+    except (OSError, ValueError):
+        return otherwise
+
+
+def available_memory() -> int | None:
+    """Bytes that the process may still allocate, None where the system does not tell."""
+    limits = []
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                limits.append(int(line.split()[1]) * 1024)
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except (OSError, ValueError, IndexError):
+        used = 0
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY:
+        limits.append(max(0, soft - used))
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        if limit != "max":
+            limits.append(max(0, int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text())))
+    except (OSError, ValueError):
+        pass
+    return min(limits, default=None)

@@ -1,0 +1,67 @@
+"""What a GGUF file says of its model, without loading it; and whether it can be loaded at all."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from ._library import ffi, lib
+from ._system import available_memory
+from .errors import ModelLoadError
+
+__all__ = ["GGUFInfo", "check_context", "inspect"]
+
+N_ERROR = 4096 + 512
+
+
+@dataclass(frozen=True)
+class GGUFInfo:
+    """Read by upstream's own GGUF reader. Sizes in bytes as stored; 0 where the file does not say."""
+
+    architecture: str
+    name: str
+    n_tensors: int
+    n_params: int
+    bytes: int
+    ffn_bytes: int
+    n_layer: int
+    n_ctx_train: int
+    n_embd: int
+    n_ff: int
+    kv_bytes_per_token: int
+    has_chat_template: bool
+
+    @property
+    def ffn_share(self) -> float:
+        """FFN weights / all weights, in bytes."""
+        return self.ffn_bytes / self.bytes if self.bytes else 0.0
+
+
+def inspect(path: str | os.PathLike[str]) -> GGUFInfo:
+    """Raises ModelLoadError where the file is missing, unreadable, no GGUF, cut off, or holds no weights."""
+    native = ffi.new("struct pyskip_gguf_info *")
+    error = ffi.new("char[]", N_ERROR)
+    if b"\0" in os.fsencode(path):
+        raise ModelLoadError("the model path holds a NUL byte, expected the path of a GGUF file")
+    if lib.pyskip_gguf_inspect(os.fsencode(path), native, error, N_ERROR) != lib.PYSKIP_STATUS_OK:
+        raise ModelLoadError(" ".join(ffi.string(error).decode("utf-8", "replace").split()))
+    if native.n_tensors == 0:
+        raise ModelLoadError(f"{os.fspath(path)}: holds a vocabulary and no weights, expected a whole model")
+    texts = {name: ffi.string(getattr(native, name)).decode("utf-8", "replace") for name in ("architecture", "name")}
+    numbers = {
+        name: int(getattr(native, name)) for name in GGUFInfo.__dataclass_fields__ if name not in (*texts, "has_chat_template")
+    }
+    return GGUFInfo(**texts, **numbers, has_chat_template=bool(native.has_chat_template))  # type: ignore[arg-type]
+
+
+def check_context(info: GGUFInfo, n_ctx: int) -> None:
+    """Raises ModelLoadError where a KV cache of n_ctx tokens cannot fit into memory (f16; before any is allocated)."""
+    if n_ctx < 0 or n_ctx > 2**31 - 1:
+        raise ModelLoadError(f"n_ctx is {n_ctx}, expected 1 to {info.n_ctx_train or 2**31 - 1} tokens")
+    needed, free = (n_ctx or info.n_ctx_train) * info.kv_bytes_per_token, available_memory()
+    if free is not None and needed > free:
+        fits = max(1, free // max(1, info.kv_bytes_per_token))
+        raise ModelLoadError(
+            f"a context of {n_ctx or info.n_ctx_train} tokens needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free: "
+            f"use n_ctx (-c) of at most {fits}"
+        )

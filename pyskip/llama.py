@@ -1,0 +1,174 @@
+"""`pyskip.Llama`: llama_cpp.Llama with a skip policy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any
+
+import llama_cpp
+
+from . import _log
+from ._context import SkipContext
+from ._system import physical_cores
+from .errors import DecodeError, ModelLoadError
+from .gguf_info import check_context, inspect
+from .policy import Policy, parse_skip
+from .stats import SkipStats, SkipTrace
+
+__all__ = ["Llama"]
+
+
+class Llama(llama_cpp.Llama):  # type: ignore[misc]
+    """A GGUF model whose FFN blocks can be skipped, token by token, while it generates.
+
+    Everything that llama_cpp.Llama takes and does, and:
+
+    skip: a specification such as "cosine:threshold=0.98" or "static:5,14,25", or a policy of pyskip.policy. May be
+        changed at any time; counts from the next token on, and keeps the KV cache.
+
+    Prompts run dense, except under `static`. Tokens that generate() and all that builds on it (completion, chat) feed
+    back are decided by the policy; embeddings and eval() are dense unless mark_generated() says otherwise.
+
+    n_threads and n_threads_batch default to the physical cores that the process may use.
+
+    Raises ModelLoadError for a file that is no whole model or a context that cannot fit, PolicyError for a policy that
+    does not fit the model.
+    """
+
+    def __init__(
+        self,
+        model_path: str | os.PathLike[str],
+        *,
+        skip: str | float | Policy = "off",
+        n_ctx: int = 512,
+        n_threads: int | None = None,
+        n_threads_batch: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        policy = parse_skip(skip)
+        path = os.fspath(model_path)
+        info = inspect(path)
+        if not kwargs.get("vocab_only"):
+            check_context(info, n_ctx)
+        self._generating_from: int | None = None  # by generate(), while it runs
+        self._marked_from = -1  # by mark_generated()
+        self._policy = parse_skip("off")
+        _log.forget()
+        cores = physical_cores()
+        try:
+            super().__init__(
+                path, n_ctx=n_ctx, n_threads=n_threads or cores, n_threads_batch=n_threads_batch or cores, **kwargs
+            )
+        except (ValueError, RuntimeError, AssertionError) as error:
+            reason = _log.last_complaint() or str(error)
+            raise ModelLoadError(f"{path}: llama.cpp cannot load it ({reason})") from error
+        self._skip_context = SkipContext(self.ctx)
+        try:
+            self.skip = policy
+        except BaseException:
+            self.close()
+            raise
+
+    # What decides
+
+    @property
+    def skip(self) -> Policy:
+        """The policy in force. Takes a specification or a policy; raises PolicyError, and keeps the old one, where it
+        is malformed or does not fit the model."""
+        return self._policy
+
+    @skip.setter
+    def skip(self, value: str | float | Policy) -> None:
+        policy = parse_skip(value)
+        self._skip_context.set_policy(policy)
+        self._policy = policy
+
+    @property
+    def skippable_layers(self) -> tuple[int, ...]:
+        """The layers whose FFN can be skipped. Raises PolicyError where there is none."""
+        return self._skip_context.skippable()
+
+    def mark_generated(self, pos: int | None = None) -> None:
+        """Tokens that eval() feeds at positions >= pos (default: the next one) count as generated, until reset().
+
+        For programs that drive eval() themselves; generate() and all that builds on it do this by themselves.
+        """
+        self._marked_from = self.n_tokens if pos is None else pos
+        self._skip_context.set_generated_from(0, self._marked_from)
+
+    # What was decided
+
+    def skip_stats(self) -> SkipStats:
+        """Blocks evaluated and skipped, by layer."""
+        return self._skip_context.stats(self._policy)
+
+    def reset_skip_stats(self) -> None:
+        """Count from zero."""
+        self._skip_context.reset_counters()
+
+    def start_trace(self, capacity: int = 4096) -> None:
+        """Keep the decisions of the last `capacity` generated tokens (5 bytes a layer a token); 0 stops."""
+        self._skip_context.set_trace(capacity)
+
+    def take_trace(self, n: int = 4096) -> SkipTrace:
+        """Take up to n traced tokens, oldest first, and drop them."""
+        return self._skip_context.take_trace(n)
+
+    # Interruption
+
+    def set_abort(self, abort: bool) -> None:
+        """Make the decode that is under way stop (it raises DecodeError), and those to come, until set_abort(False).
+
+        May be called from another thread, once set_abort(False) was called in the thread that decodes.
+        """
+        self._skip_context.set_abort(abort)
+
+    # llama_cpp.Llama, with the caller's word of what is prompt and what is generated
+
+    def eval(self, tokens: Sequence[int]) -> None:
+        """Decode tokens at the next positions. Raises DecodeError where they do not fit or llama.cpp fails."""
+        if self.n_tokens + len(tokens) > self._n_ctx:
+            raise DecodeError(
+                f"{self.n_tokens} + {len(tokens)} tokens do not fit a context of {self._n_ctx}: shorten the prompt or raise n_ctx (-c)"
+            )
+        first = self._marked_from if self._generating_from is None else self._generating_from
+        self._skip_context.set_generated_from(0, first)
+        _log.forget()
+        try:
+            super().eval(tokens)
+        except RuntimeError as error:
+            # upstream counts a batch only when it was decoded; what a failed one left in the cache must not stay
+            self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1)
+            raise DecodeError(f"llama.cpp cannot decode ({_log.last_complaint() or error})") from error
+
+    def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
+        """llama_cpp.Llama.generate; tokens after the prompt count as generated."""
+        tokens = list(tokens)
+        reset = kwargs["reset"] if "reset" in kwargs else args[6] if len(args) > 6 else True
+        first = len(tokens) + (0 if reset else self.n_tokens)
+        if first == 0:
+            raise DecodeError("the prompt has no tokens, expected at least one")
+        if first > self._n_ctx:
+            raise DecodeError(f"the prompt has {first} tokens, the context {self._n_ctx}: shorten it or raise n_ctx (-c)")
+        self._generating_from = first
+        try:
+            yield from super().generate(tokens, *args, **kwargs)
+        finally:
+            self._generating_from = None
+
+    def _create_completion(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        try:
+            yield from super()._create_completion(*args, **kwargs)
+        except ValueError as error:
+            if isinstance(error, DecodeError) or "exceed context window" not in str(error):
+                raise
+            raise DecodeError(f"{error}: shorten the prompt or raise n_ctx (-c)") from error
+
+    def reset(self) -> None:
+        """Forget the tokens and mark_generated()."""
+        self._marked_from = -1
+        super().reset()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "skip": str(self._policy)}

@@ -1,0 +1,54 @@
+"""What was decided, counted: the frozen results of Llama.skip_stats() and Llama.take_trace()."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["SkipStats", "SkipTrace"]
+
+
+@dataclass(frozen=True)
+class SkipStats:
+    """FFN blocks evaluated and skipped since the model was loaded or the statistics were reset.
+
+    Only what was decoded under a policy other than `off` counts. In the last layer llama.cpp computes only the tokens
+    whose logits are asked for, so only those count there.
+    """
+
+    skip: str  # the policy in force now
+    n_tokens: int  # generated tokens
+    evaluated: tuple[int, ...]  # by layer, generated tokens
+    skipped: tuple[int, ...]
+    n_prompt: int  # prompt tokens
+    prompt_evaluated: tuple[int, ...]
+    prompt_skipped: tuple[int, ...]
+
+    @property
+    def rate(self) -> float:
+        """Skipped / all FFN blocks of generated tokens, 0 to 1; 0 where there were none."""
+        return _ratio(sum(self.skipped), sum(self.evaluated))
+
+    @property
+    def per_layer(self) -> tuple[float, ...]:
+        """The same for each layer."""
+        return tuple(_ratio(s, e) for s, e in zip(self.skipped, self.evaluated, strict=True))
+
+
+def _ratio(skipped: int, evaluated: int) -> float:
+    return skipped / (skipped + evaluated) if skipped else 0.0
+
+
+@dataclass(frozen=True)
+class SkipTrace:
+    """The decisions for n traced tokens, oldest first."""
+
+    seq_ids: npt.NDArray[np.int32]  # [n]
+    positions: npt.NDArray[np.int32]  # [n]
+    skipped: npt.NDArray[np.bool_]  # [n, n_layer]
+    similarity: npt.NDArray[np.float32]  # [n, n_layer] cos(x, z) where it was tested, else NaN
+
+    def __len__(self) -> int:
+        return len(self.positions)
