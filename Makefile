@@ -30,7 +30,7 @@ lint: $(VENV)/.built $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.built build/reference/.built $(VENV)/.dev
+bench: $(VENV)/.built build/reference/.built build/never-built/.built $(VENV)/.dev
 	$(BIN)/python benchmarks/skip_cost.py
 
 clean:
@@ -69,13 +69,16 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/.built
 	@$(PIP) install "pytest>=8" "ruff>=0.8" "mypy>=1.13" "gguf>=0.10" types-cffi
 	@touch $@
 
-# Unpatched libllama of the same release and the same flags: what tests and benchmarks compare with.
-build/reference/.built: $(SDIST) CMakeLists.txt cmake/upstream.py
-	@echo "pyskip: compiling unpatched llama.cpp to compare with" >&2
-	@$(BIN)/cmake -S . -B build/reference/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
-	  -DPython_EXECUTABLE=$(abspath $(BIN))/python -DPYSKIP_REFERENCE=ON >build/reference.log || { cat build/reference.log; exit 1; }
-	@$(BIN)/cmake --build build/reference/cmake >>build/reference.log || { tail -n 40 build/reference.log; exit 1; }
-	@$(BIN)/cmake --install build/reference/cmake --prefix build/reference >>build/reference.log
+# Unpatched libllama of the same release and the same flags: what tests and benchmarks compare with. `never-built` is
+# the same with benchmarks/never-built.patch.
+build/reference/.built build/never-built/.built: build/%/.built: $(SDIST) CMakeLists.txt cmake/upstream.py | $(VENV)/.tools
+	@echo "pyskip: compiling llama.cpp to compare with ($*)" >&2
+	@mkdir -p build/$*
+	@$(BIN)/cmake -S . -B build/$*/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+	  -DPython_EXECUTABLE=$(abspath $(BIN))/python -DPYSKIP_REFERENCE=ON \
+	  -DPYSKIP_REFERENCE_PATCHES=$(abspath $(wildcard benchmarks/$*.patch)) >build/$*/log || { cat build/$*/log; exit 1; }
+	@$(BIN)/cmake --build build/$*/cmake >>build/$*/log || { tail -n 40 build/$*/log; exit 1; }
+	@$(BIN)/cmake --install build/$*/cmake --prefix build/$* >>build/$*/log
 	@touch $@
 
 build/native-tests/.built: $(VENV)/.built $(NATIVE)

@@ -2,6 +2,7 @@
 
     upstream.py sdist --out DIR              download llama-cpp-python's sdist, check its sha256, print its path
     upstream.py tree --sdist DIR --out TREE  unpack llama.cpp from it into TREE and apply patches/series
+                    [--patches FILE ...]     or these patches; none with --patches alone
     upstream.py describe                     print the build string of pyskip_build()
 
 Files that would not change are not written, so that a rebuild compiles only what a changed patch touches. Every
@@ -43,9 +44,9 @@ def series() -> list[Path]:
     return [PATCHES / name for name in (PATCHES / "series").read_text().split()]
 
 
-def series_hash() -> str:
+def patches_hash(patches: list[Path]) -> str:
     digest = hashlib.sha256()
-    for patch in series():
+    for patch in patches:
         digest.update(patch.name.encode() + b"\0" + patch.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -106,16 +107,16 @@ def copy_local(local: Path, to: Path) -> None:
             shutil.copy(source, to / part)
 
 
-def apply_series(tree: Path) -> None:
+def apply_patches(tree: Path, patches: list[Path]) -> None:
     try:
         import patch_ng
     except ModuleNotFoundError:
         raise Failure("the Python package patch-ng is missing: install it with `pip install patch-ng`") from None
-    for patch in series():
+    for patch in patches:
         parsed = patch_ng.fromfile(str(patch))
         if not parsed or not parsed.apply(strip=1, root=str(tree), fuzz=False):
             raise Failure(
-                f"patches/{patch.name} does not apply to this llama.cpp, expected commit {pin()['llama_cpp_commit']}: "
+                f"{patch.name} does not apply to this llama.cpp, expected commit {pin()['llama_cpp_commit']}: "
                 "build from the pinned release, or refresh the patch for the tree that PYSKIP_LLAMA_CPP_DIR names"
             )
 
@@ -134,10 +135,10 @@ def sync(source: Path, target: Path) -> None:
             path.unlink()
 
 
-def tree(sdist_dir: Path, out: Path, patched: bool) -> None:
+def tree(sdist_dir: Path, out: Path, patches: list[Path]) -> None:
     local = os.environ.get("PYSKIP_LLAMA_CPP_DIR")
     origin = f"local {Path(local).resolve()}" if local else f"sdist {pin()['sha256']}"
-    stamp = f"{origin}\npatches {series_hash() if patched else 'none'}\nparts {' '.join(PARTS)}\n"
+    stamp = f"{origin}\npatches {patches_hash(patches)}\nparts {' '.join(PARTS)}\n"
     stamp_file = out / STAMP
     if not local and stamp_file.is_file() and stamp_file.read_text() == stamp:
         return
@@ -149,8 +150,8 @@ def tree(sdist_dir: Path, out: Path, patched: bool) -> None:
             copy_local(Path(local), fresh)
         else:
             unpack(sdist(sdist_dir), fresh)
-        if patched:
-            apply_series(fresh)
+        if patches:
+            apply_patches(fresh, patches)
         (fresh / STAMP).write_text(stamp)
         sync(fresh, out)
 
@@ -163,16 +164,17 @@ def main() -> int:
     command = commands.add_parser("tree")
     command.add_argument("--sdist", type=Path, required=True)
     command.add_argument("--out", type=Path, required=True)
-    command.add_argument("--unpatched", action="store_true")
+    command.add_argument("--patches", type=Path, nargs="*")
     commands.add_parser("describe")
     args = parser.parse_args()
     try:
         if args.command == "sdist":
             print(sdist(args.out))
         elif args.command == "tree":
-            tree(args.sdist, args.out, patched=not args.unpatched)
+            tree(args.sdist, args.out, series() if args.patches is None else args.patches)
         else:
-            print(f"llama-cpp-python {pin()['llama_cpp_python']}, llama.cpp {pin()['llama_cpp_commit']}, patches {series_hash()}")
+            release, commit = pin()["llama_cpp_python"], pin()["llama_cpp_commit"]
+            print(f"llama-cpp-python {release}, llama.cpp {commit}, patches {patches_hash(series())}")
     except (Failure, OSError, tarfile.TarError) as error:
         print(f"pyskip: {error}", file=sys.stderr)
         return 1

@@ -170,5 +170,10 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         self._marked_from = -1
         super().reset()
 
+    def close(self) -> None:
+        """Free the model and its context. Safe for a model that failed to load."""
+        if hasattr(self, "_stack"):
+            super().close()
+
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "skip": str(self._policy)}

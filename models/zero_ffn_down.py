@@ -1,0 +1,47 @@
+"""A copy of a GGUF model whose blk.L.ffn_down.weight are zero: python models/zero_ffn_down.py IN OUT --layers 5,14,25
+
+Zero bytes decode to zero in every type of GGML that has blocks of scales. Needs gguf.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Collection
+from pathlib import Path
+
+import gguf
+
+
+def zero_ffn_down(source: Path, target: Path, layers: Collection[int]) -> None:
+    """Raises ValueError for a layer without blk.L.ffn_down.weight."""
+    places = {t.name: (int(t.data_offset), int(t.n_bytes)) for t in gguf.GGUFReader(source).tensors}
+    names = [f"blk.{il}.ffn_down.weight" for il in layers]
+    for name in names:
+        if name not in places:
+            raise ValueError(f"{source} has no tensor {name}: name layers that have one")
+    shutil.copyfile(source, target)
+    with target.open("r+b") as file:
+        for name in names:
+            offset, n_bytes = places[name]
+            file.seek(offset)
+            file.write(bytes(n_bytes))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("--layers", required=True, help="for instance 5,14,25")
+    args = parser.parse_args()
+    try:
+        zero_ffn_down(args.source, args.target, [int(il) for il in args.layers.split(",")])
+    except (ValueError, OSError) as error:
+        print(f"zero_ffn_down: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

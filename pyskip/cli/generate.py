@@ -1,0 +1,62 @@
+"""`pyskip generate`: continue a prompt."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+from . import ui
+
+__all__ = ["generate"]
+
+
+@click.command()
+@click.argument("model")
+@click.option("-p", "--prompt", required=True, metavar="TEXT", help="Text to continue.")
+@ui.common_options
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout instead of text.")
+def generate(
+    model: str,
+    prompt: str,
+    skip: str | None,
+    n_ctx: int | None,
+    n_predict: int,
+    n_threads: int | None,
+    temp: float,
+    seed: int | None,
+    verbose: bool,
+    as_json: bool,
+) -> int:
+    """Continue a prompt with MODEL (a path, or demo). The text goes to stdout, the rest to stderr."""
+    try:
+        raw = prompt.encode("utf-8")
+    except UnicodeEncodeError:
+        raise click.BadParameter("the prompt is not valid UTF-8.", param_hint="-p") from None
+    if not prompt:
+        raise click.BadParameter("the prompt is empty.", param_hint="-p")
+
+    llm = ui.load(model, skip=skip, n_ctx=n_ctx, n_threads=n_threads, verbose=verbose)
+    from pyskip.generation import Generation
+
+    tokens = list(llm.tokenize(raw, add_bos=True, special=True))
+    generation = Generation(llm, tokens, max_tokens=n_predict, temp=temp, seed=seed)
+    interrupted = False
+    try:
+        for piece in ui.stream(llm, generation):
+            if not as_json:
+                click.echo(piece, nl=False)
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        interrupted = True
+    answer = generation.answer()
+    if as_json:
+        skipped = {"spec": answer.skip.skip, "rate": answer.skip.rate, "per_layer": list(answer.skip.per_layer)}
+        document = {"text": answer.text, "n_prompt": answer.n_prompt, "n_gen": answer.n_gen}
+        rates = {"prompt_ts": answer.prompt_ts, "gen_ts": answer.gen_ts}
+        click.echo(json.dumps({**document, **rates, "skip": skipped}))
+    else:
+        click.echo()
+        ui.note(ui.answer_line(answer))
+    return 130 if interrupted else 0

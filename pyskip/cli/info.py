@@ -1,0 +1,79 @@
+"""`pyskip info`: what a model is, and how much of it skipping can reach."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from . import ui
+
+__all__ = ["info"]
+
+
+@click.command()
+@click.argument("model")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout instead of a table.")
+def info(model: str, as_json: bool) -> None:
+    """Tell what MODEL (a path, or demo) is: its shape, the share of its FFN weights, the layers that can skip."""
+    from pyskip.errors import PolicyError
+    from pyskip.gguf_info import inspect
+    from pyskip.llama import Llama
+    from pyskip.models import resolve
+
+    path = resolve(model)
+    gguf = inspect(path)
+    llm = ui.in_thread(lambda: Llama(path, n_ctx=64, n_batch=64, verbose=False))
+    reason = None
+    try:
+        layers = list(llm.skippable_layers)
+    except PolicyError as error:
+        layers, reason = [], str(error)
+    rows = {
+        "architecture": gguf.architecture,
+        "name": gguf.name,
+        "n_layer": gguf.n_layer,
+        "n_embd": gguf.n_embd,
+        "n_ff": gguf.n_ff,
+        "n_ctx_train": gguf.n_ctx_train,
+        "n_params": gguf.n_params,
+        "bytes": gguf.bytes,
+        "ffn_bytes": gguf.ffn_bytes,
+        "ffn_share": round(gguf.ffn_share, 4),
+        "skippable_layers": layers,
+        "profile": None,
+    }
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    rows["bytes"] = f"{gguf.bytes:,}"
+    rows["ffn_bytes"] = f"{gguf.ffn_bytes:,} ({gguf.ffn_share:.0%} of the weights)"
+    rows["n_params"] = f"{gguf.n_params:,}"
+    rows["skippable_layers"] = _ranges(layers) if layers else f"none: {reason}"
+    rows["profile"] = "none"
+    del rows["ffn_share"]
+    click.echo(path)
+    _table(rows)
+
+
+def _table(rows: dict[str, object]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for key, value in rows.items():
+        table.add_row(key, str(value))
+    Console().print(table)
+
+
+def _ranges(layers: list[int]) -> str:
+    """[0, 1, 2, 5] -> "0-2, 5"."""
+    runs: list[list[int]] = []
+    for il in layers:
+        if runs and il == runs[-1][1] + 1:
+            runs[-1][1] = il
+        else:
+            runs.append([il, il])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

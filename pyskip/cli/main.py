@@ -1,0 +1,98 @@
+"""The `pyskip` command: subcommands, and the one place where an error becomes a line and an exit code.
+
+0 done, 1 an error in one line, 2 usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import click
+
+from . import ui
+
+__all__ = ["cli", "main"]
+
+
+class LazyGroup(click.Group):
+    """Imports a subcommand, and with it llama.cpp, only when it runs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return ["chat", "generate", "info"]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        from importlib import import_module
+
+        command: click.Command = getattr(import_module(f"pyskip.cli.{cmd_name}"), cmd_name)
+        return command
+
+
+def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value:
+        import pyskip
+        from pyskip._library import BUILD
+
+        click.echo(f"pyskip {pyskip.__version__} ({BUILD})")
+        ctx.exit()
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Version and build.")
+def cli() -> None:
+    """Run language models on a CPU and skip the feed-forward blocks that a token does not need."""
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    from pyskip.errors import PyskipError
+
+    return text if isinstance(error, (PyskipError, OSError)) else f"{type(error).__name__}: {text}"
+
+
+def run(args: list[str] | None = None) -> int:
+    """The command line's exit code. Prints errors."""
+    try:
+        result: Any = cli.main(args=args, prog_name="pyskip", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "pyskip"
+        ui.error(f"{error.format_message()} (see {command} --help)")
+        return 2
+    except click.ClickException as error:
+        ui.error(error.format_message())
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return 130
+    except BrokenPipeError:
+        # nobody reads on: not an error of ours; keep the interpreter's last flush from complaining
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except MemoryError:
+        ui.error("out of memory: use a smaller model or context (-c)")
+        return 1
+    except Exception as error:
+        if os.environ.get("PYSKIP_DEBUG"):
+            raise
+        ui.error(_one_line(error))
+        return 1
+
+
+def main() -> None:
+    """Console script."""
+    status = run()
+    if ui.must_exit_now:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)  # a thread is inside llama.cpp and cannot be joined
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""What the commands share: messages on stderr, options, and work that Ctrl-C can stop though it is inside llama.cpp."""
+
+from __future__ import annotations
+
+import math
+import queue
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from pyskip.generation import Answer
+    from pyskip.llama import Llama
+
+__all__ = ["answer_line", "common_options", "error", "in_thread", "load", "must_exit_now", "note", "stream"]
+
+T = TypeVar("T")
+
+must_exit_now = False  # a thread was left inside llama.cpp: no orderly end of the interpreter
+
+
+def error(line: str) -> None:
+    click.echo(f"pyskip: {line}", err=True)
+
+
+def note(line: str) -> None:
+    click.echo(click.style(f"pyskip: {line}", dim=True) if sys.stderr.isatty() else f"pyskip: {line}", err=True)
+
+
+class FiniteFloat(click.FloatRange):
+    """click takes nan, which no range refuses."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
+
+
+def common_options(command: Callable[..., T]) -> Callable[..., T]:
+    """The flags of every command that generates, spelt as llama.cpp spells them."""
+    options = [
+        click.option("--skip", metavar="SPEC", help="off, cosine[:key=value,...] or static:LAYER,... [default: off]"),
+        click.option("-c", "n_ctx", type=click.IntRange(1, 2**31 - 1), metavar="N", help="Context size in tokens. [default: 4096 or the model's]"),
+        click.option("-n", "n_predict", type=click.IntRange(1), default=512, show_default=True, metavar="N", help="Tokens to generate at most."),
+        click.option("-t", "n_threads", type=click.IntRange(1, 512), metavar="N", help="Threads. [default: the physical cores]"),
+        click.option("--temp", type=FiniteFloat(0.0), default=0.0, show_default=True, metavar="T", help="Temperature; 0 takes the likeliest token."),
+        click.option("--seed", type=click.IntRange(0, 2**32 - 1), metavar="S", help="Seed of the sampling. [default: random]"),
+        click.option("-v", "--verbose", is_flag=True, help="Show llama.cpp's log."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def in_thread(work: Callable[[], T]) -> T:
+    """work() in another thread, so that Ctrl-C is heard here while it is inside native code."""
+    global must_exit_now
+    result: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue()
+
+    def body() -> None:
+        try:
+            result.put((work(), None))
+        except BaseException as failure:
+            result.put((None, failure))
+
+    threading.Thread(target=body, daemon=True).start()
+    try:
+        value, failure = result.get()
+    except KeyboardInterrupt:
+        must_exit_now = True
+        raise
+    if failure is not None:
+        raise failure
+    return value  # type: ignore[return-value]
+
+
+def load(model: str, *, skip: str | None, n_ctx: int | None, n_threads: int | None, verbose: bool) -> Llama:
+    """The model that a command line names. Says how skipping stands on stderr."""
+    from pyskip.policy import parse_skip
+
+    policy = parse_skip("off" if skip is None else skip)  # before anything is loaded
+
+    from pyskip.gguf_info import inspect
+    from pyskip.llama import Llama
+    from pyskip.models import resolve
+
+    path = resolve(model)
+    n_ctx = n_ctx or min(4096, inspect(path).n_ctx_train or 4096)
+    llm = in_thread(lambda: Llama(path, skip=policy, n_ctx=n_ctx, n_threads=n_threads, n_threads_batch=n_threads, verbose=verbose))
+    llm.set_abort(False)
+    if skip is None:
+        note("running dense: there is no profile for this model; --skip cosine tries the paper's policy")
+    return llm
+
+
+def stream(llm: Llama, pieces: Iterable[str]) -> Iterator[str]:
+    """The pieces, generated in another thread. KeyboardInterrupt comes out here after the decode under way stopped."""
+    from pyskip.errors import DecodeError
+
+    arrived: queue.Queue[str | BaseException | None] = queue.Queue()
+
+    def body() -> None:
+        try:
+            for piece in pieces:
+                arrived.put(piece)
+                if stop.is_set():
+                    break
+            arrived.put(None)
+        except BaseException as failure:
+            arrived.put(failure)
+
+    stop = threading.Event()
+    thread = threading.Thread(target=body, daemon=True)
+    thread.start()
+    interrupted = False
+    while True:
+        try:
+            piece = arrived.get()
+        except KeyboardInterrupt:
+            interrupted = True
+            stop.set()
+            llm.set_abort(True)
+            continue
+        if isinstance(piece, str):
+            yield piece
+            continue
+        thread.join()
+        llm.set_abort(False)
+        if interrupted and (piece is None or isinstance(piece, DecodeError)):
+            raise KeyboardInterrupt
+        if piece is not None:
+            raise piece
+        return
+
+
+def answer_line(answer: Answer) -> str:
+    """What an answer took, in one line."""
+    line = f"{answer.n_gen} tokens, {answer.gen_ts:.1f} tokens/s, {answer.skip.rate:.1%} of FFN blocks skipped ({answer.skip.skip})"
+    return line + f"; prompt {answer.n_prompt} tokens, {answer.prompt_ts:.1f} tokens/s"

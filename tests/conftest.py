@@ -1,0 +1,97 @@
+"""Models and builds that the tests share. No test needs a network or another address."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import pyskip
+from pyskip.models import resolve
+
+ROOT = Path(__file__).resolve().parent.parent
+REFERENCE = Path(os.environ.get("PYSKIP_REFERENCE_LIB", ROOT / "build" / "reference" / "lib"))
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "models" / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+make_random = _load("make_random")
+zero_ffn_down = _load("zero_ffn_down")
+
+
+@pytest.fixture(scope="session")
+def demo() -> Path:
+    return resolve("demo")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tiny") / "tiny.gguf"
+    make_random.make(path, make_random.SHAPES["tiny"])
+    return path
+
+
+@pytest.fixture(scope="session")
+def demo_llm(demo: Path) -> Iterator[pyskip.Llama]:
+    llm = pyskip.Llama(demo, n_ctx=1024, n_threads=2, verbose=False)
+    yield llm
+    llm.close()
+
+
+@pytest.fixture()
+def llm(demo_llm: pyskip.Llama) -> Iterator[pyskip.Llama]:
+    """The demo model, dense and empty."""
+    demo_llm.skip = "off"
+    demo_llm._ctx.kv_cache_clear()
+    demo_llm.reset()
+    demo_llm.reset_skip_stats()
+    yield demo_llm
+    demo_llm.skip = "off"
+
+
+Logits = Callable[..., dict[str, np.ndarray[Any, Any]]]
+
+
+@pytest.fixture(scope="session")
+def run_logits(tmp_path_factory: pytest.TempPathFactory) -> Logits:
+    """Runs logits.py in its own process, on unpatched llama.cpp or on pyskip."""
+    if not (REFERENCE / "libllama.so").exists():
+        pytest.fail(f"no unpatched libllama in {REFERENCE}: run the tests with `make test`, which builds it")
+    work = tmp_path_factory.mktemp("logits")
+
+    def run(build: str, model: Path, *args: str) -> dict[str, np.ndarray[Any, Any]]:
+        out = work / "out.npz"
+        env = {**os.environ, "GGML_NO_BACKTRACE": "1", **({"LLAMA_CPP_LIB_PATH": str(REFERENCE)} if build == "reference" else {})}
+        command = [sys.executable, str(ROOT / "tests" / "logits.py"), build, str(model), str(out), *args]
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        with np.load(out) as arrays:
+            return dict(arrays)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def cli() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the command line as a user does."""
+
+    def run(*args: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+        kwargs.setdefault("stdin", subprocess.DEVNULL) if "input" not in kwargs else None
+        return subprocess.run([sys.executable, "-m", "pyskip", *args], capture_output=True, text=True, timeout=120, **kwargs)
+
+    return run
