@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-import pyskip
+import pyskip  # isort: skip  (before llama_cpp)
+import llama_cpp
+
 from pyskip.models import resolve
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,6 +45,17 @@ def demo() -> Path:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tiny") / "tiny.gguf"
     make_random.make(path, make_random.SHAPES["tiny"])
+    return path
+
+
+@pytest.fixture(scope="session")
+def demo_f32(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model with f32 weights, by llama.cpp's own quantizer: the same figures, without the noise of quantised
+    activations (with Q4_1, dense upstream's own logits differ by 1 and more between one batch and single steps)."""
+    path = tmp_path_factory.mktemp("demo") / "f32.gguf"
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.allow_requantize, params.nthread = llama_cpp.LLAMA_FTYPE_ALL_F32, True, 2
+    assert llama_cpp.llama_model_quantize(str(demo).encode(), str(path).encode(), params) == 0
     return path
 
 
