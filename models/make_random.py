@@ -1,6 +1,6 @@
 """Seeded random GGUF models of the LLaMA architecture, for speed and for tests. Needs gguf and numpy.
 
-    python models/make_random.py --shape tiny|llama-1.1b [--type f32|q8_0|q4_k] [--seed N] -o FILE
+    python models/make_random.py --shape tiny|llama-1.1b [--type f32|q8_0|q4_0|q4_1|q4_k] [--seed N] -o FILE
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ SHAPES = {
     "llama-1.1b": Shape(22, 2048, 5632, 32, 4, 32000, 2048, "q4_k"),
 }
 CHAT_TEMPLATE = (
-    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-QUANTS = {"f32": gguf.GGMLQuantizationType.F32, "q8_0": gguf.GGMLQuantizationType.Q8_0, "q4_k": gguf.GGMLQuantizationType.Q4_K}
+QUANTS = {kind: gguf.GGMLQuantizationType[kind.upper()] for kind in ("f32", "q8_0", "q4_0", "q4_1", "q4_k")}
 # Standard deviation of a uniform 4-bit value minus its middle, in the units of Q4_K's scales
 Q4_K_SPREAD = 4.61
 
@@ -63,7 +64,7 @@ def tensors(shape: Shape) -> Iterator[tuple[str, tuple[int, ...], float]]:
 def random_q4_k(rng: np.random.Generator, rows: int, columns: int, std: float) -> npt.NDArray[np.uint8]:
     """Random blocks of 256 weights, 144 bytes each: f16 d and dmin, 12 bytes of 6-bit scales and mins, 128 of nibbles.
 
-    Every sub-block has the scale and the min 8: a weight is 8 d q - 8 dmin with q from 0 to 15, centred by dmin = 7.5 d.
+    Every sub-block has the scale and the min 8: a weight is 8 d q - 8 dmin, q from 0 to 15, centred by dmin = 7.5 d.
     """
     blocks = rng.integers(0, 256, (rows, columns // 256, 144), dtype=np.uint8)
     d = np.float16(std / Q4_K_SPREAD / 8)
@@ -73,7 +74,9 @@ def random_q4_k(rng: np.random.Generator, rows: int, columns: int, std: float) -
     return blocks.reshape(rows, -1)
 
 
-def random_tensor(name: str, dims: tuple[int, ...], std: float, kind: str, seed: int) -> npt.NDArray[np.uint8 | np.float32]:
+def random_tensor(
+    name: str, dims: tuple[int, ...], std: float, kind: str, seed: int
+) -> npt.NDArray[np.uint8 | np.float32]:
     """The tensor as GGUF stores it; norms and what does not divide into blocks are f32."""
     if std == 0.0:
         return np.ones(dims, np.float32)
@@ -123,7 +126,8 @@ def make(path: Path, shape: Shape, *, kind: str | None = None, seed: int = 0) ->
         quant = QUANTS["f32" if whole else kind]
         stored = dims if whole else gguf.quant_shape_to_byte_shape(dims, quant)
         n_bytes = int(np.prod(stored)) * (4 if whole else 1)
-        writer.add_tensor_info(name, stored, np.dtype(np.float32 if whole else np.uint8), n_bytes, None if whole else quant)
+        dtype = np.dtype(np.float32 if whole else np.uint8)
+        writer.add_tensor_info(name, stored, dtype, n_bytes, None if whole else quant)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

@@ -7,12 +7,21 @@
 
 from __future__ import annotations
 
-from . import _library as _library  # first: llama_cpp must come up on pyskip's libraries
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
 from .errors import BuildMismatchError, DecodeError, ModelLoadError, PolicyError, ProfileError, PyskipError
-from .gguf_info import GGUFInfo, inspect
-from .llama import Llama
 from .policy import Cosine, Off, Policy, Static, parse_skip
-from .stats import SkipStats, SkipTrace
+
+if TYPE_CHECKING:
+    from .gguf_info import GGUFInfo, inspect
+    from .llama import Llama
+    from .stats import SkipStats, SkipTrace
+
+# First: llama_cpp must come up on pyskip's libraries. What is wrong with them is raised by whatever needs them, and not
+# here, so that the command line can say it in one line.
+with suppress(BuildMismatchError):
+    from . import _library as _library
 
 __version__ = "0.1.0"
 
@@ -35,3 +44,19 @@ __all__ = [
     "inspect",
     "parse_skip",
 ]
+
+_LAZY = {"GGUFInfo": "gguf_info", "inspect": "gguf_info", "Llama": "llama", "SkipStats": "stats", "SkipTrace": "stats"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -5,6 +5,7 @@ Patched and stock llama.cpp cannot live in one process, so a stock one that is t
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -15,20 +16,24 @@ from typing import Any
 
 from .errors import BuildMismatchError
 
-__all__ = ["BUILD", "LIB_DIR", "ffi", "lib"]
+__all__ = ["BUILD", "LIB_DIR", "ffi", "lib", "llama_cpp"]
 
 
 def _find_library() -> Path:
     spec = importlib.util.find_spec("pyskip._native")
     if spec is None or spec.origin is None:
-        raise BuildMismatchError("pyskip's native library is not installed: run `pip install .` in its source tree, or `make`")
+        raise BuildMismatchError(
+            "pyskip's native library is not installed: run `pip install .` in its source tree, or `make`"
+        )
     return Path(spec.origin).parent / "lib"
 
 
 def _refuse_stock(lib_dir: Path) -> None:
     loaded = sys.modules.get("llama_cpp.llama_cpp")
     if loaded is not None and Path(str(getattr(loaded, "_base_path", ""))).resolve() != lib_dir.resolve():
-        raise BuildMismatchError("a stock llama_cpp is loaded already, pyskip needs its own: import pyskip before llama_cpp")
+        raise BuildMismatchError(
+            "a stock llama_cpp is loaded already, pyskip needs its own: import pyskip before llama_cpp"
+        )
 
 
 def _check_version(build: str) -> None:
@@ -40,31 +45,36 @@ def _check_version(build: str) -> None:
         found = "none"
     if found != expected:
         raise BuildMismatchError(
-            f"llama-cpp-python {found} is installed, pyskip was built with {expected}: pip install llama-cpp-python=={expected}"
+            f"llama-cpp-python {found} is installed, pyskip was built with {expected}: "
+            f"pip install llama-cpp-python=={expected}"
         )
 
 
-def _import_llama_cpp(lib_dir: Path) -> None:
+def _import_llama_cpp(lib_dir: Path) -> Any:
     before = os.environ.get("LLAMA_CPP_LIB_PATH")
     os.environ["LLAMA_CPP_LIB_PATH"] = str(lib_dir)
     try:
-        import llama_cpp.llama_cpp as bindings
+        module = importlib.import_module("llama_cpp")
     finally:
         if before is None:
             del os.environ["LLAMA_CPP_LIB_PATH"]
         else:
             os.environ["LLAMA_CPP_LIB_PATH"] = before
-    if not hasattr(bindings._lib, "pyskip_build"):  # type: ignore[attr-defined]
+    if not hasattr(module.llama_cpp._lib, "pyskip_build"):
         raise BuildMismatchError(f"llama_cpp loaded another library than {lib_dir}: import pyskip in a new process")
+    return module
 
 
 LIB_DIR = _find_library()
 _refuse_stock(LIB_DIR)
 
-from . import _native  # noqa: E402
+try:
+    from . import _native
+except ImportError as error:
+    raise BuildMismatchError(f"pyskip's native library cannot be loaded ({error}): install pyskip again") from error
 
 ffi: Any = _native.ffi
 lib: Any = _native.lib
 BUILD: str = ffi.string(lib.pyskip_build()).decode()
 _check_version(BUILD)
-_import_llama_cpp(LIB_DIR)
+llama_cpp: Any = _import_llama_cpp(LIB_DIR)  # loosely typed upstream; taken from here, so that the checks come first

@@ -10,7 +10,7 @@ import logging
 import sys
 from collections import deque
 
-import llama_cpp
+from ._library import llama_cpp
 
 __all__ = ["forget", "last_complaint"]
 
@@ -28,7 +28,7 @@ def _receive(level: int, text: bytes, _user_data: object) -> None:
     line = text.decode("utf-8", "replace")
     if _level >= WARN:
         _complaints.append(line)
-    if _level >= INFO and _verbose.level <= logging.DEBUG and sys.stderr is not None:
+    if _level >= INFO and 0 < _verbose.level <= logging.DEBUG and sys.stderr is not None:  # 0: no model was loaded yet
         print(line, end="", flush=True, file=sys.stderr)
 
 

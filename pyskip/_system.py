@@ -47,7 +47,14 @@ def available_memory() -> int | None:
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
         if limit != "max":
-            limits.append(max(0, int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text())))
+            current = int(Path("/sys/fs/cgroup/memory.current").read_text())
+            limits.append(max(0, int(limit) - current + _cached()))
     except (OSError, ValueError):
         pass
     return min(limits, default=None)
+
+
+def _cached() -> int:
+    """Bytes of the cgroup's use that are only a cache of files (a model that was read, say), free when needed."""
+    stat = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
+    return int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import llama_cpp
-
+from ._library import llama_cpp
+from .errors import DecodeError
 from .llama import Llama
 from .stats import SkipStats
 
@@ -91,10 +91,18 @@ def chat_tokens(llm: Llama, messages: list[Message]) -> list[int]:
 
     template = metadata.get("tokenizer.chat_template")
     if template is None:
-        prompt = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages) + "<|im_start|>assistant\n"
+        prompt = (
+            "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
+            + "<|im_start|>assistant\n"
+        )
         return list(llm.tokenize(prompt.encode(), add_bos=True, special=True))
     from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
     formatter = Jinja2ChatFormatter(template, eos_token=text(llm.token_eos()), bos_token=text(llm.token_bos()))
-    formatted = formatter(messages=messages)  # type: ignore[arg-type]
+    try:
+        formatted = formatter(messages=messages)  # type: ignore[arg-type]
+    except Exception as error:  # templates raise what they like, for instance for a system message
+        raise DecodeError(
+            f"the model's chat template refuses these messages ({error}): try without --system, or generate"
+        ) from error
     return list(llm.tokenize(formatted.prompt.encode(), add_bos=not formatted.added_special, special=True))

@@ -37,19 +37,21 @@ class GGUFInfo:
         return self.ffn_bytes / self.bytes if self.bytes else 0.0
 
 
-def inspect(path: str | os.PathLike[str]) -> GGUFInfo:
-    """Raises ModelLoadError where the file is missing, unreadable, no GGUF, cut off, or holds no weights."""
+def inspect(path: str | os.PathLike[str], *, weights: bool = True) -> GGUFInfo:
+    """Raises ModelLoadError where the file is missing, unreadable, no GGUF or cut off; `weights`: or holds none."""
     native = ffi.new("struct pyskip_gguf_info *")
     error = ffi.new("char[]", N_ERROR)
     if b"\0" in os.fsencode(path):
         raise ModelLoadError("the model path holds a NUL byte, expected the path of a GGUF file")
     if lib.pyskip_gguf_inspect(os.fsencode(path), native, error, N_ERROR) != lib.PYSKIP_STATUS_OK:
         raise ModelLoadError(" ".join(ffi.string(error).decode("utf-8", "replace").split()))
-    if native.n_tensors == 0:
+    if weights and native.n_tensors == 0:
         raise ModelLoadError(f"{os.fspath(path)}: holds a vocabulary and no weights, expected a whole model")
     texts = {name: ffi.string(getattr(native, name)).decode("utf-8", "replace") for name in ("architecture", "name")}
     numbers = {
-        name: int(getattr(native, name)) for name in GGUFInfo.__dataclass_fields__ if name not in (*texts, "has_chat_template")
+        name: int(getattr(native, name))
+        for name in GGUFInfo.__dataclass_fields__
+        if name not in (*texts, "has_chat_template")
     }
     return GGUFInfo(**texts, **numbers, has_chat_template=bool(native.has_chat_template))  # type: ignore[arg-type]
 
@@ -62,6 +64,6 @@ def check_context(info: GGUFInfo, n_ctx: int) -> None:
     if free is not None and needed > free:
         fits = max(1, free // max(1, info.kv_bytes_per_token))
         raise ModelLoadError(
-            f"a context of {n_ctx or info.n_ctx_train} tokens needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free: "
-            f"use n_ctx (-c) of at most {fits}"
+            f"a context of {n_ctx or info.n_ctx_train} tokens needs {needed / 2**30:.1f} GiB, "
+            f"{free / 2**30:.1f} GiB are free: use n_ctx (-c) of at most {fits}"
         )

@@ -6,10 +6,11 @@ import os
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
-import llama_cpp
-
 from . import _log
+from ._arguments import check_arguments
 from ._context import SkipContext
+from ._library import llama_cpp
+from ._pieces import token_bytes
 from ._system import physical_cores
 from .errors import DecodeError, ModelLoadError
 from .gguf_info import check_context, inspect
@@ -47,11 +48,14 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         policy = parse_skip(skip)
-        path = os.fspath(model_path)
-        info = inspect(path)
-        if not kwargs.get("vocab_only"):
+        path = os.fsdecode(model_path)
+        vocab_only = bool(kwargs.get("vocab_only"))
+        info = inspect(path, weights=not vocab_only)
+        if not vocab_only:
             check_context(info, n_ctx)
-        self._generating_from: int | None = None  # by generate(), while it runs
+        check_arguments({"n_threads": n_threads, "n_threads_batch": n_threads_batch, **kwargs})
+        self._generating_from: int | None = None  # by generate(), while its own code runs
+        self._native: SkipContext | None = None
         self._marked_from = -1  # by mark_generated()
         self._policy = parse_skip("off")
         _log.forget()
@@ -63,12 +67,22 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         except (ValueError, RuntimeError, AssertionError) as error:
             reason = _log.last_complaint() or str(error)
             raise ModelLoadError(f"{path}: llama.cpp cannot load it ({reason})") from error
-        self._skip_context = SkipContext(self.ctx)
+        self._native = SkipContext(self.ctx)
         try:
+            if self.lora_path and not self._lora_adapter:
+                raise ModelLoadError(
+                    f"{self.lora_path}: not a LoRA for this model ({_log.last_complaint() or 'no reason given'})"
+                )
             self.skip = policy
         except BaseException:
             self.close()
             raise
+
+    @property
+    def _skip_context(self) -> SkipContext:
+        if self._native is None:
+            raise ModelLoadError("the model was closed: load it again")
+        return self._native
 
     # What decides
 
@@ -94,8 +108,11 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
 
         For programs that drive eval() themselves; generate() and all that builds on it do this by themselves.
         """
-        self._marked_from = self.n_tokens if pos is None else pos
-        self._skip_context.set_generated_from(0, self._marked_from)
+        first = self.n_tokens if pos is None else pos
+        if not 0 <= first < 2**31:
+            raise ValueError(f"pos is {first}, expected a position from 0 to {2**31 - 1}")
+        self._skip_context.set_generated_from(0, first)
+        self._marked_from = first
 
     # What was decided
 
@@ -130,10 +147,11 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         """Decode tokens at the next positions. Raises DecodeError where they do not fit or llama.cpp fails."""
         if self.n_tokens + len(tokens) > self._n_ctx:
             raise DecodeError(
-                f"{self.n_tokens} + {len(tokens)} tokens do not fit a context of {self._n_ctx}: shorten the prompt or raise n_ctx (-c)"
+                f"{self.n_tokens} + {len(tokens)} tokens do not fit a context of {self._n_ctx}: "
+                "shorten the prompt or raise n_ctx (-c)"
             )
         first = self._marked_from if self._generating_from is None else self._generating_from
-        self._skip_context.set_generated_from(0, first)
+        self._skip_context.set_generated_from(0, first)  # every time: a generator that is held must not leave its mark
         _log.forget()
         try:
             super().eval(tokens)
@@ -150,12 +168,23 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         if first == 0:
             raise DecodeError("the prompt has no tokens, expected at least one")
         if first > self._n_ctx:
-            raise DecodeError(f"the prompt has {first} tokens, the context {self._n_ctx}: shorten it or raise n_ctx (-c)")
-        self._generating_from = first
+            raise DecodeError(
+                f"the prompt has {first} tokens, the context {self._n_ctx}: shorten it or raise n_ctx (-c)"
+            )
+        inner = super().generate(tokens, *args, **kwargs)
+        sent: Sequence[int] | None = None
         try:
-            yield from super().generate(tokens, *args, **kwargs)
+            while True:
+                self._generating_from = first
+                try:
+                    token = inner.send(sent)
+                except StopIteration:
+                    return
+                finally:
+                    self._generating_from = None  # while the caller has the token, eval() is the caller's own
+                sent = yield token
         finally:
-            self._generating_from = None
+            inner.close()
 
     def _create_completion(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         try:
@@ -170,8 +199,17 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         self._marked_from = -1
         super().reset()
 
+    def detokenize(self, tokens: list[int], prev_tokens: list[int] | None = None, special: bool = False) -> bytes:
+        """llama_cpp.Llama.detokenize, with pieces of any length."""
+        if type(self.tokenizer_) is not llama_cpp.LlamaTokenizer:
+            return bytes(super().detokenize(tokens, prev_tokens=prev_tokens, special=special))
+        text = token_bytes(self._model.vocab, tokens, special)
+        # as upstream: LLaMA 1 puts a space after the beginning of a text
+        return text[1:] if text[:1] == b" " and tokens[0] == self.token_bos() else text
+
     def close(self) -> None:
         """Free the model and its context. Safe for a model that failed to load."""
+        self._native = None
         if hasattr(self, "_stack"):
             super().close()
 

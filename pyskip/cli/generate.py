@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import closing
 
 import click
 
@@ -44,10 +45,11 @@ def generate(
     generation = Generation(llm, tokens, max_tokens=n_predict, temp=temp, seed=seed)
     interrupted = False
     try:
-        for piece in ui.stream(llm, generation):
-            if not as_json:
-                click.echo(piece, nl=False)
-                sys.stdout.flush()
+        with closing(ui.stream(llm, generation)) as pieces:
+            for piece in pieces:
+                if not as_json:
+                    click.echo(piece, nl=False)
+                    sys.stdout.flush()
     except KeyboardInterrupt:
         interrupted = True
     answer = generation.answer()

@@ -18,15 +18,14 @@ def info(model: str, as_json: bool) -> None:
     """Tell what MODEL (a path, or demo) is: its shape, the share of its FFN weights, the layers that can skip."""
     from pyskip.errors import PolicyError
     from pyskip.gguf_info import inspect
-    from pyskip.llama import Llama
     from pyskip.models import resolve
+    from pyskip.probe import skippable_layers
 
     path = resolve(model)
     gguf = inspect(path)
-    llm = ui.in_thread(lambda: Llama(path, n_ctx=64, n_batch=64, verbose=False))
     reason = None
     try:
-        layers = list(llm.skippable_layers)
+        layers = list(ui.in_thread(lambda: skippable_layers(path)))
     except PolicyError as error:
         layers, reason = [], str(error)
     rows = {
@@ -52,19 +51,20 @@ def info(model: str, as_json: bool) -> None:
     rows["skippable_layers"] = _ranges(layers) if layers else f"none: {reason}"
     rows["profile"] = "none"
     del rows["ffn_share"]
-    click.echo(path)
+    click.echo(ui.plain(str(path)))
     _table(rows)
 
 
 def _table(rows: dict[str, object]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for key, value in rows.items():
-        table.add_row(key, str(value))
+        table.add_row(key, Text(ui.plain(str(value))))  # the file's own words are no markup
     Console().print(table)
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Any
@@ -40,8 +41,10 @@ def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
         ctx.exit()
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Version and build.")
+@click.group(cls=LazyGroup, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Version and build."
+)
 def cli() -> None:
     """Run language models on a CPU and skip the feed-forward blocks that a token does not need."""
 
@@ -84,8 +87,19 @@ def run(args: list[str] | None = None) -> int:
         return 1
 
 
+def _open_closed_streams() -> None:
+    """A stream that was closed (>&-) reads and writes nothing; text that it cannot encode is shown as ?."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 for as long as the process lives
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def main() -> None:
     """Console script."""
+    _open_closed_streams()
     status = run()
     if ui.must_exit_now:
         sys.stdout.flush()

@@ -6,7 +6,7 @@ import math
 import queue
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -15,11 +15,16 @@ if TYPE_CHECKING:
     from pyskip.generation import Answer
     from pyskip.llama import Llama
 
-__all__ = ["answer_line", "common_options", "error", "in_thread", "load", "must_exit_now", "note", "stream"]
+__all__ = ["answer_line", "common_options", "error", "in_thread", "load", "must_exit_now", "note", "plain", "stream"]
 
 T = TypeVar("T")
 
 must_exit_now = False  # a thread was left inside llama.cpp: no orderly end of the interpreter
+
+
+def plain(text: str) -> str:
+    """The text without what would steer a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def error(line: str) -> None:
@@ -46,11 +51,36 @@ def common_options(command: Callable[..., T]) -> Callable[..., T]:
     """The flags of every command that generates, spelt as llama.cpp spells them."""
     options = [
         click.option("--skip", metavar="SPEC", help="off, cosine[:key=value,...] or static:LAYER,... [default: off]"),
-        click.option("-c", "n_ctx", type=click.IntRange(1, 2**31 - 1), metavar="N", help="Context size in tokens. [default: 4096 or the model's]"),
-        click.option("-n", "n_predict", type=click.IntRange(1), default=512, show_default=True, metavar="N", help="Tokens to generate at most."),
-        click.option("-t", "n_threads", type=click.IntRange(1, 512), metavar="N", help="Threads. [default: the physical cores]"),
-        click.option("--temp", type=FiniteFloat(0.0), default=0.0, show_default=True, metavar="T", help="Temperature; 0 takes the likeliest token."),
-        click.option("--seed", type=click.IntRange(0, 2**32 - 1), metavar="S", help="Seed of the sampling. [default: random]"),
+        click.option(
+            "-c",
+            "n_ctx",
+            type=click.IntRange(1, 2**31 - 1),
+            metavar="N",
+            help="Context size in tokens. [default: 4096 or the model's]",
+        ),
+        click.option(
+            "-n",
+            "n_predict",
+            type=click.IntRange(1),
+            default=512,
+            show_default=True,
+            metavar="N",
+            help="Tokens to generate at most.",
+        ),
+        click.option(
+            "-t", "n_threads", type=click.IntRange(1, 512), metavar="N", help="Threads. [default: the physical cores]"
+        ),
+        click.option(
+            "--temp",
+            type=FiniteFloat(0.0),
+            default=0.0,
+            show_default=True,
+            metavar="T",
+            help="Temperature; 0 takes the likeliest token.",
+        ),
+        click.option(
+            "--seed", type=click.IntRange(0, 2**32 - 1), metavar="S", help="Seed of the sampling. [default: random]"
+        ),
         click.option("-v", "--verbose", is_flag=True, help="Show llama.cpp's log."),
     ]
     for option in reversed(options):
@@ -92,14 +122,16 @@ def load(model: str, *, skip: str | None, n_ctx: int | None, n_threads: int | No
 
     path = resolve(model)
     n_ctx = n_ctx or min(4096, inspect(path).n_ctx_train or 4096)
-    llm = in_thread(lambda: Llama(path, skip=policy, n_ctx=n_ctx, n_threads=n_threads, n_threads_batch=n_threads, verbose=verbose))
+    llm = in_thread(
+        lambda: Llama(path, skip=policy, n_ctx=n_ctx, n_threads=n_threads, n_threads_batch=n_threads, verbose=verbose)
+    )
     llm.set_abort(False)
     if skip is None:
         note("running dense: there is no profile for this model; --skip cosine tries the paper's policy")
     return llm
 
 
-def stream(llm: Llama, pieces: Iterable[str]) -> Iterator[str]:
+def stream(llm: Llama, pieces: Iterable[str]) -> Generator[str, None, None]:
     """The pieces, generated in another thread. KeyboardInterrupt comes out here after the decode under way stopped."""
     from pyskip.errors import DecodeError
 
@@ -119,27 +151,33 @@ def stream(llm: Llama, pieces: Iterable[str]) -> Iterator[str]:
     thread = threading.Thread(target=body, daemon=True)
     thread.start()
     interrupted = False
-    while True:
-        try:
-            piece = arrived.get()
-        except KeyboardInterrupt:
-            interrupted = True
-            stop.set()
-            llm.set_abort(True)
-            continue
-        if isinstance(piece, str):
-            yield piece
-            continue
+    try:
+        while True:
+            try:
+                piece = arrived.get()
+            except KeyboardInterrupt:
+                interrupted = True
+                stop.set()
+                llm.set_abort(True)
+                continue
+            if isinstance(piece, str):
+                yield piece
+                continue
+            if interrupted and (piece is None or isinstance(piece, DecodeError)):
+                raise KeyboardInterrupt
+            if piece is not None:
+                raise piece
+            return
+    finally:
+        # also where the reader of the pieces failed or was interrupted: the context must not be left to two threads
+        stop.set()
+        llm.set_abort(True)
         thread.join()
         llm.set_abort(False)
-        if interrupted and (piece is None or isinstance(piece, DecodeError)):
-            raise KeyboardInterrupt
-        if piece is not None:
-            raise piece
-        return
 
 
 def answer_line(answer: Answer) -> str:
     """What an answer took, in one line."""
-    line = f"{answer.n_gen} tokens, {answer.gen_ts:.1f} tokens/s, {answer.skip.rate:.1%} of FFN blocks skipped ({answer.skip.skip})"
+    skip = answer.skip
+    line = f"{answer.n_gen} tokens, {answer.gen_ts:.1f} tokens/s, {skip.rate:.1%} of FFN blocks skipped ({skip.skip})"
     return line + f"; prompt {answer.n_prompt} tokens, {answer.prompt_ts:.1f} tokens/s"

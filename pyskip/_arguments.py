@@ -1,0 +1,36 @@
+"""Arguments of Llama that would crash llama.cpp, or that it would take in silence: refused before it sees them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from ._library import llama_cpp
+from .errors import ModelLoadError
+
+__all__ = ["check_arguments"]
+
+# enum ggml_type: every GGML_TYPE_* of llama_cpp but the count
+KV_TYPES = {
+    value for name, value in vars(llama_cpp).items() if name.startswith("GGML_TYPE_") and name != "GGML_TYPE_COUNT"
+}
+
+
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Raises ModelLoadError for counts below 1, cache types that do not exist and a LoRA that is not there."""
+    for name in ("n_batch", "n_ubatch"):
+        value = arguments.get(name, 1)
+        if not isinstance(value, int) or value < 1:
+            raise ModelLoadError(f"{name} is {value!r}, expected a whole number from 1")
+    for name in ("n_threads", "n_threads_batch"):
+        value = arguments.get(name)
+        if value is not None and (not isinstance(value, int) or value < 0):
+            raise ModelLoadError(f"{name} is {value!r}, expected a whole number from 1, or None for the physical cores")
+    for name in ("type_k", "type_v"):
+        value = arguments.get(name)
+        if value is not None and value not in KV_TYPES:
+            raise ModelLoadError(f"{name} is {value!r}, expected one of llama_cpp.GGML_TYPE_*")
+    lora = arguments.get("lora_path")
+    if lora and not os.path.isfile(lora):
+        raise ModelLoadError(f"{lora}: no such LoRA file: check lora_path")

@@ -1,0 +1,42 @@
+"""Which layers of a model file can skip, without reading its weights."""
+
+from __future__ import annotations
+
+import os
+
+from . import _log
+from ._context import SkipContext
+from ._library import llama_cpp
+from .errors import ModelLoadError
+
+__all__ = ["skippable_layers"]
+
+N_CTX = 64  # the graph is the same for every size
+
+
+def skippable_layers(path: str | os.PathLike[str]) -> tuple[int, ...]:
+    """Builds the model's decode graph over weights that are named but not there (llama_model_params.no_alloc).
+
+    Raises ModelLoadError for a file that llama.cpp cannot load, PolicyError where no layer can skip, with the reason.
+    """
+    _log.forget()
+    llama_cpp.llama_backend_init()
+    model_params = llama_cpp.llama_model_default_params()
+    model_params.no_alloc = True
+    model_params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
+    model = llama_cpp.llama_model_load_from_file(os.fsencode(path), model_params)
+    if not model:
+        raise ModelLoadError(f"{os.fspath(path)}: llama.cpp cannot load it ({_log.last_complaint()})")
+    try:
+        context_params = llama_cpp.llama_context_default_params()
+        context_params.n_ctx = context_params.n_batch = context_params.n_ubatch = N_CTX
+        context_params.n_threads = context_params.n_threads_batch = 1
+        context = llama_cpp.llama_init_from_model(model, context_params)
+        if not context:
+            raise ModelLoadError(f"{os.fspath(path)}: llama.cpp cannot make a context ({_log.last_complaint()})")
+        try:
+            return SkipContext(context).skippable()
+        finally:
+            llama_cpp.llama_free(context)
+    finally:
+        llama_cpp.llama_model_free(model)

@@ -1,0 +1,60 @@
+"""Importing pyskip: what it exports, what it does not pull in, and whom it refuses to share a process with."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import REFERENCE
+
+import pyskip
+from pyskip import errors
+
+
+def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
+    import os
+
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **env})
+
+
+def test_all_is_what_is_exported() -> None:
+    public = {name for name in vars(pyskip) if not name.startswith("_")}
+    modules = {name for name in public if getattr(pyskip, name).__class__.__name__ == "module"}
+    assert public - modules - {"annotations"} == set(pyskip.__all__) - {"__version__"}
+    assert set(errors.__all__) <= set(pyskip.__all__)
+
+
+def test_errors_are_what_llama_cpp_python_raises() -> None:
+    assert issubclass(pyskip.ModelLoadError, ValueError)
+    assert issubclass(pyskip.DecodeError, ValueError)
+    assert issubclass(pyskip.DecodeError, RuntimeError)
+    assert all(issubclass(getattr(errors, name), pyskip.PyskipError) for name in errors.__all__)
+
+
+def test_import_brings_nothing_that_only_the_command_line_needs() -> None:
+    code = "import sys, llama_cpp; before = set(sys.modules); import pyskip; print(*sorted(set(sys.modules) - before))"
+    lib_dir = str(Path(pyskip._library.LIB_DIR))
+    done = python(code, LLAMA_CPP_LIB_PATH=lib_dir)
+    assert done.returncode == 0, done.stderr
+    added = {name.partition(".")[0] for name in done.stdout.split()}
+    assert {"pyskip"} <= added
+    assert not added & {"click", "rich", "gguf", "huggingface_hub", "asyncio", "cffi", "pycparser"}
+
+
+def test_a_stock_llama_cpp_that_is_there_already_is_refused() -> None:
+    done = python("import llama_cpp, pyskip", LLAMA_CPP_LIB_PATH=str(REFERENCE))
+    assert done.returncode == 1
+    assert "BuildMismatchError: a stock llama_cpp is loaded already" in done.stderr.splitlines()[-1]
+
+
+def test_another_llama_cpp_python_is_refused(tmp_path: Path) -> None:
+    info = tmp_path / "llama_cpp_python-0.3.7.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: llama_cpp_python\nVersion: 0.3.7\n")
+    done = python("import pyskip", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    assert "llama-cpp-python 0.3.7 is installed, pyskip was built with" in done.stderr.splitlines()[-1]
+
+
+def test_environment_is_left_alone() -> None:
+    done = python("import os, pyskip; print('LLAMA_CPP_LIB_PATH' in os.environ)")
+    assert done.stdout.strip() == "False"

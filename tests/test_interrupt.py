@@ -1,0 +1,153 @@
+"""Ctrl-C at every moment: what was said is kept, the exit code is 130, and the terminal is as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+PYSKIP = [sys.executable, "-m", "pyskip"]
+
+
+@contextlib.contextmanager
+def started(*args: str) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(
+        [*PYSKIP, *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def finish(process: subprocess.Popen[bytes]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=30)
+    assert b"Traceback" not in err, err
+    return process.returncode, out.decode(), err.decode()
+
+
+def test_while_generating_keeps_the_partial_answer(demo: Path) -> None:
+    with started("generate", "demo", "-p", "Once upon a time", "-n", "100000", "-c", "8192") as process:
+        assert process.stdout
+        first = process.stdout.read(20)
+        process.send_signal(signal.SIGINT)
+        status, out, err = finish(process)
+    assert status == 130
+    assert len(first) > 0
+    assert out.endswith("\n")
+    assert "tokens/s" in err
+
+
+def test_generate_json_is_whole_when_interrupted(demo: Path) -> None:
+    import json
+
+    with started("generate", "demo", "-p", "Once upon a time", "-n", "100000", "-c", "8192", "--json") as process:
+        time.sleep(4)
+        process.send_signal(signal.SIGINT)
+        status, out, _ = finish(process)
+    assert status == 130
+    assert json.loads(out)["n_gen"] > 0
+
+
+def test_while_the_prompt_is_decoded(demo: Path) -> None:
+    """One batch of a long prompt takes seconds; the decode under way stops."""
+    with started("generate", "demo", "-p", "word " * 7000, "-c", "8192", "-n", "5", "-t", "1", "--skip", "off") as process:
+        time.sleep(3)
+        start = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        status, out, _ = finish(process)
+        took = time.monotonic() - start
+    assert status == 130
+    assert out == "\n"
+    assert took < 10
+
+
+def test_while_loading(tmp_path: Path) -> None:
+    """At any moment from the start of the process on."""
+    for delay in (0.4, 0.6, 0.8):
+        with started("generate", "demo", "-p", "x", "-n", "100000", "-c", "8192") as process:
+            time.sleep(delay)
+            process.send_signal(signal.SIGINT)
+            status, _, _ = finish(process)
+        assert status == 130
+
+
+def test_chat_from_a_pipe(demo: Path) -> None:
+    with started("chat", "demo", "-n", "100000", "-c", "8192") as process:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(b"Tell me a very long story about the sea.\n")
+        process.stdout.read(10)
+        process.send_signal(signal.SIGINT)
+        status, out, err = finish(process)
+    assert status == 130
+    assert out.endswith("\n")
+    assert "1 answers" in err
+
+
+class Terminal:
+    """A chat on a pseudo-terminal."""
+
+    def __init__(self, *args: str) -> None:
+        self.master, self.slave = pty.openpty()
+        self.before = termios.tcgetattr(self.slave)
+        self.process = subprocess.Popen(
+            [*PYSKIP, "chat", *args], stdin=self.slave, stdout=self.slave, stderr=self.slave, start_new_session=True
+        )
+        self.seen = ""
+
+    def wait_for(self, text: str, timeout: float = 30.0) -> None:
+        end = time.monotonic() + timeout
+        while text not in self.seen:
+            ready, _, _ = select.select([self.master], [], [], max(0.0, end - time.monotonic()))
+            assert ready, f"never saw {text!r} in {self.seen!r}"
+            self.seen += os.read(self.master, 4096).decode("utf-8", "replace")
+        self.seen = self.seen.partition(text)[2]
+
+    def send(self, text: bytes) -> None:
+        os.write(self.master, text)
+
+    def interrupt(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+
+    def close(self) -> int:
+        status = self.process.wait(30)
+        assert termios.tcgetattr(self.slave) == self.before
+        os.close(self.master)
+        os.close(self.slave)
+        return status
+
+
+def test_on_a_terminal_the_first_ends_the_answer_and_not_the_chat(demo: Path) -> None:
+    terminal = Terminal("-n", "100000", "-c", "8192")
+    terminal.wait_for("> ")
+    terminal.send(b"Tell me a very long story about the sea.\n")
+    terminal.wait_for("\n")
+    terminal.wait_for(" ")
+    time.sleep(0.5)
+    terminal.interrupt()
+    terminal.wait_for("stopped")
+    terminal.wait_for("> ")
+    terminal.interrupt()
+    assert terminal.close() == 130
+
+
+def test_on_a_terminal_end_of_input_ends_the_chat(demo: Path) -> None:
+    terminal = Terminal("-n", "8")
+    terminal.wait_for("> ")
+    terminal.send(b"Are dogs real?\n")
+    terminal.wait_for("tokens/s")
+    terminal.wait_for("> ")
+    terminal.send(b"\x04")
+    terminal.wait_for("1 answers")
+    assert terminal.close() == 0

@@ -1,0 +1,105 @@
+"""The patch series: it applies to pinned upstream without fuzz, adds little, and the pin has one place."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from conftest import ROOT
+
+PATCHES = ROOT / "patches"
+SERIES = (PATCHES / "series").read_text().split()
+
+
+@pytest.fixture(scope="module")
+def upstream() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("upstream", ROOT / "cmake" / "upstream.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_series_names_every_patch_once_and_in_order() -> None:
+    assert sorted(path.name for path in PATCHES.glob("*.patch")) == sorted(set(SERIES)) == SERIES
+    assert all(re.fullmatch(r"\d{4}-[a-z]+(-[a-z]+){2,}\.patch", name) for name in SERIES)
+
+
+def test_applies_without_fuzz_or_offset(upstream: ModuleType, tmp_path: Path) -> None:
+    upstream.tree(ROOT / "build" / "sdist", tmp_path / "plain", [])
+    expected = {}
+    for path in upstream.series():
+        # every hunk must stand at the very line that it names
+        source = tmp_path / "plain"
+        lines = path.read_text().split("\n--- a/")[1].splitlines()
+        name, added = lines[0], 0
+        text = expected.setdefault(name, (source / name).read_text().splitlines())
+        for i, line in enumerate(lines):
+            if match := re.match(r"@@ -\d+(?:,\d+)? \+(\d+)(?:,\d+)? @@", line):
+                at = int(match[1]) - 1
+                body = []
+                for item in lines[i + 1 :]:
+                    if item.startswith("@@"):
+                        break
+                    body.append(item)
+                for item in body:
+                    if item.startswith("+"):
+                        text.insert(at, item[1:])
+                        added += 1
+                    else:
+                        assert not item.startswith("-"), "a patch only adds lines"
+                        if item or at < len(text):
+                            assert text[at] == item[1:]
+                    at += 1
+        assert added > 0
+    upstream.tree(ROOT / "build" / "sdist", tmp_path / "patched", upstream.series())
+    for name, text in expected.items():
+        assert (tmp_path / "patched" / name).read_text().splitlines() == text
+
+
+def test_adds_few_lines() -> None:
+    added = [line for name in SERIES for line in (PATCHES / name).read_text().splitlines() if re.match(r"\+(?!\+\+)", line)]
+    assert 0 < len(added) <= 60
+
+
+def test_a_patch_for_another_release_is_refused(upstream: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = tmp_path / "0009-wrong.patch"
+    wrong.write_text("x\n\n--- a/src/llama.cpp\n+++ b/src/llama.cpp\n@@ -1,2 +1,3 @@\n never there\n+new\n never there either\n")
+    with pytest.raises(upstream.Failure, match=r"does not apply.*expected commit"):
+        upstream.tree(ROOT / "build" / "sdist", tmp_path / "tree", [wrong])
+    assert not (tmp_path / "tree").exists()
+
+
+def test_a_damaged_archive_is_refused(upstream: ModuleType, tmp_path: Path) -> None:
+    archive = tmp_path / f"llama_cpp_python-{upstream.pin()['llama_cpp_python']}.tar.gz"
+    archive.write_bytes(b"not this one")
+    with pytest.raises(upstream.Failure, match=r"sha256.*expected.*run the build again"):
+        upstream.sdist(tmp_path)
+    assert not archive.exists()
+
+
+def test_local_tree_must_be_one(upstream: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYSKIP_LLAMA_CPP_DIR", str(tmp_path))
+    with pytest.raises(upstream.Failure, match="PYSKIP_LLAMA_CPP_DIR"):
+        upstream.tree(tmp_path, tmp_path / "out", [])
+
+
+def test_rebuild_touches_only_what_changed(upstream: ModuleType, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    upstream.tree(ROOT / "build" / "sdist", tree, [])
+    before = {path: path.stat().st_mtime_ns for path in tree.rglob("*") if path.is_file()}
+    upstream.tree(ROOT / "build" / "sdist", tree, upstream.series())
+    changed = {str(p.relative_to(tree)) for p, t in before.items() if p.stat().st_mtime_ns != t}
+    assert changed == {upstream.STAMP, "src/llama-context.cpp", "src/llama-context.h"}
+
+
+def test_the_pin_has_one_place(upstream: ModuleType) -> None:
+    version = upstream.pin()["llama_cpp_python"]
+    assert f'"llama-cpp-python=={version}"' in (ROOT / "pyproject.toml").read_text()
+    from pyskip._library import BUILD
+
+    assert f"llama-cpp-python {version}, llama.cpp {upstream.pin()['llama_cpp_commit']}" in BUILD
+    assert upstream.patches_hash(upstream.series()) in BUILD
+    assert sys.version_info >= (3, 10)

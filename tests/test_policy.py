@@ -1,0 +1,86 @@
+"""Skip specifications: every string has one meaning, every policy one string, every mistake one line."""
+
+import math
+
+import pytest
+
+import pyskip
+from pyskip import Cosine, Off, Policy, Static, parse_skip
+
+
+@pytest.mark.parametrize(
+    ("spec", "policy"),
+    [
+        ("off", Off()),
+        ("cosine", Cosine()),
+        ("cosine:", Cosine()),
+        ("cosine:threshold=0.9,run=0", Cosine(threshold=0.9, run=0)),
+        ("cosine:warmup=0,cold_start=1,cold_end=2,threshold=-1,run=3", Cosine(-1.0, 3, 1, 2, 0)),
+        ("static:5,14,25", Static((5, 14, 25))),
+        ("static:25, 5,14,5", Static((5, 14, 25))),
+        (" off ", Off()),
+    ],
+)
+def test_meaning_and_round_trip(spec: str, policy: Policy) -> None:
+    assert parse_skip(spec) == policy
+    assert parse_skip(str(policy)) == policy
+    assert parse_skip(policy) is policy
+
+
+def test_defaults_are_the_contract() -> None:
+    assert str(Cosine()) == "cosine:threshold=0.98,run=1,cold_start=4,cold_end=4,warmup=16"
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ("", "expected off"),
+        ("Off", "expected off"),
+        ("off:1", "expected off"),
+        ("cosin", "expected off"),
+        ("x" * 10000, "expected off"),
+        ("cosine:treshold=0.9", "threshold"),
+        ("cosine:0.9", "key=value"),
+        ("cosine:run=1,run=2", "twice"),
+        ("cosine:run=-1", "whole number"),
+        ("cosine:run=1.5", "whole number"),
+        ("cosine:run=99999999999999999999", "whole number"),
+        ("cosine:run=4294967296", "whole number"),
+        ("cosine:run=\u0661", "whole number"),
+        ("cosine:threshold=nan", "finite"),
+        ("cosine:threshold=inf", "finite"),
+        ("cosine:threshold=high", "number"),
+        ("cosine:,", "key=value"),
+        ("static:", "no layer"),
+        ("static", "no layer"),
+        ("static:1,,2", "whole number"),
+        ("static:a", "whole number"),
+        ("static:-1", "whole number"),
+        ("1.5", "expected off"),
+        ("nan", "expected off"),
+    ],
+)
+def test_mistakes(spec: str, told: str) -> None:
+    with pytest.raises(pyskip.PolicyError) as caught:
+        parse_skip(spec)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize("spec", ["0.25", 0.25, "profile:error=0.12", 0, 1])
+def test_what_needs_a_profile_says_so(spec: str | float) -> None:
+    with pytest.raises(pyskip.ProfileError, match="profile"):
+        parse_skip(spec)
+
+
+@pytest.mark.parametrize("values", [{"threshold": math.nan}, {"run": -1}, {"warmup": True}, {"cold_end": 1.0}, {"threshold": "x"}])
+def test_typed_values_are_checked_too(values: dict[str, object]) -> None:
+    with pytest.raises(pyskip.PolicyError):
+        Cosine(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [None, True, [1, 2], b"off"])
+def test_other_types(value: object) -> None:
+    with pytest.raises(pyskip.PolicyError):
+        parse_skip(value)  # type: ignore[arg-type]
