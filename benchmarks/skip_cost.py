@@ -147,7 +147,8 @@ def report(rates: dict[str, list[float]], args: argparse.Namespace) -> dict[str,
 
 
 def show(result: dict[str, object], rates: dict[str, list[float]], ratios: dict[str, dict[str, float]]) -> None:
-    print(f"{result['cpu']}, {result['n_threads']} threads, {result['rounds']} rounds of {result['n_gen']} tokens, {result['date']}\n")
+    rounds = f"{result['rounds']} rounds of {result['n_gen']} tokens"
+    print(f"{result['cpu']}, {result['n_threads']} threads, {rounds}, {result['date']}\n")
     print("| arm | tokens/s, median | min | max |\n|---|---|---|---|")
     for arm, values in rates.items():
         print(f"| {arm} | {statistics.median(values):.2f} | {min(values):.2f} | {max(values):.2f} |")

@@ -65,14 +65,24 @@ def sdist(out: Path) -> Path:
     archive = out / f"llama_cpp_python-{version}.tar.gz"
     if not archive.exists():
         out.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation", "--dest", str(out)]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--no-build-isolation",
+            "--dest",
+            str(out),
+        ]
         command += ["--no-binary", "llama-cpp-python", f"llama-cpp-python=={version}"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0 or not archive.exists():
             reason = (done.stderr or done.stdout).strip().splitlines() or ["pip said nothing"]
             raise Failure(
-                f"cannot download llama-cpp-python {version} ({reason[-1].strip()}): check the network and pip's index, "
-                "or set PYSKIP_LLAMA_CPP_DIR to a llama.cpp tree of that release"
+                f"cannot download llama-cpp-python {version} ({reason[-1].strip()}): check the network and "
+                "pip's index, or set PYSKIP_LLAMA_CPP_DIR to a llama.cpp tree of that release"
             )
     found = sha256(archive)
     if found != expected:
@@ -98,7 +108,9 @@ def unpack(archive: Path, to: Path) -> None:
 
 def copy_local(local: Path, to: Path) -> None:
     if not (local / "src" / "llama-context.cpp").is_file():
-        raise Failure(f"PYSKIP_LLAMA_CPP_DIR={local} has no src/llama-context.cpp: name the root of a llama.cpp source tree")
+        raise Failure(
+            f"PYSKIP_LLAMA_CPP_DIR={local} has no src/llama-context.cpp: name the root of a llama.cpp source tree"
+        )
     for part in PARTS:
         source = local / part
         if source.is_dir():

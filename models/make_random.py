@@ -1,6 +1,6 @@
 """Seeded random GGUF models of the LLaMA architecture, for speed and for tests. Needs gguf and numpy.
 
-    python models/make_random.py --shape tiny|llama-1.1b [--type f32|q8_0|q4_0|q4_1|q4_k] [--seed N] -o FILE
+python models/make_random.py --shape tiny|llama-1.1b [--type f32|q8_0|q4_0|q4_1|q4_k] [--seed N] -o FILE
 """
 
 from __future__ import annotations

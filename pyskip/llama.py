@@ -68,6 +68,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             reason = _log.last_complaint() or str(error)
             raise ModelLoadError(f"{path}: llama.cpp cannot load it ({reason})") from error
         self._native = SkipContext(self.ctx)
+        self._n_ctx = self.n_ctx()
         try:
             if self.lora_path and not self._lora_adapter:
                 raise ModelLoadError(
@@ -140,6 +141,11 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         May be called from another thread, once set_abort(False) was called in the thread that decodes.
         """
         self._skip_context.set_abort(abort)
+
+    def n_ctx(self) -> int:
+        """Tokens that the context holds. llama.cpp rounds up what was asked for, upstream's own arrays do not."""
+        n_ctx = int(super().n_ctx())
+        return min(n_ctx, len(self.input_ids)) if hasattr(self, "input_ids") else n_ctx
 
     # llama_cpp.Llama, with the caller's word of what is prompt and what is generated
 

@@ -25,7 +25,8 @@ REFERENCE = Path(os.environ.get("PYSKIP_REFERENCE_LIB", ROOT / "build" / "refere
 
 def _load(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, ROOT / "models" / f"{name}.py")
-    assert spec and spec.loader
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
@@ -66,7 +67,7 @@ def demo_llm(demo: Path) -> Iterator[pyskip.Llama]:
     llm.close()
 
 
-@pytest.fixture()
+@pytest.fixture
 def llm(demo_llm: pyskip.Llama) -> Iterator[pyskip.Llama]:
     """The demo model, dense and empty."""
     demo_llm.skip = "off"
@@ -89,7 +90,11 @@ def run_logits(tmp_path_factory: pytest.TempPathFactory) -> Logits:
 
     def run(build: str, model: Path, *args: str) -> dict[str, np.ndarray[Any, Any]]:
         out = work / "out.npz"
-        env = {**os.environ, "GGML_NO_BACKTRACE": "1", **({"LLAMA_CPP_LIB_PATH": str(REFERENCE)} if build == "reference" else {})}
+        env = {
+            **os.environ,
+            "GGML_NO_BACKTRACE": "1",
+            **({"LLAMA_CPP_LIB_PATH": str(REFERENCE)} if build == "reference" else {}),
+        }
         command = [sys.executable, str(ROOT / "tests" / "logits.py"), build, str(model), str(out), *args]
         done = subprocess.run(command, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -105,6 +110,8 @@ def cli() -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def run(*args: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
         kwargs.setdefault("stdin", subprocess.DEVNULL) if "input" not in kwargs else None
-        return subprocess.run([sys.executable, "-m", "pyskip", *args], capture_output=True, text=True, timeout=120, **kwargs)
+        return subprocess.run(
+            [sys.executable, "-m", "pyskip", *args], capture_output=True, text=True, timeout=120, **kwargs
+        )
 
     return run

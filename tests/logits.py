@@ -24,7 +24,13 @@ parser.add_argument("--n-gen", type=int, default=64)
 parser.add_argument("--step", action="store_true", help="feed the prompt token by token")
 args = parser.parse_args()
 
-kwargs = {"n_ctx": 256, "n_threads": args.threads, "n_threads_batch": args.threads, "logits_all": True, "verbose": False}
+kwargs = {
+    "n_ctx": 256,
+    "n_threads": args.threads,
+    "n_threads_batch": args.threads,
+    "logits_all": True,
+    "verbose": False,
+}
 if args.build == "pyskip":
     import pyskip
 

@@ -30,7 +30,14 @@ class Raw:
     exact: an f32 KV cache and no flash attention, so that batches differ from single steps by float noise only."""
 
     def __init__(
-        self, path: Path, skip: str = "off", *, n_ctx: int = 1024, n_seq: int = 4, taps: tuple[str, ...] = (), exact: bool = False
+        self,
+        path: Path,
+        skip: str = "off",
+        *,
+        n_ctx: int = 1024,
+        n_seq: int = 4,
+        taps: tuple[str, ...] = (),
+        exact: bool = False,
     ) -> None:
         self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
         assert self.model

@@ -13,7 +13,9 @@ from pyskip.policy import Cosine, parse_skip
 PROMPT = [1, 4093, 198, 2683, 359, 260, 3286, 563, 253, 1789, 30]
 
 
-def decide(policy: Cosine, index: int, x: npt.NDArray[np.float64], z: npt.NDArray[np.float64]) -> tuple[list[bool], float]:
+def decide(
+    policy: Cosine, index: int, x: npt.NDArray[np.float64], z: npt.NDArray[np.float64]
+) -> tuple[list[bool], float]:
     """Section 3 of the paper for one generated token: x, z [n_layer, n_embd]. Which blocks are skipped, and how near
     the nearest test came to the threshold."""
     n_layer, to_skip, nearest = len(x), 0, np.inf
@@ -30,7 +32,9 @@ def decide(policy: Cosine, index: int, x: npt.NDArray[np.float64], z: npt.NDArra
     return skipped, nearest
 
 
-@pytest.mark.parametrize("spec", ["cosine:threshold=0.975,run=2,warmup=16", "cosine:threshold=0.97,run=1,cold_start=2,cold_end=1"])
+@pytest.mark.parametrize(
+    "spec", ["cosine:threshold=0.975,run=2,warmup=16", "cosine:threshold=0.97,run=1,cold_start=2,cold_end=1"]
+)
 def test_every_decision_equals_numpy(demo: Path, spec: str) -> None:
     policy = parse_skip(spec)
     assert isinstance(policy, Cosine)

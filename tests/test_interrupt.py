@@ -61,7 +61,9 @@ def test_generate_json_is_whole_when_interrupted(demo: Path) -> None:
 
 def test_while_the_prompt_is_decoded(demo: Path) -> None:
     """One batch of a long prompt takes seconds; the decode under way stops."""
-    with started("generate", "demo", "-p", "word " * 7000, "-c", "8192", "-n", "5", "-t", "1", "--skip", "off") as process:
+    with started(
+        "generate", "demo", "-p", "word " * 7000, "-c", "8192", "-n", "5", "-t", "1", "--skip", "off"
+    ) as process:
         time.sleep(3)
         start = time.monotonic()
         process.send_signal(signal.SIGINT)

@@ -19,5 +19,7 @@ def test_off_equals_unpatched(run_logits: Logits, demo: Path, threads: str) -> N
 def test_never_skipping_equals_unpatched(run_logits: Logits, demo: Path) -> None:
     """Invariant 3: a conditional graph whose test never passes computes what upstream's own does."""
     expected = run_logits("reference", demo, "--prompts", "4")
-    found = run_logits("pyskip", demo, "--prompts", "4", "--skip", "cosine:threshold=2,cold_start=0,cold_end=0,warmup=0")
+    found = run_logits(
+        "pyskip", demo, "--prompts", "4", "--skip", "cosine:threshold=2,cold_start=0,cold_end=0,warmup=0"
+    )
     np.testing.assert_array_equal(found["digests"], expected["digests"])

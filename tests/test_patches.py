@@ -16,7 +16,8 @@ SERIES = (PATCHES / "series").read_text().split()
 @pytest.fixture(scope="module")
 def upstream() -> ModuleType:
     spec = importlib.util.spec_from_file_location("upstream", ROOT / "cmake" / "upstream.py")
-    assert spec and spec.loader
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -60,13 +61,19 @@ def test_applies_without_fuzz_or_offset(upstream: ModuleType, tmp_path: Path) ->
 
 
 def test_adds_few_lines() -> None:
-    added = [line for name in SERIES for line in (PATCHES / name).read_text().splitlines() if re.match(r"\+(?!\+\+)", line)]
+    added = [
+        line for name in SERIES for line in (PATCHES / name).read_text().splitlines() if re.match(r"\+(?!\+\+)", line)
+    ]
     assert 0 < len(added) <= 60
 
 
-def test_a_patch_for_another_release_is_refused(upstream: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_patch_for_another_release_is_refused(
+    upstream: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     wrong = tmp_path / "0009-wrong.patch"
-    wrong.write_text("x\n\n--- a/src/llama.cpp\n+++ b/src/llama.cpp\n@@ -1,2 +1,3 @@\n never there\n+new\n never there either\n")
+    wrong.write_text(
+        "x\n\n--- a/src/llama.cpp\n+++ b/src/llama.cpp\n@@ -1,2 +1,3 @@\n never there\n+new\n never there either\n"
+    )
     with pytest.raises(upstream.Failure, match=r"does not apply.*expected commit"):
         upstream.tree(ROOT / "build" / "sdist", tmp_path / "tree", [wrong])
     assert not (tmp_path / "tree").exists()

@@ -74,7 +74,9 @@ def test_what_needs_a_profile_says_so(spec: str | float) -> None:
         parse_skip(spec)
 
 
-@pytest.mark.parametrize("values", [{"threshold": math.nan}, {"run": -1}, {"warmup": True}, {"cold_end": 1.0}, {"threshold": "x"}])
+@pytest.mark.parametrize(
+    "values", [{"threshold": math.nan}, {"run": -1}, {"warmup": True}, {"cold_end": 1.0}, {"threshold": "x"}]
+)
 def test_typed_values_are_checked_too(values: dict[str, object]) -> None:
     with pytest.raises(pyskip.PolicyError):
         Cosine(**values)  # type: ignore[arg-type]
