@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -74,19 +75,22 @@ def random_q4_k(rng: np.random.Generator, rows: int, columns: int, std: float) -
     return blocks.reshape(rows, -1)
 
 
-def random_tensor(
-    name: str, dims: tuple[int, ...], std: float, kind: str, seed: int
-) -> npt.NDArray[np.uint8 | np.float32]:
-    """The tensor as GGUF stores it; norms and what does not divide into blocks are f32."""
+def stored_kind(dims: tuple[int, ...], std: float, kind: str) -> str:
+    """Norms, and rows that do not divide into blocks, are f32."""
+    whole = std == 0.0 or dims[-1] % (256 if kind == "q4_k" else 32)
+    return "f32" if whole else kind
+
+
+def random_tensor(name: str, dims: tuple[int, ...], std: float, kind: str, seed: int) -> npt.NDArray[Any]:
+    """The tensor as GGUF stores it: f32 values or the bytes of blocks."""
     if std == 0.0:
         return np.ones(dims, np.float32)
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    if kind == "q4_k" and dims[-1] % 256 == 0:
+    kind = stored_kind(dims, std, kind)
+    if kind == "q4_k":
         return random_q4_k(rng, dims[0], dims[1], std)
     values = rng.standard_normal(dims, np.float32) * np.float32(std)
-    if kind == "f32" or dims[-1] % 32:
-        return values
-    return gguf.quantize(values, QUANTS[kind])
+    return values if kind == "f32" else gguf.quantize(values, QUANTS[kind])
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, n_vocab: int) -> None:
@@ -122,12 +126,12 @@ def make(path: Path, shape: Shape, *, kind: str | None = None, seed: int = 0) ->
     writer.add_feed_forward_length(shape.n_ff)
     add_tokenizer(writer, shape.n_vocab)
     for name, dims, std in tensors(shape):
-        whole = kind == "f32" or std == 0.0 or dims[-1] % (256 if kind == "q4_k" else 32)
-        quant = QUANTS["f32" if whole else kind]
-        stored = dims if whole else gguf.quant_shape_to_byte_shape(dims, quant)
+        tensor_kind = stored_kind(dims, std, kind)
+        whole = tensor_kind == "f32"
+        stored = dims if whole else gguf.quant_shape_to_byte_shape(dims, QUANTS[tensor_kind])
         n_bytes = int(np.prod(stored)) * (4 if whole else 1)
         dtype = np.dtype(np.float32 if whole else np.uint8)
-        writer.add_tensor_info(name, stored, dtype, n_bytes, None if whole else quant)
+        writer.add_tensor_info(name, stored, dtype, n_bytes, None if whole else QUANTS[tensor_kind])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

@@ -17,10 +17,20 @@ from pathlib import Path
 PYSKIP = [sys.executable, "-m", "pyskip"]
 
 
+def hear_interrupts() -> None:
+    """In the child: a shell's background jobs, and so their children, ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @contextlib.contextmanager
 def started(*args: str) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(
-        [*PYSKIP, *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+        [*PYSKIP, *args],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+        preexec_fn=hear_interrupts,
     )
     try:
         yield process
@@ -52,6 +62,8 @@ def test_generate_json_is_whole_when_interrupted(demo: Path) -> None:
     import json
 
     with started("generate", "demo", "-p", "Once upon a time", "-n", "100000", "-c", "8192", "--json") as process:
+        assert process.stderr
+        process.stderr.read(10)  # loaded
         time.sleep(4)
         process.send_signal(signal.SIGINT)
         status, out, _ = finish(process)
@@ -76,7 +88,7 @@ def test_while_the_prompt_is_decoded(demo: Path) -> None:
 
 def test_while_loading(tmp_path: Path) -> None:
     """At any moment from the start of the process on."""
-    for delay in (0.4, 0.6, 0.8):
+    for delay in (0.7, 0.9, 1.1):
         with started("generate", "demo", "-p", "x", "-n", "100000", "-c", "8192") as process:
             time.sleep(delay)
             process.send_signal(signal.SIGINT)
@@ -104,7 +116,12 @@ class Terminal:
         self.master, self.slave = pty.openpty()
         self.before = termios.tcgetattr(self.slave)
         self.process = subprocess.Popen(
-            [*PYSKIP, "chat", *args], stdin=self.slave, stdout=self.slave, stderr=self.slave, start_new_session=True
+            [*PYSKIP, "chat", *args],
+            stdin=self.slave,
+            stdout=self.slave,
+            stderr=self.slave,
+            start_new_session=True,
+            preexec_fn=hear_interrupts,
         )
         self.seen = ""
 
@@ -121,6 +138,11 @@ class Terminal:
 
     def interrupt(self) -> None:
         self.process.send_signal(signal.SIGINT)
+
+    def __del__(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
 
     def close(self) -> int:
         status = self.process.wait(30)
@@ -140,6 +162,7 @@ def test_on_a_terminal_the_first_ends_the_answer_and_not_the_chat(demo: Path) ->
     terminal.interrupt()
     terminal.wait_for("stopped")
     terminal.wait_for("> ")
+    time.sleep(0.5)  # until input() reads
     terminal.interrupt()
     assert terminal.close() == 130
 

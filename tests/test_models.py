@@ -65,6 +65,12 @@ def test_every_type_loads_and_stays_sane(tmp_path: Path, kind: str) -> None:
     assert np.ptp(scores, axis=0).min() > 0, "the logits do not depend on the token"
 
 
+def test_rows_that_do_not_divide_into_blocks_stay_f32(tmp_path: Path) -> None:
+    make_random.make(tmp_path / "m.gguf", TINY, kind="q4_k")
+    assert {t.tensor_type.name for t in gguf.GGUFReader(tmp_path / "m.gguf").tensors} == {"F32"}
+    assert np.isfinite(logits(tmp_path / "m.gguf", [1, 2, 3])).all()
+
+
 @pytest.mark.parametrize("std", [0.02, 1.0])
 def test_q4_k_blocks_have_the_spread_asked_for(std: float) -> None:
     blocks = make_random.random_q4_k(np.random.default_rng(0), 64, 1024, std)
