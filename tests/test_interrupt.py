@@ -68,7 +68,8 @@ def test_generate_json_is_whole_when_interrupted(demo: Path) -> None:
         process.send_signal(signal.SIGINT)
         status, out, _ = finish(process)
     assert status == 130
-    assert json.loads(out)["n_gen"] > 0
+    document = json.loads(out)
+    assert bool(document["text"]) == (document["n_gen"] > 0)  # a loaded machine may not have come to a token yet
 
 
 def test_while_the_prompt_is_decoded(demo: Path) -> None:
