@@ -6,7 +6,6 @@ Patched and stock llama.cpp cannot live in one process, so a stock one that is t
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 import os
 import re
@@ -39,15 +38,22 @@ def _refuse_stock(lib_dir: Path) -> None:
 def _check_version(build: str) -> None:
     pinned = re.match(r"llama-cpp-python (\S+),", build)
     expected = pinned.group(1) if pinned else "unknown"
-    try:
-        found = importlib.metadata.version("llama-cpp-python")
-    except importlib.metadata.PackageNotFoundError:
-        found = "none"
+    found = _installed_version()
     if found != expected:
         raise BuildMismatchError(
             f"llama-cpp-python {found} is installed, pyskip was built with {expected}: "
             f"pip install llama-cpp-python=={expected}"
         )
+
+
+def _installed_version() -> str:
+    """llama_cpp.__version__, read and not imported: bindings of another release may not even load on this library.
+    (importlib.metadata would cost as much as all the rest of importing pyskip.)"""
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None or spec.origin is None:
+        return "none"
+    stated = re.search(r"""^__version__ = ["'](.+)["']""", Path(spec.origin).read_text("utf-8"), re.MULTILINE)
+    return stated.group(1) if stated else "of no version"
 
 
 def _import_llama_cpp(lib_dir: Path) -> Any:

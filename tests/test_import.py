@@ -22,7 +22,7 @@ def test_import_brings_nothing_that_only_the_command_line_needs() -> None:
     assert done.returncode == 0, done.stderr
     added = {name.partition(".")[0] for name in done.stdout.split()}
     assert {"pyskip"} <= added
-    assert not added & {"click", "rich", "gguf", "huggingface_hub", "asyncio", "cffi", "pycparser"}
+    assert not added & {"click", "rich", "gguf", "huggingface_hub", "asyncio", "cffi", "pycparser", "email"}
 
 
 def test_a_stock_llama_cpp_that_is_there_already_is_refused() -> None:
@@ -32,9 +32,8 @@ def test_a_stock_llama_cpp_that_is_there_already_is_refused() -> None:
 
 
 def test_another_llama_cpp_python_is_refused(tmp_path: Path) -> None:
-    info = tmp_path / "llama_cpp_python-0.3.7.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: llama_cpp_python\nVersion: 0.3.7\n")
+    (tmp_path / "llama_cpp").mkdir()
+    (tmp_path / "llama_cpp" / "__init__.py").write_text('raise SystemExit("imported")\n\n__version__ = "0.3.7"\n')
     done = python("import pyskip; pyskip.Llama", PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
     assert "llama-cpp-python 0.3.7 is installed, pyskip was built with" in done.stderr.splitlines()[-1]

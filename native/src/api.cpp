@@ -144,10 +144,10 @@ size_t pyskip_take_trace(llama_context * ctx, size_t n, pyskip_trace_token * tok
 
 pyskip_status pyskip_set_abort(llama_context * ctx, bool abort) {
     return guard(nullptr, 0, [&] {
-        const bool     is_new = !pyskip_state_get(ctx);
-        pyskip_state & state  = pyskip_state_make(ctx);
-        state.abort           = abort;
-        if (!abort || is_new) {
+        pyskip_state & state = pyskip_state_make(ctx);
+        state.abort          = abort;
+        if (!state.has_abort_callback) {
+            state.has_abort_callback = true;
             llama_set_abort_callback(ctx, [](void * data) { return ((const pyskip_state *) data)->abort.load(); }, &state);
         }
         return PYSKIP_STATUS_OK;

@@ -93,6 +93,7 @@ struct pyskip_state {
     std::deque<pyskip_trace_entry> trace;
 
     std::atomic<bool> abort{ false };
+    bool              has_abort_callback = false;
 
     // which layers can be skipped; empty until somebody asked
     std::vector<uint8_t> skippable;
