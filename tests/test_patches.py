@@ -93,6 +93,19 @@ def test_local_tree_must_be_one(upstream: ModuleType, tmp_path: Path, monkeypatc
         upstream.tree(tmp_path, tmp_path / "out", [])
 
 
+def test_a_local_tree_gives_the_same(upstream: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    upstream.tree(ROOT / "build" / "sdist", tmp_path / "local", [])
+    upstream.tree(ROOT / "build" / "sdist", tmp_path / "expected", upstream.series())
+    monkeypatch.setenv("PYSKIP_LLAMA_CPP_DIR", str(tmp_path / "local"))
+    upstream.tree(tmp_path / "no sdist", tmp_path / "found", upstream.series())
+    expected, found = (
+        {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file() and p.name != upstream.STAMP}
+        for root in (tmp_path / "expected", tmp_path / "found")
+    )
+    assert found == expected
+    assert "pyskip" not in (tmp_path / "local" / "src" / "llama-context.h").read_text()
+
+
 def test_rebuild_touches_only_what_changed(upstream: ModuleType, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     upstream.tree(ROOT / "build" / "sdist", tree, [])

@@ -1,6 +1,7 @@
 // The graph pass on graphs made by hand: which ADD joins, which nodes are the region, and what must never be in it.
 
 #include "check.h"
+#include "ggml-backend-impl.h"
 #include "ggml-impl.h"
 #include "ggml.h"
 #include "graph-pass.h"
@@ -141,8 +142,31 @@ static void test_refused() {
     }
 }
 
+static void test_other_back_end() {
+    // a weight of the region in the memory of a GPU
+    ggml_backend_device device = {};
+    device.iface.get_type      = [](ggml_backend_dev_t) { return GGML_BACKEND_DEVICE_TYPE_GPU; };
+    ggml_backend_buffer_type type = {};
+    type.device                   = &device;
+    ggml_backend_buffer buffer    = {};
+    buffer.buft                   = &type;
+
+    builder       b;
+    ggml_tensor * x  = b.input();
+    ggml_tensor * z  = ggml_add(b.ctx, b.ffn(0, b.norm(x)), x);
+    ggml_tensor * up = z->src[0]->src[1]->src[0]->src[0];
+    CHECK(std::string(up->name) == "blk.0.ffn_up.weight");
+    up->buffer        = &buffer;
+    const auto blocks = b.find(z);
+    CHECK(blocks.size() == 1 && !blocks[0].on_cpu);
+
+    device.iface.get_type = [](ggml_backend_dev_t) { return GGML_BACKEND_DEVICE_TYPE_CPU; };
+    CHECK(pyskip_graph_find(b.gf)[0].on_cpu);
+}
+
 int main() {
     test_names();
+    test_other_back_end();
     test_serial();
     test_operands_swapped_bias_and_post_norm();
     test_parallel_attention();
