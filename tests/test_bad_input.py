@@ -1,11 +1,13 @@
 """Every bad input that the issue names, through the command line: one line on stderr, exit 1 or 2, never a crash."""
 
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import gguf
 import pytest
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -53,12 +55,57 @@ def test_directory_and_names(cli: Cli, tmp_path: Path) -> None:
     refused(cli("generate", os.devnull, "-p", "x"), 1, "regular file")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_unreadable(cli: Cli, tmp_path: Path) -> None:
+def vocabulary_only(path: Path) -> Path:
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(["<unk>", "a"])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
+def broken(kind: str, tmp_path: Path, tiny: Path) -> Path:
     path = tmp_path / "model.gguf"
-    path.write_bytes(b"GGUF")
+    whole = tiny.read_bytes()
+    if kind == "header":
+        path.write_bytes(whole[:300])
+    elif kind == "counts":
+        path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 2**60, 2**60))
+    elif kind == "zeros":
+        path.write_bytes(b"GGUF" + bytes(4096))
+    elif kind == "vocabulary":
+        vocabulary_only(path)
+    elif kind == "missing tensor":
+        path.write_bytes(whole.replace(b"blk.3.ffn_down.weight", b"blk.3.ffn_dowm.weight"))
+    elif kind == "architecture":
+        path.write_bytes(whole.replace(b"llama", b"lluma"))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("header", "cannot read"),
+        ("counts", "cannot read"),
+        ("zeros", "cannot read"),
+        ("vocabulary", "vocabulary and no weights"),
+        ("missing tensor", "cannot load it"),
+        ("architecture", "cannot load it"),
+    ],
+)
+def test_broken_models(cli: Cli, tmp_path: Path, tiny: Path, kind: str, said: str) -> None:
+    refused(cli("generate", str(broken(kind, tmp_path, tiny)), "-p", "x", "-n", "1"), 1, said)
+
+
+def test_unreadable(tmp_path: Path, tiny: Path) -> None:
+    path = tmp_path / "secret.gguf"
+    path.write_bytes(tiny.read_bytes())
     path.chmod(0)
-    refused(cli("generate", str(path), "-p", "x"), 1, "permissions")
+    command = [sys.executable, "-m", "pyskip", "generate", str(path), "-p", "x"]
+    prefix = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
+    done = subprocess.run([*prefix, *command], capture_output=True, text=True)
+    refused(done, 1, "cannot be opened for reading")
 
 
 @pytest.mark.parametrize(
@@ -70,6 +117,8 @@ def test_unreadable(cli: Cli, tmp_path: Path) -> None:
         ("cosine:threshold=nan", "nan"),
         ("cosine:run=x", "'x'"),
         ("static:99", "99"),
+        ("static:6", "layers 0 to 5"),
+        ("cosine:cold_start=9", "leave none of the model's 6 layers"),
         ("static:", "no layer"),
         ("0.25", "profile"),
         ("profile:error=0.1", "profile"),
