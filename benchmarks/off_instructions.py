@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import shutil
 import signal
@@ -25,6 +24,8 @@ from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 from typing import NamedTuple
+
+from machine import cpu_name
 
 ROOT = Path(__file__).resolve().parent.parent
 DRIVER = Path(__file__).resolve().parent / "decode_n.cpp"
@@ -54,17 +55,6 @@ class Result:
     pyskip_off: float
     ratio: float
     same_logits: bool
-
-
-def cpu_name() -> str:
-    """As the kernel calls it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("model name", "Model")):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def clean_environment(library: Path) -> dict[str, str]:

@@ -20,13 +20,14 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import random
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from machine import cpu_name
 
 ROOT = Path(__file__).resolve().parent.parent
 N_LAYER = 22
@@ -121,13 +122,6 @@ def measure(model: Path, rounds: int, threads: int, n: int) -> dict[str, list[fl
         for worker in workers.values():
             worker.close()
     return rates
-
-
-def cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith(("model name", "Model")):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def report(rates: dict[str, list[float]], args: argparse.Namespace) -> dict[str, object]:
