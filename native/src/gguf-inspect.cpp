@@ -4,7 +4,6 @@
 #include "gguf.h"
 
 #include <algorithm>
-#include <cinttypes>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>

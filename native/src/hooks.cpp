@@ -9,10 +9,10 @@ void pyskip_hook_reuse(const pyskip_state * state, llm_graph_result ** active) {
     }
 }
 
-void pyskip_hook_built(pyskip_state * state, ggml_cgraph * gf) {
+void pyskip_hook_built(pyskip_state * state, ggml_cgraph * gf, const llama_ubatch & ubatch) {
     if (state) {
         state->must_rebuild = false;
-        state->attach(gf);
+        state->attach(gf, ubatch);
     }
 }
 

@@ -59,8 +59,8 @@ static bool join_row(pyskip_slot & slot, ggml_tensor * dst, int64_t row) {
     if (next == state.slots.size()) {
         return false;
     }
-    const bool skip_next          = pyskip_rule_skips(state.rule, state.slots[next].block.il, token);
-    state.skips(slot.k + 1, t) = skip_next;
+    const bool skip_next           = pyskip_rule_skips(state.rule, state.slots[next].block.il, token);
+    state.skips((int32_t) next, t) = skip_next;
     return !skip_next && state.has_token(state.slots[next], t);
 }
 

@@ -5,7 +5,6 @@
 #include "llama-batch.h"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 
 pyskip_state::pyskip_state(int32_t n_layer) : n_layer(n_layer) {
@@ -21,7 +20,15 @@ void pyskip_state::set_rule(const pyskip_rule & next) {
     rule         = next;
 }
 
-void pyskip_state::attach(ggml_cgraph * gf) {
+// Whether the rows of the join are the batch's tokens, or those of them that have an output.
+static bool rows_are_tokens(const pyskip_block & block, const llama_ubatch & ubatch) {
+    const int64_t n_rows    = ggml_nrows(block.join);
+    const int64_t n_outputs = ubatch.output ? std::count_if(ubatch.output, ubatch.output + ubatch.n_tokens,
+                                                            [](int8_t output) { return output != 0; }) : 0;
+    return n_rows == (int64_t) ubatch.n_tokens || n_rows == n_outputs;
+}
+
+void pyskip_state::attach(ggml_cgraph * gf, const llama_ubatch & ubatch) {
     slots.clear();
     if (rule.type == PYSKIP_POLICY_OFF) {
         return;
@@ -29,6 +36,9 @@ void pyskip_state::attach(ggml_cgraph * gf) {
     std::vector<pyskip_block> blocks = pyskip_graph_find(gf);
     slots.reserve(blocks.size()); // the joins point into it
     for (pyskip_block & block : blocks) {
+        if (block.il >= n_layer || !rows_are_tokens(block, ubatch)) {
+            continue; // a layer past the model's own (multi-token prediction), or a stream of another shape: dense
+        }
         pyskip_slot & slot = slots.emplace_back();
         slot.k             = (int32_t) slots.size() - 1;
         slot.n_rows        = ggml_nrows(block.join);

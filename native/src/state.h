@@ -47,8 +47,8 @@ struct pyskip_state {
     // Decide by this rule from the next batch on.
     void set_rule(const pyskip_rule & next);
 
-    // A graph was built: make its blocks conditional. With the rule off it stays as it is.
-    void attach(ggml_cgraph * gf);
+    // A graph was built for a batch of this shape: make its blocks conditional. With the rule off it stays as it is.
+    void attach(ggml_cgraph * gf, const llama_ubatch & ubatch);
 
     // A batch is about to be computed on the attached graph; it was computed.
     void begin(const llama_ubatch & ubatch);
