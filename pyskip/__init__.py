@@ -11,11 +11,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from .errors import BuildMismatchError, DecodeError, ModelLoadError, PolicyError, ProfileError, PyskipError
-from .policy import Cosine, Off, Policy, Static, parse_skip
+from .policy import Cosine, Off, Policy, Profiled, Random, Static, parse_skip
 
 if TYPE_CHECKING:
     from .gguf_info import GGUFInfo, inspect
     from .llama import Llama
+    from .profile import Profile
     from .stats import SkipStats, SkipTrace
 
 # First: llama_cpp must come up on pyskip's libraries. What is wrong with them is raised by whatever needs them, and not
@@ -35,8 +36,11 @@ __all__ = [
     "Off",
     "Policy",
     "PolicyError",
+    "Profile",
     "ProfileError",
+    "Profiled",
     "PyskipError",
+    "Random",
     "SkipStats",
     "SkipTrace",
     "Static",
@@ -45,7 +49,14 @@ __all__ = [
     "parse_skip",
 ]
 
-_LAZY = {"GGUFInfo": "gguf_info", "inspect": "gguf_info", "Llama": "llama", "SkipStats": "stats", "SkipTrace": "stats"}
+_LAZY = {
+    "GGUFInfo": "gguf_info",
+    "inspect": "gguf_info",
+    "Llama": "llama",
+    "Profile": "profile",
+    "SkipStats": "stats",
+    "SkipTrace": "stats",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ._library import ffi, lib
-from .errors import PolicyError
-from .policy import Cosine, Policy, Static
+from .errors import PolicyError, ProfileError
+from .policy import Cosine, Policy, Profiled, Random, Static
 from .stats import SkipStats, SkipTrace
+
+if TYPE_CHECKING:
+    from .profile import Profile
 
 __all__ = ["SkipContext"]
 
@@ -31,8 +34,9 @@ class SkipContext:
         _raise_for(lib.pyskip_skippable(self._ctx, flags, self.n_layer, error, N_ERROR), error)
         return tuple(il for il in range(self.n_layer) if flags[il])
 
-    def set_policy(self, policy: Policy) -> None:
-        """Decide by `policy` from the next token on. Raises PolicyError where it does not fit the model."""
+    def set_policy(self, policy: Policy, profile: Profile | None = None) -> None:
+        """Decide by `policy` from the next token on. Raises PolicyError where it does not fit the model, ProfileError
+        where it needs a profile and none is given."""
         layers = ffi.new("int32_t[]", policy.layers if isinstance(policy, Static) else ())
         native = ffi.new("struct pyskip_policy *", {"type": lib.PYSKIP_POLICY_OFF})
         if isinstance(policy, Static):
@@ -42,6 +46,18 @@ class SkipContext:
             native.threshold = max(-3.0e38, min(policy.threshold, 3.0e38))  # float32
             native.run, native.warmup = policy.run, policy.warmup
             native.cold_start, native.cold_end = policy.cold_start, policy.cold_end
+        elif isinstance(policy, Profiled):
+            if profile is None:
+                raise ProfileError(f"skip {str(policy)!r} needs the model's profile and none is given: run pyskip calibrate")
+            native.type, native.profile, native.warmup = lib.PYSKIP_POLICY_PROFILE, profile.native, profile.warmup
+            native.threshold, native.prefill = profile.threshold(policy), policy.prefill
+        elif isinstance(policy, Random):
+            native.type, native.rate, native.seed = lib.PYSKIP_POLICY_RANDOM, policy.rate, policy.seed
+            native.warmup = policy.warmup
+            if policy.stand_in:
+                if profile is None:
+                    raise ProfileError("random with stand_in=1 needs the model's profile: run pyskip calibrate")
+                native.profile = profile.native
         error = ffi.new("char[]", N_ERROR)
         _raise_for(lib.pyskip_set_policy(self._ctx, native, error, N_ERROR), error)
 

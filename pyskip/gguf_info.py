@@ -30,6 +30,7 @@ class GGUFInfo:
     n_ff: int
     kv_bytes_per_token: int
     has_chat_template: bool
+    fingerprint: str
 
     @property
     def ffn_share(self) -> float:
@@ -47,7 +48,7 @@ def inspect(path: str | os.PathLike[str], *, weights: bool = True) -> GGUFInfo:
         raise ModelLoadError(" ".join(ffi.string(error).decode("utf-8", "replace").split()))
     if weights and native.n_tensors == 0:
         raise ModelLoadError(f"{os.fspath(path)}: holds a vocabulary and no weights, expected a whole model")
-    texts = {name: ffi.string(getattr(native, name)).decode("utf-8", "replace") for name in ("architecture", "name")}
+    texts = {name: ffi.string(getattr(native, name)).decode("utf-8", "replace") for name in ("architecture", "name", "fingerprint")}
     numbers = {
         name: int(getattr(native, name))
         for name in GGUFInfo.__dataclass_fields__

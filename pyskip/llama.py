@@ -12,9 +12,10 @@ from ._context import SkipContext
 from ._library import llama_cpp
 from ._pieces import token_bytes
 from ._system import physical_cores
-from .errors import DecodeError, ModelLoadError
+from .errors import DecodeError, ModelLoadError, ProfileError
 from .gguf_info import check_context, inspect
-from .policy import Policy, parse_skip
+from .policy import Policy, Profiled, Random, parse_skip
+from .profile import Profile, find_profile, path_beside
 from .stats import SkipStats, SkipTrace
 
 __all__ = ["Llama"]
@@ -28,13 +29,16 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     skip: a specification such as "cosine:threshold=0.98" or "static:5,14,25", or a policy of pyskip.policy. May be
         changed at any time; counts from the next token on, and keeps the KV cache.
 
-    Prompts run dense, except under `static`. Tokens that generate() and all that builds on it (completion, chat) feed
+    profile: the path of the model's profile. Default: the file beside the model (model.skip.gguf), else one that comes
+        with pyskip. Read when a policy first needs it.
+
+    Prompts run dense, except under `static` and `profile:prefill=1`. Tokens that generate() and all that builds on it (completion, chat) feed
     back are decided by the policy; embeddings and eval() are dense unless mark_generated() says otherwise.
 
     n_threads and n_threads_batch default to the physical cores that the process may use.
 
     Raises ModelLoadError for a file that is no whole model or a context that cannot fit, PolicyError for a policy that
-    does not fit the model.
+    does not fit the model, ProfileError for a profile that is missing, damaged or another model's.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         model_path: str | os.PathLike[str],
         *,
         skip: str | float | Policy = "off",
+        profile: str | os.PathLike[str] | None = None,
         n_ctx: int = 512,
         n_threads: int | None = None,
         n_threads_batch: int | None = None,
@@ -53,6 +58,9 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         info = inspect(path, weights=not vocab_only)
         if not vocab_only:
             check_context(info, n_ctx)
+        self._info = info
+        self._profile_path = profile
+        self._profile: Profile | None = None
         check_arguments({"n_threads": n_threads, "n_threads_batch": n_threads_batch, **kwargs})
         self._generating_from: int | None = None  # by generate(), while its own code runs
         self._native: SkipContext | None = None
@@ -96,8 +104,29 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     @skip.setter
     def skip(self, value: str | float | Policy) -> None:
         policy = parse_skip(value)
-        self._skip_context.set_policy(policy)
+        needs = isinstance(policy, Profiled) or (isinstance(policy, Random) and policy.stand_in)
+        self._skip_context.set_policy(policy, self._needed_profile(policy) if needs else None)
         self._policy = policy
+
+    def _needed_profile(self, policy: Policy) -> Profile:
+        profile = self.profile
+        if profile is None:
+            raise ProfileError(
+                f"skip {str(policy)!r} needs a profile and {self.model_path} has none (no {path_beside(self.model_path)}):"
+                " make one with pyskip calibrate, name one with profile= (--profile), or use cosine or static"
+            )
+        return profile
+
+    @property
+    def profile(self) -> Profile | None:
+        """The model's profile, None where it has none. Raises ProfileError where it is damaged or another model's."""
+        if self._profile is None:
+            if self._profile_path is None:
+                self._profile = find_profile(self.model_path, self._info.fingerprint)
+            else:
+                self._profile = Profile(self._profile_path)
+                self._profile.check_model(self._info.fingerprint, self.model_path)
+        return self._profile
 
     @property
     def skippable_layers(self) -> tuple[int, ...]:
@@ -220,4 +249,4 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             super().close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "skip": str(self._policy)}
+        return {**super().__getstate__(), "skip": str(self._policy), "profile": self._profile_path}

@@ -3,6 +3,9 @@
     off
     cosine:threshold=0.98,run=1,cold_start=4,cold_end=4,warmup=16
     static:5,14,25
+    0.25                            the model's profile, at the operating point that skips 25 % of FFN blocks
+    profile:error=0.12,prefill=1    the same by predicted relative error; prompts too
+    random:rate=0.25,seed=1         a coin for each token and layer, to compare with
 
 ``parse_skip(str(policy)) == policy`` for every policy.
 """
@@ -10,12 +13,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from .errors import PolicyError, ProfileError
+from .errors import PolicyError
 
-__all__ = ["Cosine", "Off", "Policy", "Static", "parse_skip"]
+__all__ = ["Cosine", "Off", "Policy", "Profiled", "Random", "Static", "parse_skip"]
 
 INT32_MAX = 2**31 - 1
 
@@ -79,7 +83,64 @@ class Static:
         return "static:" + ",".join(map(str, self.layers))
 
 
-Policy: TypeAlias = Off | Cosine | Static
+@dataclass(frozen=True)
+class Profiled:
+    """The model's profile (pyskip calibrate): a gate predicts what a block's stand-in would cost, token by token.
+
+    rate: the share of FFN blocks to skip, by the curve that calibration measured; a given text may skip more or less.
+    error: instead of a rate, skip where the predicted error |y - stand-in| / |x|, times the layer's sensitivity, is
+        below it. Neither: the profile's recommended point.
+    prefill: decide prompt tokens too, after the first `warmup` positions; otherwise prompts run dense.
+
+    Raises PolicyError for values out of range and for both rate and error.
+    """
+
+    rate: float | None = None
+    error: float | None = None
+    prefill: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rate is not None and self.error is not None:
+            raise PolicyError("profile has both rate and error, expected one of them")
+        if self.rate is not None and not 0.0 <= self.rate <= 1.0:
+            raise PolicyError(f"profile rate is {self.rate}, expected 0 to 1")
+        if self.error is not None and not 0.0 <= self.error < math.inf:
+            raise PolicyError(f"profile error is {self.error}, expected a number from 0, such as 0.12")
+
+    def __str__(self) -> str:
+        if self.rate is not None and not self.prefill:
+            return str(self.rate)
+        return _spec("profile", rate=self.rate, error=self.error, prefill=1 if self.prefill else None)
+
+
+@dataclass(frozen=True)
+class Random:
+    """A coin for each token and layer, the same however tokens are batched. The baseline that every gate must beat.
+
+    stand_in: skipped blocks use the stand-ins of the model's profile; otherwise nothing, as in the paper.
+    """
+
+    rate: float = 0.25
+    seed: int = 0
+    warmup: int = 16
+    stand_in: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.rate <= 1.0:
+            raise PolicyError(f"random rate is {self.rate}, expected 0 to 1")
+        _check_count("random seed", self.seed)
+        _check_count("random warmup", self.warmup)
+
+    def __str__(self) -> str:
+        return _spec("random", rate=self.rate, seed=self.seed, warmup=self.warmup, stand_in=int(self.stand_in))
+
+
+Policy: TypeAlias = Off | Cosine | Static | Profiled | Random
+
+
+def _spec(name: str, **values: float | None) -> str:
+    items = [f"{key}={value}" for key, value in values.items() if value is not None]
+    return f"{name}:{','.join(items)}" if items else name
 
 
 def _check_count(what: str, value: object) -> None:
@@ -93,34 +154,48 @@ def _count(what: str, text: str) -> int:
     return int(text)
 
 
-def _parse_cosine(rest: str) -> Cosine:
-    known = {field.name for field in fields(Cosine)}
-    values: dict[str, float | int] = {}
+def _number(what: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise PolicyError(f"{what} is {text!r}, expected a number") from None
+
+
+def _flag(what: str, text: str) -> bool:
+    if text not in ("0", "1"):
+        raise PolicyError(f"{what} is {text!r}, expected 0 or 1")
+    return text == "1"
+
+
+_SETTINGS: dict[str, tuple[type[Cosine | Profiled | Random], dict[str, Callable[[str, str], float | bool]]]] = {
+    "cosine": (
+        Cosine,
+        {"threshold": _number, "run": _count, "cold_start": _count, "cold_end": _count, "warmup": _count},
+    ),
+    "profile": (Profiled, {"rate": _number, "error": _number, "prefill": _flag}),
+    "random": (Random, {"rate": _number, "seed": _count, "warmup": _count, "stand_in": _flag}),
+}
+
+
+def _parse_settings(name: str, rest: str) -> Policy:
+    policy, known = _SETTINGS[name]
+    values: dict[str, Any] = {}
     for item in rest.split(",") if rest else ():
         key, equals, text = item.partition("=")
         if not equals or key not in known:
             raise PolicyError(
-                f"cosine has no setting {item!r}, expected key=value with a key of {', '.join(sorted(known))}"
+                f"{name} has no setting {item!r}, expected key=value with a key of {', '.join(sorted(known))}"
             )
         if key in values:
-            raise PolicyError(f"cosine sets {key} twice, expected it once")
-        if key == "threshold":
-            try:
-                values[key] = float(text)
-            except ValueError:
-                raise PolicyError(f"cosine threshold is {text!r}, expected a number such as 0.98") from None
-        else:
-            values[key] = _count(f"cosine {key}", text)
-    return Cosine(**values)  # type: ignore[arg-type]
+            raise PolicyError(f"{name} sets {key} twice, expected it once")
+        values[key] = known[key](f"{name} {key}", text)
+    return policy(**values)
 
 
 def parse_skip(spec: str | float | Policy) -> Policy:
-    """The policy that a skip specification stands for; a policy stands for itself.
-
-    Raises PolicyError for a malformed specification, and ProfileError for one that needs a profile (a rate such as
-    0.25, or profile:error=0.12), since profiles come with calibration, which this version does not have yet.
-    """
-    if isinstance(spec, (Off, Cosine, Static)):
+    """The policy that a skip specification stands for; a policy stands for itself. Raises PolicyError where it is
+    malformed. Whether the model has the profile that a rate needs shows when the policy is set."""
+    if isinstance(spec, (Off, Cosine, Static, Profiled, Random)):
         return spec
     if isinstance(spec, (int, float)) and not isinstance(spec, bool):
         spec = str(float(spec))
@@ -129,16 +204,17 @@ def parse_skip(spec: str | float | Policy) -> Policy:
     name, colon, rest = spec.strip().partition(":")
     if name == "off" and not colon:
         return Off()
-    if name == "cosine":
-        return _parse_cosine(rest)
+    if name in _SETTINGS:
+        return _parse_settings(name, rest)
     if name == "static":
         return Static(tuple(_count("static layer", item.strip()) for item in rest.split(",")) if rest.strip() else ())
-    if name == "profile" or _is_rate(spec):
-        raise ProfileError(
-            f"skip {spec!r} needs a calibrated profile, which this version cannot make yet: use cosine or static"
-        )
+    if _is_rate(spec):
+        return Profiled(rate=float(spec))
     shown = spec if len(spec) <= 60 else spec[:57] + "..."
-    raise PolicyError(f"skip is {shown!r}, expected off, cosine[:key=value,...] or static:LAYER,...")
+    raise PolicyError(
+        f"skip is {shown!r}, expected off, a rate such as 0.25, profile[:key=value,...], cosine[:key=value,...], "
+        "static:LAYER,... or random[:key=value,...]"
+    )
 
 
 def _is_rate(spec: str) -> bool:

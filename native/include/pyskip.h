@@ -23,6 +23,11 @@ extern "C" {
 #endif
 
 struct llama_context;
+struct pyskip_profile;
+struct pyskip_gather;
+
+// The version of the profile's fields, "pyskip.profile_version".
+#define PYSKIP_PROFILE_VERSION 1
 
 enum pyskip_status {
     PYSKIP_STATUS_OK          = 0,
@@ -33,9 +38,11 @@ enum pyskip_status {
 };
 
 enum pyskip_policy_type {
-    PYSKIP_POLICY_OFF    = 0,
-    PYSKIP_POLICY_STATIC = 1,
-    PYSKIP_POLICY_COSINE = 2,
+    PYSKIP_POLICY_OFF     = 0,
+    PYSKIP_POLICY_STATIC  = 1,
+    PYSKIP_POLICY_COSINE  = 2,
+    PYSKIP_POLICY_PROFILE = 3,
+    PYSKIP_POLICY_RANDOM  = 4,
 };
 
 enum pyskip_phase {
@@ -47,12 +54,46 @@ enum pyskip_phase {
 struct pyskip_policy {
     int32_t         type;       // enum pyskip_policy_type
     float           threshold;  // cosine: skip the next blocks when cos(x, z) >= threshold
+                                // profile: skip a block when its gate's score is below it
     int32_t         run;        // cosine: how many blocks one positive test skips; 0 means up to the cold end
     int32_t         cold_start; // cosine: the first layers that always run
     int32_t         cold_end;   // cosine: the last layers that always run
-    int32_t         warmup;     // cosine: the first generated tokens of a sequence that run dense
+    int32_t         warmup;     // cosine, profile, random: the first generated tokens of a sequence that run dense
     const int32_t * layers;     // static: the layers whose FFN is skipped for every token
     size_t          n_layers;
+    const struct pyskip_profile * profile; // profile; random: its stand-ins are used; or NULL
+    bool            prefill;    // profile: prompt tokens at positions >= warmup are decided like generated ones
+    float           rate;       // random: the share of blocks to skip
+    uint32_t        seed;       // random
+};
+
+// What a profile says of itself. Texts are UTF-8, cut to their room.
+struct pyskip_profile_info {
+    int32_t n_layer;
+    int32_t n_embd;
+    int32_t warmup;      // generated tokens that run dense
+    int32_t rank;        // of the largest stand-in; the width where it is gated
+    int32_t n_points;    // of its curve
+    int32_t recommended; // index of a point
+    int64_t n_tokens;    // that it was calibrated on
+    char    fingerprint[32]; // of the model, as in pyskip_gguf_info
+    char    model[128];
+    char    stand_in[16];    // linear, gated or none
+    char    method[256];
+    char    text[256];       // what was calibrated on
+    char    text_sha256[72];
+    char    made_by[64];
+};
+
+// One operating point, measured on text that the calibration did not fit.
+struct pyskip_profile_point {
+    float rate;            // of blocks skipped
+    float threshold;       // for pyskip_policy
+    float ppl_ratio;       // perplexity against dense
+    float ppl_ratio_se;
+    float kld_mean;        // nats per token, dense || skipped
+    float ffn_bytes_saved; // share of the FFN's bytes that are not read, what gates and stand-ins read taken off
+    float ideal_speedup;   // bytes of all weights / bytes read
 };
 
 // One traced token: what was decided for it in each layer.
@@ -98,8 +139,8 @@ PYSKIP_API void               pyskip_reset_counters(struct llama_context * ctx);
 PYSKIP_API enum pyskip_status pyskip_set_trace(struct llama_context * ctx, size_t capacity);
 
 // Take up to n traced tokens, oldest first, and drop them. Returns how many. For token i and layer il,
-// skipped[i*n_layer + il] is 1 where the block was skipped, and sim[i*n_layer + il] is cos(x, z) where it was tested,
-// else NaN. skipped and sim may be NULL.
+// skipped[i*n_layer + il] is 1 where the block was skipped, and sim[i*n_layer + il] is cos(x, z) where it was tested
+// (cosine), or the gate's score (profile, random with a profile), else NaN. skipped and sim may be NULL.
 PYSKIP_API size_t pyskip_take_trace(struct llama_context * ctx, size_t n, struct pyskip_trace_token * tokens,
                                     uint8_t * skipped, float * sim);
 
@@ -122,10 +163,37 @@ struct pyskip_gguf_info {
     int64_t n_ff;               // of the widest layer
     int64_t kv_bytes_per_token; // of an f16 KV cache
     bool    has_chat_template;
+    char    fingerprint[32];    // of the tensors' names, types, shapes and a sample of the FFN weights' bytes
 };
 
 PYSKIP_API enum pyskip_status pyskip_gguf_inspect(const char * path, struct pyskip_gguf_info * info,
                                                   char * error, size_t n_error);
+
+// Read a profile. It is checked whole: fields, shapes, finite values. FILE with the field in error where it is not
+// sound. Whether it belongs to a model is for the caller to see by its fingerprint. Freed only after every context has
+// another policy or is gone.
+PYSKIP_API enum pyskip_status pyskip_profile_load(const char * path, struct pyskip_profile ** profile,
+                                                  char * error, size_t n_error);
+PYSKIP_API void               pyskip_profile_free(struct pyskip_profile * profile);
+
+// points holds info.n_points entries, stand_in_bytes and gate_bytes info.n_layer: what one skipped block, and one
+// token's gate, read there; gate_bytes is 0 where a layer is never skipped.
+PYSKIP_API void pyskip_profile_get(const struct pyskip_profile * profile, struct pyskip_profile_info * info);
+PYSKIP_API void pyskip_profile_get_points(const struct pyskip_profile * profile, struct pyskip_profile_point * points);
+PYSKIP_API void pyskip_profile_get_bytes(const struct pyskip_profile * profile, int64_t * stand_in_bytes, int64_t * gate_bytes);
+
+// Calibration: from the next llama_decode() on the context runs dense, and sums are gathered over its generated tokens
+// at index >= warmup, by layer. A row f is the block's normed input, log(|x|) and 1; x is the stream that enters.
+// Without a profile: gram += f f', cross += f y' (y: the block's output), energy += |y|^2. With one: cross += f e,
+// energy += e^2, where e = log(|y - stand-in| / |x|); gram is gathered as well. Ends with pyskip_gather_free().
+PYSKIP_API enum pyskip_status pyskip_gather_start(struct llama_context * ctx, const struct pyskip_profile * profile,
+                                                  int32_t warmup, struct pyskip_gather ** gather, char * error, size_t n_error);
+
+// Layer il's sums so far: gram [(n_embd+2)^2], cross [n_cross, n_embd+2], n_cross = n_embd, or 1 with a profile; the
+// pointers hold until pyskip_gather_free(). NULL where the layer has no block whose input can be told.
+PYSKIP_API void pyskip_gather_get(const struct pyskip_gather * gather, int32_t il, const float ** gram, const float ** cross,
+                                  double * energy, int64_t * n_tokens);
+PYSKIP_API void pyskip_gather_free(struct llama_context * ctx, struct pyskip_gather * gather);
 
 #ifdef __cplusplus
 }

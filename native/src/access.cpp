@@ -69,6 +69,10 @@ int32_t pyskip_context_n_layer(const llama_context * ctx) {
     return (int32_t) ctx->get_model().hparams.n_layer();
 }
 
+int32_t pyskip_context_n_embd(const llama_context * ctx) {
+    return (int32_t) ctx->get_model().hparams.n_embd;
+}
+
 bool pyskip_context_probe(llama_context * ctx, pyskip_state & state, std::string & error) {
     const llama_model & model = ctx->get_model();
     const std::string   arch  = model.arch_name();

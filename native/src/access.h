@@ -22,6 +22,7 @@ pyskip_state & pyskip_state_make(llama_context * ctx);
 std::shared_ptr<pyskip_state> pyskip_state_of(const llama_memory_i * mem);
 
 int32_t pyskip_context_n_layer(const llama_context * ctx);
+int32_t pyskip_context_n_embd(const llama_context * ctx);
 
 // Build the context's decode graph once and fill state.skippable from it. False with a line in `error` where nothing
 // of it can be skipped.

@@ -1,8 +1,10 @@
 // The C API of pyskip.h. Nothing throws across it.
 
 #include "access.h"
+#include "gather.h"
 #include "gguf-inspect.h"
 #include "llama.h"
+#include "profile.h"
 #include "pyskip-build.h"
 #include "pyskip.h"
 #include "state.h"
@@ -56,6 +58,19 @@ pyskip_status pyskip_skippable(llama_context * ctx, uint8_t * skippable, size_t 
     });
 }
 
+// The least that keeps memory safe; whose profile it is, its fingerprint tells.
+static bool pyskip_profile_fits(const pyskip_profile & profile, const llama_context * ctx, std::string & line) {
+    const int32_t n_layer = pyskip_context_n_layer(ctx);
+    const int32_t n_embd  = pyskip_context_n_embd(ctx);
+    if (profile.info.n_layer == n_layer && profile.info.n_embd == n_embd) {
+        return true;
+    }
+    line = "the profile is for a model of " + std::to_string(profile.info.n_layer) + " layers of " +
+           std::to_string(profile.info.n_embd) + " values, this one has " + std::to_string(n_layer) + " of " +
+           std::to_string(n_embd) + ": give the model's own profile";
+    return false;
+}
+
 pyskip_status pyskip_set_policy(llama_context * ctx, const pyskip_policy * policy, char * error, size_t n_error) {
     return guard(error, n_error, [&] {
         if (policy->type == PYSKIP_POLICY_OFF && !pyskip_state_get(ctx)) {
@@ -76,7 +91,15 @@ pyskip_status pyskip_set_policy(llama_context * ctx, const pyskip_policy * polic
                               ", which has no FFN that can be skipped: leave it out", error, n_error);
             }
         }
-        state.set_rule(rule);
+        const bool has_profile = rule.type == PYSKIP_POLICY_PROFILE || rule.type == PYSKIP_POLICY_RANDOM;
+        if (!has_profile || !policy->profile) {
+            state.set_rule(rule, nullptr);
+            return PYSKIP_STATUS_OK;
+        }
+        if (!pyskip_profile_fits(*policy->profile, ctx, line)) {
+            return report(PYSKIP_STATUS_INVALID, line, error, n_error);
+        }
+        state.set_rule(rule, policy->profile->self);
         return PYSKIP_STATUS_OK;
     });
 }
@@ -162,4 +185,72 @@ pyskip_status pyskip_gguf_inspect(const char * path, pyskip_gguf_info * info, ch
         }
         return PYSKIP_STATUS_OK;
     });
+}
+
+pyskip_status pyskip_profile_load(const char * path, pyskip_profile ** profile, char * error, size_t n_error) {
+    return guard(error, n_error, [&] {
+        auto        loaded = std::make_shared<pyskip_profile>();
+        std::string line;
+        if (!pyskip_profile_read(path, *loaded, line)) {
+            return report(PYSKIP_STATUS_FILE, line, error, n_error);
+        }
+        loaded->self = loaded;
+        *profile     = loaded.get();
+        return PYSKIP_STATUS_OK;
+    });
+}
+
+void pyskip_profile_free(pyskip_profile * profile) {
+    if (profile) {
+        const auto last = std::move(profile->self); // contexts that decide by it hold their own share
+    }
+}
+
+void pyskip_profile_get(const pyskip_profile * profile, pyskip_profile_info * info) {
+    *info = profile->info;
+}
+
+void pyskip_profile_get_points(const pyskip_profile * profile, pyskip_profile_point * points) {
+    std::copy(profile->curve.begin(), profile->curve.end(), points);
+}
+
+void pyskip_profile_get_bytes(const pyskip_profile * profile, int64_t * stand_in_bytes, int64_t * gate_bytes) {
+    for (size_t il = 0; il < profile->layers.size(); ++il) {
+        stand_in_bytes[il] = profile->layers[il].bytes;
+        gate_bytes[il]     = profile->layers[il].gate ? profile->gate_bytes : 0;
+    }
+}
+
+pyskip_status pyskip_gather_start(llama_context * ctx, const pyskip_profile * profile, int32_t warmup,
+                                  pyskip_gather ** gather, char * error, size_t n_error) {
+    return guard(error, n_error, [&] {
+        pyskip_state & state = pyskip_state_make(ctx);
+        std::string    line;
+        if (profile && !pyskip_profile_fits(*profile, ctx, line)) {
+            return report(PYSKIP_STATUS_INVALID, line, error, n_error);
+        }
+        if (state.skippable.empty() && !pyskip_context_probe(ctx, state, line)) {
+            return report(PYSKIP_STATUS_UNSUPPORTED, line, error, n_error);
+        }
+        *gather = new pyskip_gather(state.n_layer, pyskip_context_n_embd(ctx), warmup, profile ? profile->self : nullptr);
+        state.set_gather(*gather);
+        return PYSKIP_STATUS_OK;
+    });
+}
+
+void pyskip_gather_get(const pyskip_gather * gather, int32_t il, const float ** gram, const float ** cross, double * energy,
+                       int64_t * n_tokens) {
+    const pyskip_gather_layer & layer = gather->layers[il];
+
+    *gram     = layer.n_tokens > 0 ? (const float *) layer.gram->data : nullptr;
+    *cross    = layer.n_tokens > 0 ? (const float *) layer.cross->data : nullptr;
+    *energy   = layer.energy;
+    *n_tokens = layer.n_tokens;
+}
+
+void pyskip_gather_free(llama_context * ctx, pyskip_gather * gather) {
+    if (ctx) {
+        pyskip_state_make(ctx).set_gather(nullptr);
+    }
+    delete gather;
 }

@@ -1,59 +1,19 @@
 #include "gguf-inspect.h"
 
 #include "ggml.h"
+#include "gguf-file.h"
 #include "gguf.h"
 
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
-#include <filesystem>
 #include <memory>
-#include <system_error>
 
 namespace {
-
-struct gguf_deleter {
-    void operator()(gguf_context * ctx) const { gguf_free(ctx); }
-};
-using gguf_ptr = std::unique_ptr<gguf_context, gguf_deleter>;
 
 bool fail(std::string & error, const char * path, const std::string & found) {
     error = std::string(path) + ": " + found;
     return false;
-}
-
-// Whether the file is one that gguf_init_from_file can be given at all.
-bool check_file(const char * path, int64_t & size, std::string & error) {
-    namespace fs = std::filesystem;
-    std::error_code ec;
-    const auto      status = fs::status(path, ec);
-    if (status.type() == fs::file_type::not_found) {
-        return fail(error, path, "no such file: check the path");
-    }
-    if (ec) {
-        return fail(error, path, "cannot be looked at (" + ec.message() + "): check the path and its permissions");
-    }
-    if (fs::is_directory(status)) {
-        return fail(error, path, "is a directory, expected a GGUF file: name the .gguf file in it");
-    }
-    if (!fs::is_regular_file(status)) {
-        return fail(error, path, "is not a regular file, expected a GGUF file");
-    }
-    std::FILE * file = std::fopen(path, "rb");
-    if (!file) {
-        return fail(error, path, "cannot be opened for reading: check its permissions");
-    }
-    char         magic[4] = {};
-    const size_t n_read   = std::fread(magic, 1, sizeof(magic), file);
-    std::fclose(file);
-    size = (int64_t) fs::file_size(path, ec);
-    if (size == 0) {
-        return fail(error, path, "is empty, expected a GGUF file: download it again");
-    }
-    if (n_read != sizeof(magic) || std::memcmp(magic, "GGUF", 4) != 0) {
-        return fail(error, path, "does not start with GGUF, expected a GGUF model: convert it with llama.cpp's convert_hf_to_gguf.py");
-    }
-    return true;
 }
 
 void read_text(const gguf_context * gguf, const char * key, char * out, size_t n_out) {
@@ -123,6 +83,43 @@ bool read_tensors(const gguf_context * gguf, const char * path, int64_t size, py
     return true;
 }
 
+// FNV-1a.
+struct hasher {
+    uint64_t value = 0xcbf29ce484222325u;
+
+    void add(const void * data, size_t n) {
+        for (size_t i = 0; i < n; ++i) {
+            value = (value ^ ((const uint8_t *) data)[i]) * 0x100000001b3u;
+        }
+    }
+};
+
+// Names, types and sizes of all tensors, and some bytes from the middle of every FFN weight.
+bool read_fingerprint(const gguf_context * gguf, const char * path, pyskip_gguf_info & info, std::string & error) {
+    const std::unique_ptr<std::FILE, int (*)(std::FILE *)> file(std::fopen(path, "rb"), std::fclose);
+    hasher hash;
+    for (int64_t i = 0; i < info.n_tensors; ++i) {
+        const char *  name = gguf_get_tensor_name(gguf, i);
+        const int32_t type = gguf_get_tensor_type(gguf, i);
+        const int64_t size = (int64_t) gguf_get_tensor_size(gguf, i);
+        hash.add(name, std::strlen(name));
+        hash.add(&type, sizeof(type));
+        hash.add(&size, sizeof(size));
+        if (!is_ffn(name)) {
+            continue;
+        }
+        char         sample[64] = {};
+        const size_t n          = (size_t) std::min<int64_t>(size, sizeof(sample));
+        const size_t offset     = gguf_get_data_offset(gguf) + gguf_get_tensor_offset(gguf, i) + (size - n) / 2;
+        if (!file || std::fseek(file.get(), (long) offset, SEEK_SET) != 0 || std::fread(sample, 1, n, file.get()) != n) {
+            return fail(error, path, "cannot be read at tensor " + std::string(name) + ": download it again");
+        }
+        hash.add(sample, n);
+    }
+    std::snprintf(info.fingerprint, sizeof(info.fingerprint), "fnv1a64:%016llx", (unsigned long long) hash.value);
+    return true;
+}
+
 void read_shape(const gguf_context * gguf, pyskip_gguf_info & info) {
     const std::string arch = std::string(info.architecture) + ".";
 
@@ -147,11 +144,11 @@ void read_shape(const gguf_context * gguf, pyskip_gguf_info & info) {
 bool pyskip_gguf_read(const char * path, pyskip_gguf_info & info, std::string & error) {
     info = {};
     int64_t size = 0;
-    if (!check_file(path, size, error)) {
+    if (!pyskip_gguf_check(path, "model", size, error)) {
         return false;
     }
     const gguf_init_params params = { /*.no_alloc =*/ true, /*.ctx =*/ nullptr };
-    const gguf_ptr         gguf(gguf_init_from_file(path, params));
+    const pyskip_gguf_ptr       gguf(gguf_init_from_file(path, params));
     if (!gguf) {
         return fail(error, path, "has a GGUF header that llama.cpp cannot read (cut off, damaged, or of a newer version): download it again");
     }
@@ -162,5 +159,5 @@ bool pyskip_gguf_read(const char * path, pyskip_gguf_info & info, std::string & 
         return false;
     }
     read_shape(gguf.get(), info);
-    return true;
+    return read_fingerprint(gguf.get(), path, info, error);
 }

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <map>
 #include <unordered_map>
+#include <unordered_set>
 
 int32_t pyskip_ffn_down_layer(const char * name) {
     if (std::strncmp(name, "blk.", 4) != 0) {
@@ -95,6 +96,7 @@ public:
             const int i_join = find_join(marks, block);
             if (i_join > last_join && fill_region(i_join, last_join, marks, block)) {
                 fill_rest(i_join, block);
+                fill_input(block);
                 blocks.push_back(std::move(block));
                 last_join = i_join;
             }
@@ -174,10 +176,73 @@ private:
         return std::all_of(marks.begin(), marks.end(), [&](int i) { return inside[i]; });
     }
 
+    // What the first matrix of the region is multiplied with, and how far the rest depends on its rows alone.
+    void fill_input(pyskip_block & block) const {
+        const auto is_matrix = [](const ggml_tensor * node) {
+            return node->op == GGML_OP_MUL_MAT && is_leaf(node->src[0]);
+        };
+        const auto first = std::find_if(block.region.begin(), block.region.end(), is_matrix);
+        if (first == block.region.end() || !is_stream((*first)->src[1], block.join) || is_leaf((*first)->src[1])) {
+            return;
+        }
+        block.input = (*first)->src[1];
+
+        std::unordered_set<const ggml_tensor *> needed = { block.input };
+        for (auto it = block.region.rbegin(); it != block.region.rend(); ++it) {
+            if (needed.count(*it)) {
+                block.prelude.insert(block.prelude.begin(), *it);
+                for_each_source(index.at(*it), [&](int j) { needed.insert(gf->nodes[j]); });
+            }
+        }
+        std::unordered_set<const ggml_tensor *> rows = { block.input };
+        block.is_rowwise = std::all_of(block.region.begin(), block.region.end(), [&](const ggml_tensor * node) {
+            if (needed.count(node)) {
+                return true;
+            }
+            rows.insert(node);
+            return maps_rows(node, rows, ggml_nrows(block.join));
+        });
+    }
+
+    // Whether row i of the node is computed from row i of nodes in `rows` and from weights alone.
+    static bool maps_rows(const ggml_tensor * node, const std::unordered_set<const ggml_tensor *> & rows, int64_t n_rows) {
+        switch (node->op) {
+            case GGML_OP_MUL_MAT:
+            case GGML_OP_ADD:
+            case GGML_OP_MUL:
+            case GGML_OP_SCALE:
+            case GGML_OP_SQR:
+            case GGML_OP_NORM:
+            case GGML_OP_RMS_NORM:
+            case GGML_OP_UNARY:
+            case GGML_OP_GLU:
+                break;
+            default:
+                return false;
+        }
+        const auto is_rows = [&](const ggml_tensor * t) {
+            return rows.count(t) && t->ne[1] == n_rows && t->ne[2] == 1 && t->ne[3] == 1;
+        };
+        if (!is_rows(node)) {
+            return false;
+        }
+        for (int i = 0; i < GGML_MAX_SRC; ++i) {
+            const ggml_tensor * src = node->src[i];
+            if (src == nullptr || is_rows(src)) {
+                continue;
+            }
+            const bool is_weight = is_leaf(src) && (node->op == GGML_OP_MUL_MAT ? i == 0 : ggml_nrows(src) == 1);
+            if (!is_weight) {
+                return false;
+            }
+        }
+        return true;
+    }
+
     // ADDs that complete the stream after the join: each uses nothing but the sum so far and something older.
     void fill_rest(int i_join, pyskip_block & block) const {
         int           i   = i_join;
-        const size_t  max = GGML_MAX_SRC - 2;
+        const size_t  max = GGML_MAX_SRC - 3; // beside x, y and the stand-in
         while (n_uses[i] == 1 && block.rest.size() < max) {
             const ggml_tensor * sum  = gf->nodes[i];
             int                 next = i + 1;
@@ -208,4 +273,20 @@ private:
 
 std::vector<pyskip_block> pyskip_graph_find(const ggml_cgraph * gf) {
     return finder(gf).find();
+}
+
+void pyskip_graph_place(ggml_cgraph * gf, const ggml_tensor * join, const std::vector<ggml_tensor *> & group) {
+    const std::unordered_set<const ggml_tensor *> moved(group.begin(), group.end());
+
+    std::vector<ggml_tensor *> order;
+    order.reserve(gf->n_nodes);
+    for (int i = 0; i < gf->n_nodes; ++i) {
+        if (gf->nodes[i] == join) {
+            order.insert(order.end(), group.begin(), group.end());
+        }
+        if (!moved.count(gf->nodes[i])) {
+            order.push_back(gf->nodes[i]);
+        }
+    }
+    std::copy(order.begin(), order.end(), gf->nodes);
 }

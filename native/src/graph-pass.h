@@ -27,6 +27,16 @@ struct pyskip_block {
     // rest of the graph as it is.
     std::vector<ggml_tensor *> region;
 
+    // What the region's first matrix reads: the stream, normed, one row per row of the join. A gate predicts from it and
+    // a stand-in computes from it. nullptr where there is no such tensor.
+    ggml_tensor * input = nullptr;
+
+    // The nodes of the region that compute the input, itself included; empty where it is shared with the attention.
+    std::vector<ggml_tensor *> prelude;
+
+    // Whether every other node of the region maps each row by itself, so that some rows may be left out.
+    bool is_rowwise = false;
+
     // Whether every weight of the region lies where the CPU back end computes.
     bool on_cpu = true;
 };
@@ -36,3 +46,7 @@ int32_t pyskip_ffn_down_layer(const char * name);
 
 // The blocks of `gf` in graph order. A layer whose FFN cannot be told from the rest of the graph is left out.
 std::vector<pyskip_block> pyskip_graph_find(const ggml_cgraph * gf);
+
+// Put `group`, nodes of the graph, right before `join`, in this order. ggml_build_forward_expand() has appended the new
+// ones among them.
+void pyskip_graph_place(ggml_cgraph * gf, const ggml_tensor * join, const std::vector<ggml_tensor *> & group);

@@ -2,6 +2,8 @@
 
 #include "ggml-impl.h"
 #include "ggml.h"
+#include "operator.h"
+#include "profile.h"
 #include "state.h"
 
 #include <cstring>
@@ -15,12 +17,34 @@ static float row_cosine(const pyskip_slot & slot, int64_t row, const float * x, 
     thread_local std::vector<float> whole;
     whole.assign(x, x + n_embd);
     for (const ggml_tensor * part : slot.block.rest) {
-        const float * p = (const float *) ((const char *) part->data + row * part->nb[1]);
+        const float * p = pyskip_row(part, row);
         for (int64_t i = 0; i < n_embd; ++i) {
             whole[i] += p[i];
         }
     }
     return pyskip_cosine(whole.data(), y, n_embd);
+}
+
+// z of a row that skipped: x, or x and the stand-in with its bias. y was not computed: not even a NaN of it may be touched.
+static void pass_on(const pyskip_slot & slot, int64_t row, const float * x, float * z, int64_t n_embd) {
+    if (slot.own == nullptr) {
+        if (z != x) {
+            std::memcpy(z, x, n_embd * sizeof(float));
+        }
+        return;
+    }
+    const float * bias = slot.own->bias;
+    if (slot.y_stand_in == nullptr) {
+        for (int64_t i = 0; i < n_embd; ++i) {
+            z[i] = x[i] + bias[i];
+        }
+        return;
+    }
+    const int64_t place = slot.packed ? slot.place[row] - slot.n_run : row;
+    const float * y     = pyskip_row(slot.y_stand_in, place);
+    for (int64_t i = 0; i < n_embd; ++i) {
+        z[i] = x[i] + (y[i] + bias[i]);
+    }
 }
 
 // One row. Returns whether its token runs the next block.
@@ -31,19 +55,17 @@ static bool join_row(pyskip_slot & slot, ggml_tensor * dst, int64_t row) {
     pyskip_token & token  = state.tokens[t];
     const bool     skip   = state.skips(slot.k, t);
 
-    const float * x = (const float *) ((const char *) dst->src[0]->data + row * dst->src[0]->nb[1]);
+    const float * x = pyskip_row(dst->src[0], row);
     float *       z = (float *) ((char *) dst->data + row * dst->nb[1]);
 
     bool  tested = false;
     float sim    = 0.0f;
     if (skip) {
-        // y was not computed: not even a NaN of it may be touched
-        if (z != x) {
-            std::memcpy(z, x, n_embd * sizeof(float));
-        }
+        pass_on(slot, row, x, z, n_embd);
     } else {
-        const float * y = (const float *) ((const char *) dst->src[1]->data + row * dst->src[1]->nb[1]);
-        tested          = pyskip_rule_tests(state.rule, slot.block.il, token);
+        const int64_t place = slot.packed ? slot.place[row] : row;
+        const float * y     = pyskip_row(dst->src[1], place);
+        tested              = pyskip_rule_tests(state.rule, slot.block.il, token);
         if (tested) {
             // before z is written: it may lie over x or y
             sim                  = row_cosine(slot, row, x, y, n_embd);
@@ -53,20 +75,20 @@ static bool join_row(pyskip_slot & slot, ggml_tensor * dst, int64_t row) {
             z[i] = x[i] + y[i];
         }
     }
-    pyskip_rule_advance(state.rule, skip, tested, sim, token);
-
     const size_t next = (size_t) slot.k + 1;
-    if (next == state.slots.size()) {
+    if (state.gates_decide() || next == state.slots.size()) {
         return false;
     }
+    pyskip_rule_advance(state.rule, skip, tested, sim, token);
     const bool skip_next           = pyskip_rule_skips(state.rule, state.slots[next].block.il, token);
     state.skips((int32_t) next, t) = skip_next;
     return !skip_next && state.has_token(state.slots[next], t);
 }
 
 static void join_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
-    pyskip_slot & slot   = *(pyskip_slot *) userdata;
-    const int64_t n_rows = slot.n_rows;
+    pyskip_slot &  slot   = *(pyskip_slot *) userdata;
+    pyskip_state & state  = *slot.state;
+    const int64_t  n_rows = slot.n_rows;
     if (n_rows == 1 && ith > 0) {
         return;
     }
@@ -78,7 +100,10 @@ static void join_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
     for (int64_t i = i0; i < i1; ++i) {
         n_run += join_row(slot, dst, i);
     }
-    slot.state->arm_next(slot, n_run, n_thread);
+    const size_t next = (size_t) slot.k + 1;
+    if (!state.gates_decide() && next < state.slots.size() && state.all_done(n_run, n_thread)) {
+        state.arm(state.slots[next], n_run > 0, false);
+    }
 }
 
 void pyskip_join_install(pyskip_slot & slot) {
@@ -91,7 +116,8 @@ void pyskip_join_install(pyskip_slot & slot) {
     join->op     = GGML_OP_CUSTOM;
     join->src[0] = slot.block.x;
     join->src[1] = slot.block.y;
+    join->src[2] = slot.y_stand_in;
     for (size_t i = 0; i < slot.block.rest.size(); ++i) {
-        join->src[2 + i] = slot.block.rest[i]; // keeps their memory until the join has read it
+        join->src[3 + i] = slot.block.rest[i]; // keeps their memory until the join has read it
     }
 }

@@ -1,5 +1,6 @@
 #include "policy.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -44,6 +45,29 @@ static bool init_cosine(pyskip_rule & rule, const pyskip_policy & policy, int32_
     return true;
 }
 
+static bool init_profile(pyskip_rule & rule, const pyskip_policy & policy, std::string & error) {
+    if (policy.profile == nullptr) {
+        return fail(error, "the profile policy has no profile: load one");
+    }
+    if (std::isnan(policy.threshold) || policy.warmup < 0) {
+        return fail(error, "profile threshold is not a number or warmup is below 0: give a number and 0 or more tokens");
+    }
+    rule.threshold = policy.threshold;
+    rule.warmup    = policy.warmup;
+    rule.prefill   = policy.prefill;
+    return true;
+}
+
+static bool init_random(pyskip_rule & rule, const pyskip_policy & policy, std::string & error) {
+    if (!(policy.rate >= 0.0f && policy.rate <= 1.0f) || policy.warmup < 0) {
+        return fail(error, "random rate or warmup is out of range: give a rate from 0 to 1 and 0 or more tokens");
+    }
+    rule.rate   = policy.rate;
+    rule.seed   = policy.seed;
+    rule.warmup = policy.warmup;
+    return true;
+}
+
 bool pyskip_rule_init(pyskip_rule & rule, const pyskip_policy & policy, int32_t n_layer, std::string & error) {
     pyskip_rule next;
     next.n_layer = n_layer;
@@ -61,8 +85,18 @@ bool pyskip_rule_init(pyskip_rule & rule, const pyskip_policy & policy, int32_t 
                 return false;
             }
             break;
+        case PYSKIP_POLICY_PROFILE:
+            if (!init_profile(next, policy, error)) {
+                return false;
+            }
+            break;
+        case PYSKIP_POLICY_RANDOM:
+            if (!init_random(next, policy, error)) {
+                return false;
+            }
+            break;
         default:
-            return fail(error, "policy type " + std::to_string(policy.type) + " is unknown: give off, static or cosine");
+            return fail(error, "policy type " + std::to_string(policy.type) + " is unknown: give one of pyskip_policy_type");
     }
     next.type = (pyskip_policy_type) policy.type;
     rule      = std::move(next);
@@ -73,13 +107,30 @@ bool pyskip_rule_covers(const pyskip_rule & rule, int32_t il) {
     switch (rule.type) {
         case PYSKIP_POLICY_STATIC: return rule.is_static[il] != 0;
         case PYSKIP_POLICY_COSINE: return il >= rule.cold_start && il < rule.n_layer - rule.cold_end;
+        case PYSKIP_POLICY_PROFILE: // what its profile covers
+        case PYSKIP_POLICY_RANDOM: return true;
         default:                   return false;
     }
 }
 
+// A coin that lands the same way for a token and a layer however the tokens are batched.
+static bool coin_skips(const pyskip_rule & rule, int32_t il, const pyskip_token & token) {
+    uint64_t h = rule.seed;
+    for (const int32_t part : { token.seq_id, token.pos, il }) {
+        h = (h ^ (uint64_t) (uint32_t) part) + 0x9e3779b97f4a7c15u; // a round of splitmix64 each
+        h = (h ^ (h >> 30)) * 0xbf58476d1ce4e5b9u;
+        h = (h ^ (h >> 27)) * 0x94d049bb133111ebu;
+        h ^= h >> 31;
+    }
+    return (double) (h >> 11) * 0x1.0p-53 < rule.rate;
+}
+
 bool pyskip_rule_skips(const pyskip_rule & rule, int32_t il, const pyskip_token & token) {
-    if (!pyskip_rule_covers(rule, il)) {
+    if (!pyskip_rule_covers(rule, il) || rule.type == PYSKIP_POLICY_PROFILE) {
         return false;
+    }
+    if (rule.type == PYSKIP_POLICY_RANDOM) {
+        return token.index >= 0 && token.index >= rule.warmup && coin_skips(rule, il, token);
     }
     return rule.type == PYSKIP_POLICY_STATIC || token.n_left > 0;
 }
@@ -98,6 +149,38 @@ void pyskip_rule_advance(const pyskip_rule & rule, bool skipped, bool tested, fl
     } else if (tested && sim >= rule.threshold) {
         token.n_left = rule.run > 0 ? rule.run : std::numeric_limits<int32_t>::max();
     }
+}
+
+bool pyskip_rule_gates(const pyskip_rule & rule, float score, const pyskip_token & token) {
+    const int32_t place = token.index >= 0 ? token.index : rule.prefill ? token.pos : -1;
+    return rule.type == PYSKIP_POLICY_PROFILE && place >= 0 && place >= rule.warmup && score < rule.threshold;
+}
+
+// Sums run in lanes, as in pyskip_cosine().
+float pyskip_gate_score(const float * weights, const float * x, const float * xn, int64_t n) {
+    constexpr int N_LANE = 16;
+
+    float dot[N_LANE] = {};
+    float xx[N_LANE]  = {};
+
+    const int64_t n_whole = n - n % N_LANE;
+    for (int64_t i = 0; i < n_whole; i += N_LANE) {
+        for (int j = 0; j < N_LANE; ++j) {
+            dot[j] += weights[i + j] * xn[i + j];
+            xx[j] += x[i + j] * x[i + j];
+        }
+    }
+    double sum    = 0.0;
+    double sum_xx = 0.0;
+    for (int j = 0; j < N_LANE; ++j) {
+        sum += dot[j];
+        sum_xx += xx[j];
+    }
+    for (int64_t i = n_whole; i < n; ++i) {
+        sum += (double) weights[i] * xn[i];
+        sum_xx += (double) x[i] * x[i];
+    }
+    return (float) (sum + weights[n] * 0.5 * std::log(std::max(sum_xx, 1e-38)) + weights[n + 1]);
 }
 
 // Sums run in lanes, so that the compiler can use the machine's vectors without being allowed to reorder arithmetic.

@@ -23,6 +23,11 @@ struct pyskip_rule {
     // static: is_static[il]
     std::vector<uint8_t> is_static;
 
+    // profile (threshold and warmup as above), random
+    bool     prefill = false;
+    float    rate    = 0.0f;
+    uint32_t seed    = 0;
+
     int32_t n_layer = 0;
 };
 
@@ -30,6 +35,8 @@ struct pyskip_rule {
 struct pyskip_token {
     int32_t index  = -1; // 0, 1, ... among the generated tokens of its sequence; -1: prompt
     int32_t n_left = 0;  // cosine: how many of the next layers are still to be skipped
+    int32_t seq_id = 0;
+    int32_t pos    = 0;
 };
 
 // Copy `policy` for a model of n_layer layers into `rule`. False with a line in `error` where it contradicts itself or
@@ -47,6 +54,12 @@ bool pyskip_rule_tests(const pyskip_rule & rule, int32_t il, const pyskip_token 
 
 // Layer il is done for the token: `skipped` says how; sim is cos(x, z) where pyskip_rule_tests() asked for it.
 void pyskip_rule_advance(const pyskip_rule & rule, bool skipped, bool tested, float sim, pyskip_token & token);
+
+// Is layer il's FFN skipped for this token, whose gate says `score`? Profile only. A score that is no number runs it.
+bool pyskip_rule_gates(const pyskip_rule & rule, float score, const pyskip_token & token);
+
+// What a gate predicts of a row: weights[n] * log(|x|) + weights[n + 1] + the dot product of its n first with xn.
+float pyskip_gate_score(const float * weights, const float * x, const float * xn, int64_t n);
 
 // cos(x, x + y) of vectors of n values. 0 where x or x + y is the zero vector.
 float pyskip_cosine(const float * x, const float * y, int64_t n);

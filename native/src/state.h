@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include "ggml-cpp.h"
 #include "graph-pass.h"
 #include "policy.h"
 #include "sequences.h"
@@ -12,9 +13,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <vector>
 
 struct llama_ubatch;
+struct pyskip_gather;
+struct pyskip_profile;
+struct pyskip_stand_in;
 struct pyskip_state;
 
 // A block of the graph in use, as its join operator sees it. Its address is the operator's userdata.
@@ -24,6 +29,20 @@ struct pyskip_slot {
     int32_t        k        = 0; // its place among the slots
     int64_t        n_rows   = 0; // rows of the join: all tokens of the batch, or only those with an output
     bool           is_armed = true; // whether the region's nodes are set to be computed
+
+    // What is computed only where the block runs: the region, without its prelude where there is a gate.
+    std::vector<ggml_tensor *> governed;
+
+    // With a profile that has a stand-in for the layer, set by gate.cpp:
+    const pyskip_stand_in *    own            = nullptr;
+    ggml_tensor *              gate           = nullptr;
+    ggml_tensor *              y_stand_in     = nullptr; // its output
+    std::vector<ggml_tensor *> stand_in;                 // its nodes
+    bool                       is_standing    = true;    // whether they are set to be computed
+    ggml_tensor *              packed         = nullptr; // in a batch: the input, rows that run first
+    ggml_tensor *              packed_skipped = nullptr; // its rest
+    std::vector<int64_t>       place;                    // of a row among the packed
+    int64_t                    n_run = 0;                // how many run
 };
 
 struct pyskip_counters {
@@ -44,8 +63,11 @@ struct pyskip_state {
     pyskip_state(const pyskip_state &)             = delete;
     pyskip_state & operator=(const pyskip_state &) = delete;
 
-    // Decide by this rule from the next batch on.
-    void set_rule(const pyskip_rule & next);
+    // Decide by this rule, with this profile or none, from the next batch on.
+    void set_rule(const pyskip_rule & next, std::shared_ptr<const pyskip_profile> next_profile);
+
+    // Run dense and gather from the next batch on; nullptr: go back to the rule.
+    void set_gather(pyskip_gather * next);
 
     // A graph was built for a batch of this shape: make its blocks conditional. With the rule off it stays as it is.
     void attach(ggml_cgraph * gf, const llama_ubatch & ubatch);
@@ -54,11 +76,18 @@ struct pyskip_state {
     void begin(const llama_ubatch & ubatch);
     void end(bool computed);
 
-    // The rows [i0, i1) of slot k's join are done; called by every thread of the join, the last one arms slot k + 1.
-    void arm_next(const pyskip_slot & slot, int64_t n_run, int nth);
+    // Called by every one of an operator's nth threads when its rows are done: true for the last of them, whose n_run
+    // is then the sum of all.
+    bool all_done(int64_t & n_run, int nth);
+
+    // Set whether the region's nodes, and those of the stand-in, are computed.
+    void arm(pyskip_slot & slot, bool run, bool stand_in);
 
     void set_trace(size_t capacity);
     void reset_counters();
+
+    // Whether the gates decide, or nobody does (a gathering context is dense); else the joins, each for the next block.
+    bool gates_decide() const { return profile || gather; }
 
     uint8_t & skips(int32_t k, int32_t t) { return decisions[(size_t) k * tokens.size() + t]; }
     float &   sim(int32_t k, int32_t t) { return sims[(size_t) k * tokens.size() + t]; }
@@ -77,8 +106,13 @@ struct pyskip_state {
     pyskip_rule      rule;
     pyskip_sequences sequences;
 
+    std::shared_ptr<const pyskip_profile> profile; // the gates decide
+    std::shared_ptr<const pyskip_profile> retired; // the one before it
+    pyskip_gather *                       gather = nullptr;
+
     bool                     must_rebuild = false; // the graph in use was built for another kind of rule
     std::vector<pyskip_slot> slots;
+    ggml_context_ptr         extra; // the tensors that were added to the graph
 
     // the batch under way
     std::vector<pyskip_token>       tokens;
@@ -86,7 +120,7 @@ struct pyskip_state {
     std::vector<uint8_t>            is_output;
     std::vector<int32_t>            outputs;   // tokens with an output, in order
     std::vector<uint8_t>            decisions; // [slots][tokens], 1: skip
-    std::vector<float>              sims;      // [slots][tokens]
+    std::vector<float>              sims;      // [slots][tokens], cosines or scores
 
     pyskip_counters                counters[2]; // by pyskip_phase
     size_t                         trace_capacity = 0;
@@ -99,10 +133,10 @@ struct pyskip_state {
     std::vector<uint8_t> skippable;
 
 private:
-    void arm(pyskip_slot & slot, bool run);
+    void attach_slot(ggml_cgraph * gf, pyskip_slot & slot);
     void count();
     void record();
 
-    std::atomic<int64_t> n_run_next{ 0 };
+    std::atomic<int64_t> n_run_all{ 0 };
     std::atomic<int>     n_done{ 0 };
 };

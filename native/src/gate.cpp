@@ -1,0 +1,134 @@
+#include "gate.h"
+
+#include "ggml.h"
+#include "operator.h"
+#include "profile.h"
+#include "stand-in.h"
+#include "state.h"
+
+#include <cstring>
+#include <limits>
+
+namespace {
+
+// The last thread, after all rows are decided: give each its place, and the region and the stand-in their rows.
+void share_out(pyskip_slot & slot, int64_t n_run) {
+    const int64_t n_skip = slot.n_rows - n_run;
+    slot.state->arm(slot, n_run > 0, n_skip > 0);
+    slot.n_run = n_run;
+    if (!slot.packed) {
+        return;
+    }
+    int64_t next_run  = 0;
+    int64_t next_skip = n_run;
+    for (int64_t row = 0; row < slot.n_rows; ++row) {
+        const bool skip = slot.state->skips(slot.k, slot.state->token_of_row(slot, row));
+        slot.place[row] = skip ? next_skip++ : next_run++;
+    }
+    for (ggml_tensor * node : slot.governed) {
+        node->ne[1] = n_run;
+    }
+    for (ggml_tensor * node : slot.stand_in) {
+        node->ne[1] = n_skip;
+    }
+    slot.packed->ne[1]         = n_run; // as its readers in the region see it; the pack writes all rows by their places
+    slot.packed_skipped->ne[1] = n_skip;
+    slot.packed_skipped->data  = (char *) slot.packed->data + n_run * slot.packed->nb[1];
+}
+
+void gate_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    pyskip_slot &  slot   = *(pyskip_slot *) userdata;
+    pyskip_state & state  = *slot.state;
+    const int64_t  n_rows = slot.n_rows;
+    if (n_rows == 1 && ith > 0) {
+        return;
+    }
+    const int     n_thread = n_rows == 1 ? 1 : nth;
+    const int64_t i0       = n_rows * ith / n_thread;
+    const int64_t i1       = n_rows * (ith + 1) / n_thread;
+
+    int64_t n_run = 0;
+    for (int64_t i = i0; i < i1; ++i) {
+        const int32_t        t     = state.token_of_row(slot, i);
+        const pyskip_token & token = state.tokens[t];
+        const float          score = pyskip_gate_score(slot.own->gate, pyskip_row(dst->src[1], i), pyskip_row(dst->src[0], i), dst->src[0]->ne[0]);
+
+        const bool skip = state.rule.type == PYSKIP_POLICY_RANDOM ? pyskip_rule_skips(state.rule, slot.block.il, token)
+                                                                  : pyskip_rule_gates(state.rule, score, token);
+        state.sim(slot.k, t)   = score;
+        state.skips(slot.k, t) = skip;
+        n_run += !skip;
+    }
+    if (state.all_done(n_run, n_thread)) {
+        share_out(slot, n_run);
+    }
+}
+
+void pack_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    const pyskip_slot & slot = *(const pyskip_slot *) userdata;
+    for (int64_t i = slot.n_rows * ith / nth; i < slot.n_rows * (ith + 1) / nth; ++i) {
+        std::memcpy((char *) dst->data + slot.place[i] * dst->nb[1], pyskip_row(dst->src[0], i), dst->ne[0] * sizeof(float));
+    }
+}
+
+void read_instead(const std::vector<ggml_tensor *> & nodes, const ggml_tensor * old, ggml_tensor * now) {
+    for (ggml_tensor * node : nodes) {
+        for (ggml_tensor *& src : node->src) {
+            src = src == old ? now : src;
+        }
+    }
+}
+
+// The nodes from which `out` is computed, down to `input`.
+void collect(ggml_tensor * out, const ggml_tensor * input, std::vector<ggml_tensor *> & nodes) {
+    if (out == nullptr || out == input || out->op == GGML_OP_NONE) {
+        return;
+    }
+    collect(out->src[0], input, nodes);
+    collect(out->src[1], input, nodes);
+    nodes.push_back(out);
+}
+
+} // namespace
+
+std::vector<ggml_tensor *> pyskip_gate_build(ggml_context * ctx, pyskip_slot & slot) {
+    ggml_tensor * xn = slot.block.input;
+    ggml_tensor * x  = slot.block.x;
+
+    slot.gate = pyskip_operator(ctx, 1, 1, { xn, x }, gate_compute, &slot);
+    ggml_format_name(slot.gate, "pyskip_gate-%d", slot.block.il);
+    std::vector<ggml_tensor *> made  = { slot.gate };
+    ggml_tensor *              input = xn;
+    if (slot.n_rows > 1 && slot.block.is_rowwise) {
+        slot.packed = pyskip_operator(ctx, xn->ne[0], slot.n_rows, { xn, slot.gate }, pack_compute, &slot);
+        ggml_format_name(slot.packed, "pyskip_packed-%d", slot.block.il);
+        slot.packed_skipped = ggml_view_2d(ctx, slot.packed, xn->ne[0], slot.n_rows, slot.packed->nb[1], 0);
+        slot.place.assign(slot.n_rows, 0);
+        read_instead(slot.governed, xn, slot.packed);
+        made.push_back(slot.packed);
+        input = slot.packed_skipped;
+    }
+    slot.y_stand_in = pyskip_stand_in_build(ctx, *slot.own, input);
+    if (slot.y_stand_in) {
+        ggml_format_name(slot.y_stand_in, "pyskip_stand_in-%d", slot.block.il);
+        collect(slot.y_stand_in, input, slot.stand_in);
+        made.push_back(slot.y_stand_in);
+    } else if (slot.packed_skipped) {
+        made.push_back(slot.packed_skipped);
+    }
+    return made;
+}
+
+void pyskip_gate_restore(pyskip_slot & slot) {
+    if (!slot.packed) {
+        return;
+    }
+    for (auto * nodes : { &slot.governed, &slot.stand_in }) {
+        for (ggml_tensor * node : *nodes) {
+            node->ne[1] = slot.n_rows;
+        }
+    }
+    slot.packed->ne[1]         = slot.n_rows;
+    slot.packed_skipped->ne[1] = slot.n_rows;
+    slot.packed_skipped->data  = slot.packed->data;
+}

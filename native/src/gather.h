@@ -1,0 +1,47 @@
+// Calibration's sums: what the closed-form fits need of a dense run, gathered while the graph runs, so that no
+// activation is ever stored. The products are llama.cpp's own matrix operators. Called by api.cpp and, while a graph is
+// made, by state.cpp. No policy uses it.
+
+#pragma once
+
+#include "ggml-cpp.h"
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+struct ggml_tensor;
+struct pyskip_profile;
+struct pyskip_slot;
+
+struct pyskip_gather_layer {
+    ggml_tensor * gram  = nullptr; // [n_row, n_row], n_row = n_embd + 2
+    ggml_tensor * cross = nullptr; // [n_row, n_cross]
+
+    double  energy   = 0.0;
+    int64_t n_tokens = 0;
+
+    pyskip_gather *     gather = nullptr;
+    const pyskip_slot * slot   = nullptr; // of the graph in use
+    ggml_tensor *       y_stand_in = nullptr;
+};
+
+struct pyskip_gather {
+    // Room for all layers is taken at once, zeroed. Throws std::bad_alloc.
+    pyskip_gather(int32_t n_layer, int64_t n_embd, int32_t warmup, std::shared_ptr<const pyskip_profile> profile);
+
+    const int64_t n_embd;
+    const int32_t warmup;
+
+    std::shared_ptr<const pyskip_profile> profile;
+
+    std::vector<pyskip_gather_layer> layers;
+    std::mutex                       mutex; // of energy and n_tokens
+
+    ggml_context_ptr        tensors;
+    ggml_backend_buffer_ptr sums;
+};
+
+// The nodes that add one batch of the slot's block to the sums, in `ctx`; to expand the graph with, in order.
+std::vector<ggml_tensor *> pyskip_gather_build(ggml_context * ctx, pyskip_gather & gather, const pyskip_slot & slot);

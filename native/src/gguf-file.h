@@ -1,0 +1,19 @@
+// Opening a GGUF file: what upstream's reader must never be given is refused first. Called by gguf-inspect.cpp (models)
+// and profile.cpp.
+
+#pragma once
+
+#include "gguf.h"
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+struct pyskip_gguf_deleter {
+    void operator()(gguf_context * ctx) const { gguf_free(ctx); }
+};
+using pyskip_gguf_ptr = std::unique_ptr<gguf_context, pyskip_gguf_deleter>;
+
+// Whether the file is a regular one that starts with GGUF. `kind` is what it should be, "model" or "profile". Sets its
+// size; false with a line in `error`.
+bool pyskip_gguf_check(const char * path, const std::string & kind, int64_t & size, std::string & error);

@@ -1,0 +1,46 @@
+// A profile: for each layer a gate and a stand-in, fitted by `pyskip calibrate` for one model, read from a GGUF file by
+// upstream's reader. Checked whole before a byte is allocated for its weights. docs/calibration.md lists its fields.
+//
+// Called by api.cpp; the gate and the stand-in operators read it (gate.cpp, stand-in.cpp). No policy but the profile
+// policy has one.
+
+#pragma once
+
+#include "ggml-cpp.h"
+#include "pyskip.h"
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+struct ggml_tensor;
+
+// One layer's gate and stand-in, weights in the CPU's memory. Kinds: linear (down, then up; up alone where it has full
+// rank), gated (silu(gate) * up, then down), none (bias alone).
+struct pyskip_stand_in {
+    const float * gate = nullptr; // [n_embd + 2]: on the normed input, on log(|x|), constant; nullptr: never skipped
+    const float * bias = nullptr; // [n_embd]
+
+    ggml_tensor * down    = nullptr; // linear: [n_embd, rank]; gated: [width, n_embd]
+    ggml_tensor * up      = nullptr; // linear: [rank, n_embd], or [n_embd, n_embd] without down
+    ggml_tensor * gate_up = nullptr; // gated: [n_embd, 2*width]
+
+    int64_t bytes = 0; // what skipping one block reads in place of the block
+    int64_t rank  = 0; // or width
+};
+
+struct pyskip_profile {
+    pyskip_profile_info               info{};
+    std::vector<pyskip_profile_point> curve;
+    std::vector<pyskip_stand_in>      layers;
+    int64_t                           gate_bytes = 0; // of one gate
+
+    ggml_context_ptr        tensors;
+    ggml_backend_buffer_ptr weights;
+
+    std::shared_ptr<pyskip_profile> self; // the caller's share of it, until pyskip_profile_free()
+};
+
+// False with a line in `error` that names the file and the field.
+bool pyskip_profile_read(const char * path, pyskip_profile & profile, std::string & error);

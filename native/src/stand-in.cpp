@@ -1,0 +1,14 @@
+#include "stand-in.h"
+
+#include "ggml.h"
+#include "profile.h"
+
+ggml_tensor * pyskip_stand_in_build(ggml_context * ctx, const pyskip_stand_in & own, ggml_tensor * input) {
+    if (own.gate_up) {
+        return ggml_mul_mat(ctx, own.down, ggml_swiglu(ctx, ggml_mul_mat(ctx, own.gate_up, input)));
+    }
+    if (own.down) {
+        return ggml_mul_mat(ctx, own.up, ggml_mul_mat(ctx, own.down, input));
+    }
+    return own.up ? ggml_mul_mat(ctx, own.up, input) : nullptr;
+}
