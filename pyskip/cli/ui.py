@@ -6,7 +6,9 @@ import math
 import queue
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterable
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -15,7 +17,18 @@ if TYPE_CHECKING:
     from pyskip.generation import Answer
     from pyskip.llama import Llama
 
-__all__ = ["answer_line", "common_options", "error", "in_thread", "load", "must_exit_now", "note", "plain", "stream"]
+__all__ = [
+    "answer_line",
+    "common_options",
+    "error",
+    "in_thread",
+    "load",
+    "must_exit_now",
+    "note",
+    "plain",
+    "progress_line",
+    "stream",
+]
 
 T = TypeVar("T")
 
@@ -181,3 +194,27 @@ def answer_line(answer: Answer) -> str:
     skip = answer.skip
     line = f"{answer.n_gen} tokens, {answer.gen_ts:.1f} tokens/s, {skip.rate:.1%} of FFN blocks skipped ({skip.skip})"
     return line + f"; prompt {answer.n_prompt} tokens, {answer.prompt_ts:.1f} tokens/s"
+
+
+@contextmanager
+def progress_line() -> Iterator[Callable[[int, int, str], None]]:
+    """show(done, total, words): on a terminal one live line that goes away, elsewhere a line every 10 seconds."""
+    start = last = time.monotonic()
+    live = sys.stderr.isatty()
+
+    def show(done: int, total: int, words: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        left = round((now - start) / done * (total - done))
+        line = f"{done}/{total}{words}, {left // 60}:{left % 60:02} left"
+        if live:
+            click.echo(f"\r\x1b[2K{click.style(line, dim=True)}", nl=False, err=True)
+        elif now - last >= 10:
+            last = now
+            note(line)
+
+    try:
+        yield show
+    finally:
+        if live:
+            click.echo("\r\x1b[2K", nl=False, err=True)
