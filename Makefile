@@ -12,7 +12,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -qq
 
 VERSION := $(shell sed -n 's/^llama_cpp_python = "\(.*\)"/\1/p' patches/upstream.toml)
 SDIST   := build/sdist/llama_cpp_python-$(VERSION).tar.gz
-NATIVE  := $(wildcard native/*/* native/*/*/*) CMakeLists.txt pyproject.toml cmake/upstream.py $(wildcard patches/*)
+NATIVE  := $(wildcard native/*/* native/*/*/* models/profiles/*) CMakeLists.txt pyproject.toml cmake/upstream.py $(wildcard patches/*)
 
 BUILD_TOOLS := "scikit-build-core>=0.10" "cmake>=3.21" "ninja>=1.11" "cffi>=1.15.1" "patch-ng>=1.17" tomli
 
@@ -66,7 +66,7 @@ $(VENV)/.built: $(VENV)/.runtime $(NATIVE)
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/.built
-	@$(PIP) install "pytest>=8" "ruff>=0.8" "mypy>=1.13" "gguf>=0.10" types-cffi
+	@$(PIP) install "pytest>=8" "ruff>=0.8" "mypy>=1.13" types-cffi
 	@touch $@
 
 # Unpatched libllama of the same release and the same flags: what tests and benchmarks compare with. `never-built` is

@@ -24,14 +24,14 @@ class SkipContext:
     """Skip functions of the llama_context that a ctypes pointer names. Does not own it."""
 
     def __init__(self, ctx: Any) -> None:
-        self._ctx = ffi.cast("struct llama_context *", ctypes.cast(ctx, ctypes.c_void_p).value)
-        self.n_layer: int = lib.pyskip_n_layer(self._ctx)
+        self.native = ffi.cast("struct llama_context *", ctypes.cast(ctx, ctypes.c_void_p).value)
+        self.n_layer: int = lib.pyskip_n_layer(self.native)
 
     def skippable(self) -> tuple[int, ...]:
         """The layers whose FFN can be skipped. Raises PolicyError where none can, with the reason."""
         flags = ffi.new("uint8_t[]", self.n_layer)
         error = ffi.new("char[]", N_ERROR)
-        _raise_for(lib.pyskip_skippable(self._ctx, flags, self.n_layer, error, N_ERROR), error)
+        _raise_for(lib.pyskip_skippable(self.native, flags, self.n_layer, error, N_ERROR), error)
         return tuple(il for il in range(self.n_layer) if flags[il])
 
     def set_policy(self, policy: Policy, profile: Profile | None = None) -> None:
@@ -59,11 +59,11 @@ class SkipContext:
                     raise ProfileError("random with stand_in=1 needs the model's profile: run pyskip calibrate")
                 native.profile = profile.native
         error = ffi.new("char[]", N_ERROR)
-        _raise_for(lib.pyskip_set_policy(self._ctx, native, error, N_ERROR), error)
+        _raise_for(lib.pyskip_set_policy(self.native, native, error, N_ERROR), error)
 
     def set_generated_from(self, seq_id: int, pos: int) -> None:
         """Positions >= pos of a sequence count as generated; pos < 0: none."""
-        lib.pyskip_set_generated_from(self._ctx, seq_id, pos)
+        lib.pyskip_set_generated_from(self.native, seq_id, pos)
 
     def stats(self, policy: Policy) -> SkipStats:
         """The counters, beside the policy that is in force."""
@@ -74,27 +74,27 @@ class SkipContext:
     def _counters(self, phase: int) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
         n_tokens = ffi.new("int64_t *")
         evaluated, skipped = ffi.new("int64_t[]", self.n_layer), ffi.new("int64_t[]", self.n_layer)
-        lib.pyskip_get_counters(self._ctx, phase, n_tokens, evaluated, skipped)
+        lib.pyskip_get_counters(self.native, phase, n_tokens, evaluated, skipped)
         return n_tokens[0], tuple(evaluated), tuple(skipped)
 
     def reset_counters(self) -> None:
-        lib.pyskip_reset_counters(self._ctx)
+        lib.pyskip_reset_counters(self.native)
 
     def set_trace(self, capacity: int) -> None:
-        lib.pyskip_set_trace(self._ctx, capacity)
+        lib.pyskip_set_trace(self.native, capacity)
 
     def take_trace(self, n: int) -> SkipTrace:
         tokens = ffi.new("struct pyskip_trace_token[]", n)
         skipped = np.zeros((n, self.n_layer), np.uint8)
         similarity = np.empty((n, self.n_layer), np.float32)
         n = lib.pyskip_take_trace(
-            self._ctx, n, tokens, ffi.from_buffer("uint8_t[]", skipped), ffi.from_buffer("float[]", similarity)
+            self.native, n, tokens, ffi.from_buffer("uint8_t[]", skipped), ffi.from_buffer("float[]", similarity)
         )
         places = np.frombuffer(ffi.buffer(tokens), np.int32).reshape(-1, 2)[:n]
         return SkipTrace(places[:, 0].copy(), places[:, 1].copy(), skipped[:n].astype(bool), similarity[:n].copy())
 
     def set_abort(self, abort: bool) -> None:
-        lib.pyskip_set_abort(self._ctx, abort)
+        lib.pyskip_set_abort(self.native, abort)
 
 
 def _raise_for(status: int, error: Any) -> None:

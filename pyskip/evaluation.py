@@ -19,10 +19,11 @@ from . import _log
 from ._library import llama_cpp
 from .errors import DecodeError, PyskipError
 from .llama import Llama
-from .policy import Off, Policy
+from .gguf_info import ffn_bytes
+from .policy import Off, Policy, Profiled, Random
 from .tasks import TaskItem, encode, is_right
 
-__all__ = ["Progress", "TaskResult", "TextResult", "evaluate_task", "evaluate_text", "ffn_bytes_saved"]
+__all__ = ["Progress", "TaskResult", "TextResult", "evaluate_task", "evaluate_text", "evaluate_windows", "ffn_bytes_saved"]
 
 ROWS = 8  # of logits that are worked on at a time: a few MB, which stay in the cache
 
@@ -64,9 +65,14 @@ class TaskResult:
     n: int  # items
 
 
-def ffn_bytes_saved(llm: Llama, rates: Sequence[float]) -> float:
-    """The share of FFN weight bytes that was not read, of skip rates by layer. Takes all layers as equally large."""
-    return float(np.mean(rates))
+def ffn_bytes_saved(llm: Llama, policy: Policy, rates: Sequence[float]) -> float:
+    """The share of FFN weight bytes that was not read, of skip rates by layer; what gates and stand-ins read in their
+    place is taken off."""
+    whole = np.array(ffn_bytes(llm.model_path, len(rates)), np.float64)
+    instead, gates = np.zeros_like(whole), np.zeros_like(whole)
+    if llm.profile is not None and (isinstance(policy, Profiled) or (isinstance(policy, Random) and policy.stand_in)):
+        instead[:], gates[:] = llm.profile.stand_in_bytes, llm.profile.gate_bytes
+    return float((np.array(rates) * (whole - instead) - gates).sum() / whole.sum()) if whole.any() else 0.0
 
 
 def evaluate_text(
@@ -89,7 +95,18 @@ def evaluate_text(
     Returns one result for each policy. Raises PyskipError where the text is too short or the context too small,
     PolicyError for a policy that does not fit, DecodeError where llama.cpp fails.
     """
-    windows = _windows(llm, text, n_ctx)[:chunks]
+    return evaluate_windows(llm, _windows(llm, text, n_ctx)[:chunks], skips, n_ctx=n_ctx, progress=progress)
+
+
+def evaluate_windows(
+    llm: Llama,
+    windows: Sequence[Sequence[int]],
+    skips: Sequence[str | float | Policy] = (),
+    *,
+    n_ctx: int = 512,
+    progress: Progress | None = None,
+) -> list[TextResult]:
+    """evaluate_text() of windows of n_ctx tokens each."""
     first = n_ctx // 2
     with _arms(llm, skips, n_ctx) as (decoder, arms):
         dense = np.empty((n_ctx - 1 - first, llm.n_vocab()), np.float32)  # log-probabilities
@@ -236,7 +253,7 @@ class Decoder:
 def _skipped(llm: Llama, arm: _Arm) -> tuple[str, float, tuple[float, ...], float]:
     """The fields that every result begins with."""
     rates = arm.rates()
-    return str(arm.policy), float(np.mean(rates)), rates, ffn_bytes_saved(llm, rates)
+    return str(arm.policy), float(np.mean(rates)), rates, ffn_bytes_saved(llm, arm.policy, rates)
 
 
 # Text

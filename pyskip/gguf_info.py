@@ -9,7 +9,7 @@ from ._library import ffi, lib
 from ._system import available_memory
 from .errors import ModelLoadError
 
-__all__ = ["GGUFInfo", "check_context", "inspect"]
+__all__ = ["GGUFInfo", "check_context", "ffn_bytes", "inspect"]
 
 N_ERROR = 4096 + 512
 
@@ -55,6 +55,14 @@ def inspect(path: str | os.PathLike[str], *, weights: bool = True) -> GGUFInfo:
         if name not in (*texts, "has_chat_template")
     }
     return GGUFInfo(**texts, **numbers, has_chat_template=bool(native.has_chat_template))  # type: ignore[arg-type]
+
+
+def ffn_bytes(path: str | os.PathLike[str], n_layer: int) -> tuple[int, ...]:
+    """Bytes of each layer's FFN weights that a token reads; of experts, those that are used. Raises ModelLoadError."""
+    native, error = ffi.new("int64_t[]", n_layer), ffi.new("char[]", N_ERROR)
+    if lib.pyskip_gguf_ffn_bytes(os.fsencode(path), native, n_layer, error, N_ERROR) != lib.PYSKIP_STATUS_OK:
+        raise ModelLoadError(" ".join(ffi.string(error).decode("utf-8", "replace").split()))
+    return tuple(native)
 
 
 def check_context(info: GGUFInfo, n_ctx: int) -> None:

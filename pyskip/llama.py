@@ -119,7 +119,9 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
 
     @property
     def profile(self) -> Profile | None:
-        """The model's profile, None where it has none. Raises ProfileError where it is damaged or another model's."""
+        """The model's profile, None where it has none. Raises ProfileError where it is damaged or another model's.
+
+        May be set to the path of another; counts from the next time that `skip` is set."""
         if self._profile is None:
             if self._profile_path is None:
                 self._profile = find_profile(self.model_path, self._info.fingerprint)
@@ -127,6 +129,10 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
                 self._profile = Profile(self._profile_path)
                 self._profile.check_model(self._info.fingerprint, self.model_path)
         return self._profile
+
+    @profile.setter
+    def profile(self, path: str | os.PathLike[str] | None) -> None:
+        self._profile_path, self._profile = path, None
 
     @property
     def skippable_layers(self) -> tuple[int, ...]:

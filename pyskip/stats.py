@@ -48,7 +48,7 @@ class SkipTrace:
     seq_ids: npt.NDArray[np.int32]  # [n]
     positions: npt.NDArray[np.int32]  # [n]
     skipped: npt.NDArray[np.bool_]  # [n, n_layer]
-    similarity: npt.NDArray[np.float32]  # [n, n_layer] cos(x, z) where it was tested, else NaN
+    similarity: npt.NDArray[np.float32]  # [n, n_layer] cos(x, z) where it was tested, a profile's score, else NaN
 
     def __len__(self) -> int:
         return len(self.positions)

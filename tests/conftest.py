@@ -35,6 +35,7 @@ def _load(name: str) -> ModuleType:
 
 make_random = _load("make_random")
 zero_ffn_down = _load("zero_ffn_down")
+make_profile = _load("make_profile")
 
 
 @pytest.fixture(scope="session")

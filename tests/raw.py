@@ -90,6 +90,9 @@ class Raw:
         """The same tokens, one a batch."""
         return np.concatenate([self.decode([token]) for token in tokens])
 
+    def clear(self) -> None:
+        llama_cpp.llama_memory_clear(self.memory, True)
+
     def close(self) -> None:
         llama_cpp.llama_free(self.ctx)
         llama_cpp.llama_model_free(self.model)

@@ -169,6 +169,11 @@ struct pyskip_gguf_info {
 PYSKIP_API enum pyskip_status pyskip_gguf_inspect(const char * path, struct pyskip_gguf_info * info,
                                                   char * error, size_t n_error);
 
+// Bytes of one layer's FFN weights that a token reads, for n layers: of the experts, those that are used. Layers that the
+// file does not have get 0.
+PYSKIP_API enum pyskip_status pyskip_gguf_ffn_bytes(const char * path, int64_t * bytes, size_t n,
+                                                    char * error, size_t n_error);
+
 // Read a profile. It is checked whole: fields, shapes, finite values. FILE with the field in error where it is not
 // sound. Whether it belongs to a model is for the caller to see by its fingerprint. Freed only after every context has
 // another policy or is gone.

@@ -187,6 +187,16 @@ pyskip_status pyskip_gguf_inspect(const char * path, pyskip_gguf_info * info, ch
     });
 }
 
+pyskip_status pyskip_gguf_ffn_bytes(const char * path, int64_t * bytes, size_t n, char * error, size_t n_error) {
+    return guard(error, n_error, [&] {
+        std::string line;
+        if (!pyskip_gguf_read_ffn(path, bytes, n, line)) {
+            return report(PYSKIP_STATUS_FILE, line, error, n_error);
+        }
+        return PYSKIP_STATUS_OK;
+    });
+}
+
 pyskip_status pyskip_profile_load(const char * path, pyskip_profile ** profile, char * error, size_t n_error) {
     return guard(error, n_error, [&] {
         auto        loaded = std::make_shared<pyskip_profile>();

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 
@@ -141,16 +142,44 @@ void read_shape(const gguf_context * gguf, pyskip_gguf_info & info) {
 
 } // namespace
 
-bool pyskip_gguf_read(const char * path, pyskip_gguf_info & info, std::string & error) {
-    info = {};
-    int64_t size = 0;
+static bool open_model(const char * path, int64_t & size, pyskip_gguf_ptr & gguf, std::string & error) {
     if (!pyskip_gguf_check(path, "model", size, error)) {
         return false;
     }
     const gguf_init_params params = { /*.no_alloc =*/ true, /*.ctx =*/ nullptr };
-    const pyskip_gguf_ptr       gguf(gguf_init_from_file(path, params));
-    if (!gguf) {
-        return fail(error, path, "has a GGUF header that llama.cpp cannot read (cut off, damaged, or of a newer version): download it again");
+    gguf.reset(gguf_init_from_file(path, params));
+    return gguf || fail(error, path, "has a GGUF header that llama.cpp cannot read (cut off, damaged, or of a newer version): download it again");
+}
+
+bool pyskip_gguf_read_ffn(const char * path, int64_t * bytes, size_t n, std::string & error) {
+    int64_t         size = 0;
+    pyskip_gguf_ptr gguf;
+    if (!open_model(path, size, gguf, error)) {
+        return false;
+    }
+    char arch[64];
+    read_text(gguf.get(), "general.architecture", arch, sizeof(arch));
+    const int64_t n_expert = read_int(gguf.get(), std::string(arch) + ".expert_count", 0, 0);
+    const int64_t n_used   = read_int(gguf.get(), std::string(arch) + ".expert_used_count", 0, n_expert);
+    std::fill(bytes, bytes + n, 0);
+    for (int64_t i = 0; i < gguf_get_n_tensors(gguf.get()); ++i) {
+        const char *  name = gguf_get_tensor_name(gguf.get(), i);
+        const int64_t il   = is_ffn(name) ? std::atol(name + 4) : -1;
+        if (il < 0 || il >= (int64_t) n) {
+            continue;
+        }
+        const int64_t whole = (int64_t) gguf_get_tensor_size(gguf.get(), i);
+        bytes[il] += std::strstr(name, "_exps") && n_expert > 0 ? whole / n_expert * n_used : whole;
+    }
+    return true;
+}
+
+bool pyskip_gguf_read(const char * path, pyskip_gguf_info & info, std::string & error) {
+    info = {};
+    int64_t         size = 0;
+    pyskip_gguf_ptr gguf;
+    if (!open_model(path, size, gguf, error)) {
+        return false;
     }
     read_text(gguf.get(), "general.architecture", info.architecture, sizeof(info.architecture));
     read_text(gguf.get(), "general.name", info.name, sizeof(info.name));

@@ -8,3 +8,6 @@
 
 // False with a line in `error` where the file cannot be read, is not GGUF, or is shorter than its header says.
 bool pyskip_gguf_read(const char * path, pyskip_gguf_info & info, std::string & error);
+
+// bytes[il]: of the FFN weights of layer il that a token reads, for n layers.
+bool pyskip_gguf_read_ffn(const char * path, int64_t * bytes, size_t n, std::string & error);

@@ -77,7 +77,7 @@ static bool has_room(const ggml_cgraph * gf) {
 }
 
 void pyskip_state::attach_slot(ggml_cgraph * gf, pyskip_slot & slot) {
-    const bool has_input = slot.block.input && has_room(gf);
+    const bool has_input = slot.block.input && slot.n_rows > 0 && has_room(gf);
 
     std::vector<ggml_tensor *> group;
     const auto                 expand = [&](const std::vector<ggml_tensor *> & made) {

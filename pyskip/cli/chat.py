@@ -26,6 +26,7 @@ def chat(
     model: str,
     system: str | None,
     skip: str | None,
+    profile: str | None,
     n_ctx: int | None,
     n_predict: int,
     n_threads: int | None,
@@ -37,7 +38,7 @@ def chat(
 
     With no terminal on stdin, each line is a turn of the conversation and each answer goes to stdout.
     """
-    llm = ui.load(model, skip=skip, n_ctx=n_ctx, n_threads=n_threads, verbose=verbose)
+    llm = ui.load(model, skip=skip, profile=profile, n_ctx=n_ctx, n_threads=n_threads, verbose=verbose)
     if "tokenizer.chat_template" not in llm.metadata:
         ui.note("the model has no chat template: using ChatML")
     conversation = Conversation(llm, system, n_predict=n_predict, temp=temp, seed=seed)

@@ -22,6 +22,7 @@ def generate(
     model: str,
     prompt: str,
     skip: str | None,
+    profile: str | None,
     n_ctx: int | None,
     n_predict: int,
     n_threads: int | None,
@@ -38,7 +39,7 @@ def generate(
     if not prompt:
         raise click.BadParameter("the prompt is empty.", param_hint="-p")
 
-    llm = ui.load(model, skip=skip, n_ctx=n_ctx, n_threads=n_threads, verbose=verbose)
+    llm = ui.load(model, skip=skip, profile=profile, n_ctx=n_ctx, n_threads=n_threads, verbose=verbose)
     from pyskip.generation import Generation
 
     tokens = list(llm.tokenize(raw, add_bos=True, special=True))

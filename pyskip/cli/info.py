@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
 from . import ui
+
+if TYPE_CHECKING:
+    from pyskip.profile import Profile
 
 __all__ = ["info"]
 
@@ -20,6 +25,7 @@ def info(model: str, as_json: bool) -> None:
     from pyskip.gguf_info import inspect
     from pyskip.models import resolve
     from pyskip.probe import skippable_layers
+    from pyskip.profile import find_profile
 
     path = resolve(model)
     gguf = inspect(path)
@@ -28,6 +34,7 @@ def info(model: str, as_json: bool) -> None:
         layers = list(ui.in_thread(lambda: skippable_layers(path)))
     except PolicyError as error:
         layers, reason = [], str(error)
+    profile = find_profile(path, gguf.fingerprint)
     rows = {
         "architecture": gguf.architecture,
         "name": gguf.name,
@@ -40,7 +47,7 @@ def info(model: str, as_json: bool) -> None:
         "ffn_bytes": gguf.ffn_bytes,
         "ffn_share": round(gguf.ffn_share, 4),
         "skippable_layers": layers,
-        "profile": None,
+        "profile": _describe(profile) if profile else None,
     }
     if as_json:
         click.echo(json.dumps(rows))
@@ -49,10 +56,27 @@ def info(model: str, as_json: bool) -> None:
     rows["ffn_bytes"] = f"{gguf.ffn_bytes:,} ({gguf.ffn_share:.0%} of the weights)"
     rows["n_params"] = f"{gguf.n_params:,}"
     rows["skippable_layers"] = _ranges(layers) if layers else f"none: {reason}"
-    rows["profile"] = "none"
+    rows["profile"] = str(profile.path) if profile else "none"
     del rows["ffn_share"]
     click.echo(ui.plain(str(path)))
     _table(rows)
+    if profile:
+        click.echo("skip rate  perplexity / dense  ideal speed-up")
+        for point in profile.curve:
+            mark = "  recommended" if point == profile.recommended else ""
+            click.echo(f"{point.rate:9.3f}  {point.ppl_ratio:18.3f}  {point.ideal_speedup:13.2f}x{mark}")
+
+
+def _describe(profile: Profile) -> dict[str, object]:
+    return {
+        "path": str(profile.path),
+        "stand_in": profile.stand_in,
+        "rank": profile.rank,
+        "method": profile.method,
+        "made_by": profile.made_by,
+        "recommended": profile.recommended.rate,
+        "curve": [asdict(point) for point in profile.curve],
+    }
 
 
 def _table(rows: dict[str, object]) -> None:

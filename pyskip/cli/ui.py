@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -27,6 +27,7 @@ __all__ = [
     "note",
     "plain",
     "progress_line",
+    "stage_line",
     "stream",
 ]
 
@@ -63,7 +64,13 @@ class FiniteFloat(click.FloatRange):
 def common_options(command: Callable[..., T]) -> Callable[..., T]:
     """The flags of every command that generates, spelt as llama.cpp spells them."""
     options = [
-        click.option("--skip", metavar="SPEC", help="off, cosine[:key=value,...] or static:LAYER,... [default: off]"),
+        click.option(
+            "--skip",
+            metavar="SPEC",
+            help="off, a rate such as 0.25, profile[:key=value,...], cosine[:key=value,...], static:LAYER,... or "
+            "random[:key=value,...]. [default: the profile's recommended point, off without a profile]",
+        ),
+        click.option("--profile", metavar="FILE", help="The profile. [default: MODEL.skip.gguf beside the model]"),
         click.option(
             "-c",
             "n_ctx",
@@ -123,7 +130,9 @@ def in_thread(work: Callable[[], T]) -> T:
     return value  # type: ignore[return-value]
 
 
-def load(model: str, *, skip: str | None, n_ctx: int | None, n_threads: int | None, verbose: bool) -> Llama:
+def load(
+    model: str, *, skip: str | None, profile: str | None, n_ctx: int | None, n_threads: int | None, verbose: bool
+) -> Llama:
     """The model that a command line names. Says how skipping stands on stderr."""
     from pyskip.policy import parse_skip
 
@@ -136,12 +145,28 @@ def load(model: str, *, skip: str | None, n_ctx: int | None, n_threads: int | No
     path = resolve(model)
     n_ctx = n_ctx or min(4096, inspect(path).n_ctx_train or 4096)
     llm = in_thread(
-        lambda: Llama(path, skip=policy, n_ctx=n_ctx, n_threads=n_threads, n_threads_batch=n_threads, verbose=verbose)
+        lambda: Llama(
+            path, skip=policy, profile=profile, n_ctx=n_ctx, n_threads=n_threads, n_threads_batch=n_threads, verbose=verbose
+        )
     )
     llm.set_abort(False)
     if skip is None:
-        note("running dense: there is no profile for this model; --skip cosine tries the paper's policy")
+        _choose_default(llm)
     return llm
+
+
+def _choose_default(llm: Llama) -> None:
+    from pyskip.policy import Profiled
+
+    if llm.profile is None:
+        note("running dense: there is no profile for this model; pyskip calibrate makes one")
+        return
+    llm.skip = Profiled()
+    point = llm.profile.recommended
+    note(
+        f"skipping about {point.rate:.0%} of FFN blocks: at best {point.ideal_speedup:.2f} x as fast, perplexity "
+        f"{point.ppl_ratio:.3f} x dense on its calibration text; --skip off runs dense"
+    )
 
 
 def stream(llm: Llama, pieces: Iterable[str]) -> Generator[str, None, None]:
@@ -218,3 +243,19 @@ def progress_line() -> Iterator[Callable[[int, int, str], None]]:
     finally:
         if live:
             click.echo("\r\x1b[2K", nl=False, err=True)
+
+
+@contextmanager
+def stage_line() -> Iterator[Callable[[str, int, int, str], None]]:
+    """show(stage, done, total, words): as progress_line, with a line for each stage."""
+    lines: dict[str, Callable[[int, int, str], None]] = {}
+    with ExitStack() as stack:
+
+        def show(stage: str, done: int, total: int, words: str) -> None:
+            if stage not in lines:
+                stack.close()
+                lines[stage] = stack.enter_context(progress_line())
+                note(stage)
+            lines[stage](done, total, f" {stage}{f', {words}' if words else ''}")
+
+        yield show

@@ -1,0 +1,69 @@
+"""A llama.cpp context of calibration's own, for many sequences at once, beside the one that a Llama holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import _log
+from .._context import SkipContext
+from .._library import llama_cpp
+from ..errors import DecodeError, ModelLoadError
+from ..llama import Llama
+
+__all__ = ["BatchContext"]
+
+Floats = npt.NDArray[np.float32]
+
+
+class BatchContext:
+    """n_seq sequences of up to n_ctx tokens over a loaded model. Every token counts as generated."""
+
+    def __init__(self, llm: Llama, n_seq: int, n_ctx: int, n_batch: int) -> None:
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx, params.n_seq_max, params.kv_unified = n_seq * n_ctx, n_seq, True
+        params.n_batch = params.n_ubatch = n_batch
+        params.n_threads, params.n_threads_batch = llm.n_threads, llm.n_threads_batch
+        _log.forget()
+        self.ctx = llama_cpp.llama_init_from_model(llm._model.model, params)
+        if not self.ctx:
+            raise ModelLoadError(f"llama.cpp cannot make a context for calibration ({_log.last_complaint()})")
+        self.skip = SkipContext(self.ctx)
+        self._batch = llama_cpp.llama_batch_init(n_batch, 0, 1)
+        self._n_vocab = llm.n_vocab()
+        self.clear()
+
+    def clear(self) -> None:
+        """Empty all sequences."""
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.ctx), True)
+        self.skip.set_generated_from(-1, 0)
+
+    def decode(self, tokens: Sequence[int], positions: Sequence[int], seq_ids: Sequence[int], wanted: npt.NDArray[np.bool_]) -> Floats:
+        """Logits [wanted.sum(), n_vocab], valid until the next call. Raises DecodeError."""
+        batch, n = self._batch, len(tokens)
+        batch.n_tokens = n
+        np.ctypeslib.as_array(batch.token, (n,))[:] = tokens
+        np.ctypeslib.as_array(batch.pos, (n,))[:] = positions
+        np.ctypeslib.as_array(batch.logits, (n,))[:] = wanted
+        for i, seq_id in enumerate(seq_ids):
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, seq_id
+        _log.forget()
+        status = llama_cpp.llama_decode(self.ctx, batch)
+        if status != 0:
+            raise DecodeError(f"llama.cpp cannot decode ({_log.last_complaint() or f'status {status}'})")
+        n_wanted = int(wanted.sum())
+        if n_wanted == 0:
+            return np.empty((0, self._n_vocab), np.float32)
+        return np.ctypeslib.as_array(llama_cpp.llama_get_logits(self.ctx), (n_wanted, self._n_vocab))
+
+    def __enter__(self) -> BatchContext:
+        return self
+
+    def __exit__(self, _type: type[BaseException] | None, _value: BaseException | None, _traceback: TracebackType | None) -> None:
+        llama_cpp.llama_batch_free(self._batch)
+        llama_cpp.llama_free(self.ctx)
+        self.ctx: Any = None

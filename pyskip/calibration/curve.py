@@ -1,0 +1,122 @@
+"""Operating points: what each layer's errors cost, which threshold gives which rate, and what that costs in quality."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ..evaluation import evaluate_windows
+from ..gguf_info import inspect
+from ..llama import Llama
+from ..policy import Off, Policy, Profiled, Random
+from ..profile import Point
+from .context import BatchContext
+
+__all__ = ["RATES", "find_thresholds", "measure", "random_harm", "recommend"]
+
+RATES = (0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40, 0.45)
+RANDOM_RATE = 0.12
+MAX_RATIO = 1.05  # perplexity against dense that the recommended point may have
+
+Windows = Sequence[npt.NDArray[np.int32]]
+Progress = Callable[[int, int], None]
+
+
+def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    out = logits - logits.max(axis=1, keepdims=True)
+    out -= np.log(np.exp(out).sum(axis=1, keepdims=True))
+    return out
+
+
+def random_harm(
+    llm: Llama, windows: Windows, seed: int, progress: Progress
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Skip blocks at random, with their stand-ins: (KL divergence to dense [n], squared predicted relative error
+    [n, n_layer], 0 where a layer ran)."""
+    harm, errors = [], []
+    n_window = max(map(len, windows))
+    with BatchContext(llm, 1, n_window, n_window) as context:
+        context.skip.set_trace(n_window)
+        for done, window in enumerate(windows, 1):
+            wanted = np.ones(len(window), bool)
+            dense = np.empty((0, 0), np.float32)
+            for policy in (Off(), Random(rate=RANDOM_RATE, seed=seed + done, stand_in=True)):
+                context.skip.set_policy(policy, llm.profile)
+                context.clear()
+                logits = context.decode(window.tolist(), range(len(window)), [0] * len(window), wanted)
+                if isinstance(policy, Off):
+                    dense = _log_softmax(logits)
+            kld = np.concatenate([
+                (np.exp(dense[i : i + 32]) * (dense[i : i + 32] - _log_softmax(logits[i : i + 32]))).sum(axis=1)
+                for i in range(0, len(dense), 32)
+            ])  # fmt: skip
+            trace = context.skip.take_trace(n_window)
+            squared = np.where(trace.skipped, np.exp(2 * np.nan_to_num(trace.similarity.astype(np.float64))), 0.0)
+            harm.append(kld.astype(np.float64))
+            errors.append(squared)
+            progress(done, len(windows))
+    return np.concatenate(harm), np.concatenate(errors)
+
+
+def find_thresholds(llm: Llama, windows: Windows, rates: Sequence[float], progress: Progress) -> list[float]:
+    """A threshold for each of the rising rates: the quantile of the scores that tokens got under the one before, whose
+    stream was skipped nearly as much."""
+    thresholds: list[float] = []
+    n_window = max(map(len, windows))
+    with BatchContext(llm, 1, n_window, n_window) as context:
+        context.skip.set_trace(n_window)
+        before = -math.inf
+        for k, rate in enumerate(rates):
+            scores = []
+            context.skip.set_policy(threshold_policy(before), llm.profile)
+            for done, window in enumerate(windows, 1):
+                context.clear()
+                wanted = np.zeros(len(window), bool)
+                wanted[len(window) // 2 : -1] = True  # the last layer computes tokens with an output only
+                context.decode(window.tolist(), range(len(window)), [0] * len(window), wanted)
+                trace = context.skip.take_trace(n_window)
+                scores.append(trace.similarity[trace.positions >= len(window) // 2])
+                progress(k * len(windows) + done, len(rates) * len(windows))
+            found = np.nan_to_num(np.concatenate(scores).ravel(), nan=np.inf)
+            before = max(before, float(np.quantile(found, rate, method="lower")))
+            thresholds.append(before)
+    return thresholds
+
+
+def threshold_policy(threshold: float) -> Policy:
+    return Profiled(error=math.exp(min(threshold, 80.0)) if threshold > -700 else 0.0)
+
+
+def measure(llm: Llama, windows: Windows, thresholds: Sequence[float], progress: Progress) -> list[Point]:
+    """Points with rising rates, on windows that were not fitted."""
+    size = inspect(llm.model_path)
+    policies = [threshold_policy(t) for t in thresholds]
+    n_ctx = min(map(len, windows))
+    results = evaluate_windows(
+        llm, [w.tolist() for w in windows], policies, n_ctx=n_ctx, progress=lambda done, total, _: progress(done, total)
+    )
+    points: list[Point] = []
+    for threshold, result in zip(thresholds, results[1:], strict=True):
+        if result.skip_rate <= (points[-1].rate if points else 0.0) + 1e-4:
+            continue
+        saved = result.ffn_bytes_saved * size.ffn_bytes
+        points.append(
+            Point(
+                rate=result.skip_rate,
+                threshold=threshold,
+                ppl_ratio=result.ppl_ratio,
+                ppl_ratio_se=result.ppl_ratio_se,
+                kld_mean=result.kld_mean,
+                ffn_bytes_saved=result.ffn_bytes_saved,
+                ideal_speedup=size.bytes / (size.bytes - saved),
+            )
+        )
+    return points
+
+
+def recommend(points: Sequence[Point]) -> int:
+    """The fastest point whose perplexity stays within MAX_RATIO of dense; the first where none does."""
+    return max((i for i, p in enumerate(points) if p.ppl_ratio <= MAX_RATIO), default=0)

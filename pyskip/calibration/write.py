@@ -1,0 +1,132 @@
+"""Writes profiles, with gguf-py; the native library reads and checks them (native/src/profile.cpp)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ProfileError
+from ..profile import Point
+
+__all__ = ["LayerFit", "Provenance", "write_profile"]
+
+PROFILE_VERSION = 1
+F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class LayerFit:
+    """One layer's gate and stand-in.
+
+    gate: [n_embd + 2], on the normed input, on log(|x|), constant.
+    bias: [n_embd].
+    matrices: by tensor name. linear: skip_up [n_embd, rank] and skip_down [rank, n_embd], or skip_up [n_embd, n_embd]
+        alone. gated: skip_gate_up [2*width, n_embd] and skip_down [n_embd, width]. none: empty.
+    """
+
+    gate: F32
+    bias: F32
+    matrices: dict[str, F32] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What the profile belongs to and how it was made."""
+
+    model: str
+    fingerprint: str
+    stand_in: str  # linear, gated or none
+    method: str
+    text: str
+    text_sha256: str
+    n_tokens: int
+    warmup: int
+    made_by: str
+
+
+def _quantise(matrix: F32, wanted: gguf.GGMLQuantizationType) -> tuple[npt.NDArray[np.generic], gguf.GGMLQuantizationType]:
+    """The matrix in the wanted type, in the next wider one where its rows are no whole blocks."""
+    types = [wanted, gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.F16]
+    for kind in types:
+        block = gguf.GGML_QUANT_SIZES[kind][0]
+        if matrix.shape[-1] % block == 0:
+            return gguf.quantize(np.ascontiguousarray(matrix, np.float32), kind), kind
+    raise AssertionError("f16 has blocks of one")
+
+
+def write_profile(
+    path: str | os.PathLike[str],
+    layers: Sequence[LayerFit | None],
+    curve: Sequence[Point],
+    recommended: int,
+    provenance: Provenance,
+    quantisation: str = "Q8_0",
+) -> None:
+    """Write beside the target first, then replace it: a full disk or an interruption leaves the old file as it was.
+
+    Raises ProfileError where the target cannot be written.
+    """
+    target = Path(path)
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=target.name + ".", suffix=".part", dir=target.parent)
+        os.close(descriptor)
+    except OSError as error:
+        raise ProfileError(f"{target}: cannot be written ({error.strerror}): name another file with -o") from error
+    try:
+        _write(name, layers, curve, recommended, provenance, gguf.GGMLQuantizationType[quantisation])
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)
+        os.replace(name, target)
+    except OSError as error:
+        raise ProfileError(f"{target}: cannot be written ({error.strerror}): make room or name another file with -o") from error
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+
+
+def _write(
+    name: str,
+    layers: Sequence[LayerFit | None],
+    curve: Sequence[Point],
+    recommended: int,
+    provenance: Provenance,
+    wanted: gguf.GGMLQuantizationType,
+) -> None:
+    writer = gguf.GGUFWriter(name, "pyskip")
+    n_embd = next(len(layer.bias) for layer in layers if layer is not None)
+    for key, number in (
+        ("profile_version", PROFILE_VERSION), ("block_count", len(layers)), ("embedding_length", n_embd),
+        ("warmup", provenance.warmup), ("recommended", recommended), ("calibration.n_tokens", provenance.n_tokens),
+    ):  # fmt: skip
+        writer.add_uint32(f"pyskip.{key}", number)
+    for key, text in (
+        ("model_fingerprint", provenance.fingerprint), ("model_name", provenance.model), ("stand_in", provenance.stand_in),
+        ("calibration.method", provenance.method), ("calibration.text", provenance.text),
+        ("calibration.text_sha256", provenance.text_sha256), ("calibration.version", provenance.made_by),
+    ):  # fmt: skip
+        writer.add_string(f"pyskip.{key}", text)
+    for member in Point.__dataclass_fields__:
+        writer.add_array(f"pyskip.curve.{member}", [float(getattr(point, member)) for point in curve])
+    for il, layer in enumerate(layers):
+        if layer is None:
+            continue
+        writer.add_tensor(f"blk.{il}.skip_gate.weight", np.asarray(layer.gate, np.float32))
+        writer.add_tensor(f"blk.{il}.skip.bias", np.asarray(layer.bias, np.float32))
+        for tensor, matrix in layer.matrices.items():
+            data, kind = _quantise(matrix, wanted)
+            writer.add_tensor(f"blk.{il}.{tensor}.weight", data, raw_dtype=kind)
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    finally:
+        writer.close()

@@ -1,0 +1,81 @@
+"""`pyskip calibrate`: make a model's profile."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from . import ui
+
+__all__ = ["calibrate"]
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--text", "text", multiple=True, metavar="FILE", help="UTF-8 text to calibrate on. [default: sampled from the model]"
+)
+@click.option("--rank", type=click.IntRange(1, 1 << 17), metavar="R", help="Rank of the stand-ins. [default: full]")
+@click.option("-o", "--output", metavar="FILE", help="The profile. [default: MODEL.skip.gguf, beside the model]")
+@click.option(
+    "--quantisation",
+    type=click.Choice(["q4_0", "q4_1", "q8_0", "f16"]),
+    default="q4_0",
+    show_default=True,
+    help="Type of the stand-ins' weights.",
+)
+@click.option("--fit", "n_fit", type=click.IntRange(1, 1 << 20), default=32, show_default=True, metavar="N", help="Windows of 512 tokens to fit on.")
+@click.option("--curve", "n_curve", type=click.IntRange(1, 1 << 20), default=6, show_default=True, metavar="N", help="Windows to measure on.")
+@click.option("--distill", type=click.FloatRange(1, 1e7), default=None, metavar="SECONDS", help="Train the stand-ins and gates end to end for so long (needs pyskip[distill]).")
+@click.option("--width", type=click.IntRange(32, 1 << 17), metavar="N", help="Neurons of a distilled stand-in. [default: 1/7 of the FFN's]")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=1, show_default=True, metavar="S", help="Seed of all that is drawn.")
+@click.option("-t", "n_threads", type=click.IntRange(1, 512), metavar="N", help="Threads. [default: the physical cores]")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout instead of a table.")
+def calibrate(
+    model: str,
+    text: tuple[str, ...],
+    rank: int | None,
+    output: str | None,
+    quantisation: str,
+    n_fit: int,
+    n_curve: int,
+    distill: float | None,
+    width: int | None,
+    seed: int,
+    n_threads: int | None,
+    as_json: bool,
+) -> None:
+    """Make the profile of MODEL (a path, or demo): fit stand-ins and gates on text, measure what each skip rate costs,
+    and write it all to one file. The model's own text serves where none is given."""
+    from pyskip.calibration.calibrate import Settings
+    from pyskip.calibration.calibrate import calibrate as run
+    from pyskip.models import resolve
+
+    settings = Settings(
+        text=tuple(map(Path, text)),
+        rank=rank,
+        quantisation=quantisation.upper(),
+        n_fit=n_fit,
+        n_curve=n_curve,
+        seed=seed,
+        distill=distill or 0.0,
+        width=width,
+        output=Path(output) if output else None,
+    )
+    with ui.stage_line() as show:
+        made = ui.in_thread(lambda: run(resolve(model), settings, show, n_threads))
+    if as_json:
+        document = asdict(made) | {"profile": str(made.profile)}
+        click.echo(json.dumps(document))
+        return
+    click.echo(f"{made.profile}: {made.n_tokens} tokens, {made.seconds:.0f} s")
+    click.echo("skip rate  perplexity / dense   KL (nats)  FFN bytes saved  ideal speed-up")
+    for p in made.curve:
+        mark = "  recommended" if p == made.recommended else ""
+        click.echo(
+            f"{p.rate:9.3f}  {p.ppl_ratio:8.4f} ± {p.ppl_ratio_se:.4f}  {p.kld_mean:10.4f}  {p.ffn_bytes_saved:15.3f}  "
+            f"{p.ideal_speedup:13.2f}x{mark}"
+        )
