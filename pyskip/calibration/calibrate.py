@@ -111,7 +111,7 @@ class _Run:
         self._write(target, points, recommended, method)
         profile = Profile(target)
         return Calibration(
-            target, profile.rank, self.text.n_tokens, time.monotonic() - start, tuple(points), points[recommended],
+            target, profile.rank, self.text.n_tokens, time.monotonic() - start, profile.curve, profile.recommended,
             self.stand_in_r2, self.gate_r2,
         )  # fmt: skip
 
