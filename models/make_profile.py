@@ -34,7 +34,14 @@ def random_layer(rng: np.random.Generator, n_embd: int, stand_in: str, rank: int
 
 
 def make_profile(
-    model: Path, output: Path, *, stand_in: str = "linear", rank: int | None = None, kind: str = "q4_0", seed: int = 0, scale: float = 0.3
+    model: Path,
+    output: Path,
+    *,
+    stand_in: str = "linear",
+    rank: int | None = None,
+    kind: str = "q4_0",
+    seed: int = 0,
+    scale: float = 0.3,
 ) -> None:
     """A profile that the model accepts. The thresholds of its curve run from -2 to 2 over rates from 0.05 to 0.95."""
     info = pyskip.inspect(model)

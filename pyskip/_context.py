@@ -48,7 +48,9 @@ class SkipContext:
             native.cold_start, native.cold_end = policy.cold_start, policy.cold_end
         elif isinstance(policy, Profiled):
             if profile is None:
-                raise ProfileError(f"skip {str(policy)!r} needs the model's profile and none is given: run pyskip calibrate")
+                raise ProfileError(
+                    f"skip {str(policy)!r} needs the model's profile and none is given: run pyskip calibrate"
+                )
             native.type, native.profile, native.warmup = lib.PYSKIP_POLICY_PROFILE, profile.native, profile.warmup
             native.threshold, native.prefill = profile.threshold(policy), policy.prefill
         elif isinstance(policy, Random):

@@ -18,12 +18,20 @@ import numpy.typing as npt
 from . import _log
 from ._library import llama_cpp
 from .errors import DecodeError, PyskipError
-from .llama import Llama
 from .gguf_info import ffn_bytes
+from .llama import Llama
 from .policy import Off, Policy, Profiled, Random
 from .tasks import TaskItem, encode, is_right
 
-__all__ = ["Progress", "TaskResult", "TextResult", "evaluate_task", "evaluate_text", "evaluate_windows", "ffn_bytes_saved"]
+__all__ = [
+    "Progress",
+    "TaskResult",
+    "TextResult",
+    "evaluate_task",
+    "evaluate_text",
+    "evaluate_windows",
+    "ffn_bytes_saved",
+]
 
 ROWS = 8  # of logits that are worked on at a time: a few MB, which stay in the cache
 

@@ -24,6 +24,8 @@ class GGUFInfo:
     n_params: int
     bytes: int
     ffn_bytes: int
+    read_bytes: int  # by decoding a token: of experts those that are used, of embeddings one row
+    read_ffn_bytes: int
     n_layer: int
     n_ctx_train: int
     n_embd: int
@@ -48,7 +50,10 @@ def inspect(path: str | os.PathLike[str], *, weights: bool = True) -> GGUFInfo:
         raise ModelLoadError(" ".join(ffi.string(error).decode("utf-8", "replace").split()))
     if weights and native.n_tensors == 0:
         raise ModelLoadError(f"{os.fspath(path)}: holds a vocabulary and no weights, expected a whole model")
-    texts = {name: ffi.string(getattr(native, name)).decode("utf-8", "replace") for name in ("architecture", "name", "fingerprint")}
+    texts = {
+        name: ffi.string(getattr(native, name)).decode("utf-8", "replace")
+        for name in ("architecture", "name", "fingerprint")
+    }
     numbers = {
         name: int(getattr(native, name))
         for name in GGUFInfo.__dataclass_fields__

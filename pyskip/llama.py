@@ -32,8 +32,9 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     profile: the path of the model's profile. Default: the file beside the model (model.skip.gguf), else one that comes
         with pyskip. Read when a policy first needs it.
 
-    Prompts run dense, except under `static` and `profile:prefill=1`. Tokens that generate() and all that builds on it (completion, chat) feed
-    back are decided by the policy; embeddings and eval() are dense unless mark_generated() says otherwise.
+    Prompts run dense, except under `static` and `profile:prefill=1`. Tokens that generate() and all that builds on it
+    (completion, chat) feed back are decided by the policy; embeddings and eval() are dense unless mark_generated() says
+    otherwise.
 
     n_threads and n_threads_batch default to the physical cores that the process may use.
 
@@ -112,8 +113,9 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         profile = self.profile
         if profile is None:
             raise ProfileError(
-                f"skip {str(policy)!r} needs a profile and {self.model_path} has none (no {path_beside(self.model_path)}):"
-                " make one with pyskip calibrate, name one with profile= (--profile), or use cosine or static"
+                f"skip {str(policy)!r} needs a profile and {self.model_path} has none (no "
+                f"{path_beside(self.model_path)}): make one with pyskip calibrate, name one with profile= (--profile), "
+                "or use cosine or static"
             )
         return profile
 

@@ -58,7 +58,9 @@ class Profile:
         )
         points = ffi.new("struct pyskip_profile_point[]", info.n_points)
         lib.pyskip_profile_get_points(self.native, points)
-        self.curve = tuple(Point(**{name: float(getattr(p, name)) for name in Point.__dataclass_fields__}) for p in points)
+        self.curve = tuple(
+            Point(**{name: float(getattr(p, name)) for name in Point.__dataclass_fields__}) for p in points
+        )
         self.recommended = self.curve[info.recommended]
         stand_in_bytes, gate_bytes = ffi.new("int64_t[]", self.n_layer), ffi.new("int64_t[]", self.n_layer)
         lib.pyskip_profile_get_bytes(self.native, stand_in_bytes, gate_bytes)
@@ -69,8 +71,9 @@ class Profile:
         """Raises ProfileError where the profile is not this model's."""
         if self.fingerprint != fingerprint:
             raise ProfileError(
-                f"{self.path}: pyskip.model_fingerprint: found {self.fingerprint} ({self.model or 'no name'}), expected "
-                f"{fingerprint} of {model}: a profile serves the one file that it was made for; run pyskip calibrate"
+                f"{self.path}: pyskip.model_fingerprint: found {self.fingerprint} ({self.model or 'no name'}), "
+                f"expected {fingerprint} of {model}: a profile serves the one file that it was made for; run "
+                "pyskip calibrate"
             )
 
     def point(self, rate: float) -> Point:

@@ -103,7 +103,9 @@ def test_native_sums_equal_numpy(tiny: Path, tmp_path: Path, stand_in: str | Non
             raw.decode([(int(t), i, 0) for i, t in enumerate(window)])
             for il, kept in rows.items():
                 x, y = (raw.tapped[f"{n}-{il}"].reshape(40, -1)[4:] for n in ("ffn_inp", "ffn_out"))
-                kept.append((x / np.sqrt((x * x).mean(1, keepdims=True) + 1e-5) * norms[f"blk.{il}.ffn_norm.weight"], x, y))
+                kept.append(
+                    (x / np.sqrt((x * x).mean(1, keepdims=True) + 1e-5) * norms[f"blk.{il}.ffn_norm.weight"], x, y)
+                )
     for il, kept in rows.items():
         xn, x, y = (np.concatenate(part).astype(np.float64) for part in zip(*kept, strict=True))
         target = y
@@ -153,8 +155,10 @@ def test_calibrate_and_use(cli: Cli, model: Path) -> None:
     assert made["n_tokens"] == 8 * 512
     rates = [p["rate"] for p in made["curve"]]
     assert rates == sorted(rates)
-    assert 0.02 < rates[0]
-    assert all(p["ppl_ratio"] > 0 and p["ffn_bytes_saved"] < p["rate"] and p["ideal_speedup"] >= 0.9 for p in made["curve"])
+    assert rates[0] > 0.02
+    assert all(
+        p["ppl_ratio"] > 0 and p["ffn_bytes_saved"] < p["rate"] and p["ideal_speedup"] >= 0.9 for p in made["curve"]
+    )
 
     result = cli("generate", str(model), "-p", "abc", "-n", "40", "--temp", "1", "--seed", "3", "--json")
     assert result.returncode == 0, result.stderr
@@ -168,7 +172,9 @@ def test_calibrate_and_use(cli: Cli, model: Path) -> None:
 def test_the_users_text(cli: Cli, model: Path, tmp_path: Path) -> None:
     text, out = tmp_path / "t.txt", tmp_path / "own.skip.gguf"
     text.write_text(" ".join(str(i * i) for i in range(3000)))
-    result = cli("calibrate", str(model), "--text", str(text), "--fit", "6", "--curve", "2", "--rank", "32", "-o", str(out))
+    result = cli(
+        "calibrate", str(model), "--text", str(text), "--fit", "6", "--curve", "2", "--rank", "32", "-o", str(out)
+    )
     assert result.returncode == 0, result.stderr
     profile = Profile(out)
     assert (profile.rank, profile.stand_in, profile.text) == (32, "linear", "t.txt")

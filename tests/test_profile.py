@@ -1,4 +1,4 @@
-"""Profiles at run time: gates and stand-ins against NumPy, and the invariants of tests/test_session.py under a profile."""
+"""Profiles at run time: gates and stand-ins against NumPy, and the invariants of every policy under a profile."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ def profiles(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple
 
 @pytest.mark.parametrize("key", KINDS)
 @pytest.mark.parametrize("batched", [True, False])
-def test_gates_and_stand_ins_equal_numpy(tiny: Path, profiles: dict[tuple[str, int | None], Path], key: tuple[str, int | None], batched: bool) -> None:
+def test_gates_and_stand_ins_equal_numpy(
+    tiny: Path, profiles: dict[tuple[str, int | None], Path], key: tuple[str, int | None], batched: bool
+) -> None:
     """Scores, decisions and what leaves each block, from what enters it, in a batch and in single steps."""
     profile, w, norms = Profile(profiles[key]), weights(profiles[key]), norm_weights(tiny)
     tokens = tokens_of(3, 40, 320)
@@ -83,7 +85,9 @@ def test_gates_and_stand_ins_equal_numpy(tiny: Path, profiles: dict[tuple[str, i
 
 
 @pytest.mark.parametrize("key", KINDS)
-def test_a_gate_that_never_skips_is_dense(tiny: Path, profiles: dict[tuple[str, int | None], Path], key: tuple[str, int | None]) -> None:
+def test_a_gate_that_never_skips_is_dense(
+    tiny: Path, profiles: dict[tuple[str, int | None], Path], key: tuple[str, int | None]
+) -> None:
     tokens = tokens_of(4, 30, 320)
     with Raw(tiny) as dense, Raw(tiny) as gated:
         gated.skip.set_policy(Profiled(error=0.0), Profile(profiles[key]))
@@ -117,7 +121,9 @@ def test_one_batch_equals_single_steps(demo_f32: Path, tmp_path: Path, key: tupl
         np.testing.assert_allclose(together[order], steps, atol=1e-3, rtol=1e-4)
 
 
-def test_another_point_in_mid_session_equals_a_fresh_one(tiny: Path, profiles: dict[tuple[str, int | None], Path]) -> None:
+def test_another_point_in_mid_session_equals_a_fresh_one(
+    tiny: Path, profiles: dict[tuple[str, int | None], Path]
+) -> None:
     profile = Profile(profiles["linear", None])
     first, then = tokens_of(5, 20, 320), [(7 + i, 20 + i, 0) for i in range(20)]
     with Raw(tiny) as changed, Raw(tiny) as fresh:
@@ -137,7 +143,8 @@ def test_profiles_come_and_go_in_mid_session(tiny: Path, profiles: dict[tuple[st
     with Raw(tiny) as raw, Raw(tiny) as dense:
         raw.skip.set_generated_from(0, 0)
         for i, (skip, key) in enumerate([
-            ("off", None), (0.5, KINDS[0]), (0.5, KINDS[2]), ("cosine:cold_start=1,cold_end=1,warmup=0", None), (0.9, KINDS[1]), ("off", None),
+            ("off", None), (0.5, KINDS[0]), (0.5, KINDS[2]), ("cosine:cold_start=1,cold_end=1,warmup=0", None),
+            (0.9, KINDS[1]), ("off", None),
         ]):  # fmt: skip
             raw.skip.set_policy(pyskip.parse_skip(skip), Profile(profiles[key]) if key else None)
             logits = raw.decode([(token, 9 * i + pos, seq) for token, pos, seq in tokens_of(i, 9, 320)])
@@ -179,11 +186,15 @@ def test_random_is_seeded_and_of_its_rate(tiny: Path, profiles: dict[tuple[str, 
 
     alone = decisions("random:rate=0.3,seed=5,warmup=0", None)
     assert abs(alone.mean() - 0.3) < 0.04
-    np.testing.assert_array_equal(alone, decisions("random:rate=0.3,seed=5,warmup=0,stand_in=1", Profile(profiles["none", None])))
+    np.testing.assert_array_equal(
+        alone, decisions("random:rate=0.3,seed=5,warmup=0,stand_in=1", Profile(profiles["none", None]))
+    )
     assert (alone != decisions("random:rate=0.3,seed=6,warmup=0", None)).any()
 
 
-def test_a_model_finds_the_profile_beside_it(tiny: Path, tmp_path: Path, profiles: dict[tuple[str, int | None], Path]) -> None:
+def test_a_model_finds_the_profile_beside_it(
+    tiny: Path, tmp_path: Path, profiles: dict[tuple[str, int | None], Path]
+) -> None:
     model = tmp_path / "model.gguf"
     model.symlink_to(tiny)
     with pytest.raises(pyskip.ProfileError, match=r"needs a profile and .*pyskip calibrate"):

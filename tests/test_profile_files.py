@@ -70,8 +70,8 @@ BROKEN: dict[str, tuple[list[LayerFit | None], dict[str, object], str]] = {
     "kind": ([full()], {"stand_in": "cubic"}, r"pyskip\.stand_in: found cubic"),
     "other kind": ([full()], {"stand_in": "gated"}, r"skip_gate_up\.weight or \.skip_down\.weight: found none"),
     "none with": ([full()], {"stand_in": "none"}, r"tensors: found 3, expected 2"),
-    "nan": ([replace(full(), gate=np.full(N_EMBD + 2, np.nan, np.float32))], {}, r"skip_gate\.weight: found a value that is not finite"),
-    "inf": ([layer(skip_up=np.full((N_EMBD, N_EMBD), np.inf, np.float32))], {}, r"skip_up\.weight: found a value that is not finite"),
+    "nan": ([replace(full(), gate=np.full(N_EMBD + 2, np.nan, np.float32))], {}, r"skip_gate\.weight: .* not finite"),
+    "inf": ([layer(skip_up=np.full((N_EMBD, N_EMBD), np.inf, np.float32))], {}, r"skip_up\.weight: .* not finite"),
     "gate": ([replace(full(), gate=np.ones(N_EMBD, np.float32))], {}, r"skip_gate\.weight: found f32 \[64, 1"),
     "bias": ([full(), replace(full(), bias=np.ones(3, np.float32))], {}, r"blk\.1\.skip\.bias: found f32 \[3"),
 }  # fmt: skip
@@ -142,15 +142,19 @@ def test_flipped_bits_are_refused_or_harmless(sound: Path, tmp_path: Path) -> No
         data = bytearray(whole)
         data[at] ^= 1 << int(rng.integers(8))
         flipped.write_bytes(data)
+        reason = ""
         try:
             Profile(flipped)
         except pyskip.ProfileError as error:
-            assert "\n" not in str(error)
-            n_refused += 1
+            reason = str(error)
+        assert "\n" not in reason
+        n_refused += bool(reason)
     assert n_refused > 300
 
 
-def test_a_damaged_profile_is_one_line_at_the_command_line(cli: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, tiny: Path) -> None:
+def test_a_damaged_profile_is_one_line_at_the_command_line(
+    cli: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, tiny: Path
+) -> None:
     profile = tmp_path / "p.skip.gguf"
     make_profile.make_profile(tiny, profile)
     data = bytearray(profile.read_bytes())

@@ -157,6 +157,9 @@ struct pyskip_gguf_info {
     int64_t n_params;           // all weights
     int64_t bytes;              // all weights, as stored
     int64_t ffn_bytes;          // of blk.N.ffn_{up,gate,down} and their expert, bias and scale tensors
+    int64_t read_bytes;         // that decoding a token reads: of experts those that are used, of the embeddings one row
+                                // unless the output shares them
+    int64_t read_ffn_bytes;     // of the FFN weights
     int64_t n_layer;            // 0 where the file does not say, here and below
     int64_t n_ctx_train;
     int64_t n_embd;

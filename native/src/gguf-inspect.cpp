@@ -63,7 +63,35 @@ bool is_ffn(const char * name) {
                    std::strncmp(dot, ".ffn_down", 9) == 0);
 }
 
+// How much of a tensor decoding one token reads.
+class reading {
+public:
+    explicit reading(const gguf_context * gguf) : gguf(gguf) {
+        char arch[64];
+        read_text(gguf, "general.architecture", arch, sizeof(arch));
+        n_expert = read_int(gguf, std::string(arch) + ".expert_count", 0, 0);
+        n_used   = read_int(gguf, std::string(arch) + ".expert_used_count", 0, n_expert);
+        is_tied  = gguf_find_tensor(gguf, "output.weight") < 0;
+    }
+
+    int64_t bytes(int64_t i) const {
+        const char *  name  = gguf_get_tensor_name(gguf, i);
+        const int64_t whole = (int64_t) gguf_get_tensor_size(gguf, i);
+        if (std::strcmp(name, "token_embd.weight") == 0 && !is_tied) {
+            return 0;
+        }
+        return std::strstr(name, "_exps") && n_expert > 0 ? whole / n_expert * n_used : whole;
+    }
+
+private:
+    const gguf_context * gguf;
+    int64_t              n_expert = 0;
+    int64_t              n_used   = 0;
+    bool                 is_tied  = false;
+};
+
 bool read_tensors(const gguf_context * gguf, const char * path, int64_t size, pyskip_gguf_info & info, std::string & error) {
+    const reading read(gguf);
     const int64_t data_offset = (int64_t) gguf_get_data_offset(gguf);
 
     info.n_tensors = gguf_get_n_tensors(gguf);
@@ -75,10 +103,12 @@ bool read_tensors(const gguf_context * gguf, const char * path, int64_t size, py
             return fail(error, path, "is cut off: tensor " + std::string(gguf_get_tensor_name(gguf, i)) + " ends at byte " +
                         std::to_string(end) + ", the file has " + std::to_string(size) + ": download it again");
         }
-        info.bytes    += bytes;
+        info.bytes      += bytes;
+        info.read_bytes += read.bytes(i);
         info.n_params += bytes / (int64_t) ggml_type_size(type) * ggml_blck_size(type);
         if (is_ffn(gguf_get_tensor_name(gguf, i))) {
-            info.ffn_bytes += bytes;
+            info.ffn_bytes      += bytes;
+            info.read_ffn_bytes += read.bytes(i);
         }
     }
     return true;
@@ -157,10 +187,7 @@ bool pyskip_gguf_read_ffn(const char * path, int64_t * bytes, size_t n, std::str
     if (!open_model(path, size, gguf, error)) {
         return false;
     }
-    char arch[64];
-    read_text(gguf.get(), "general.architecture", arch, sizeof(arch));
-    const int64_t n_expert = read_int(gguf.get(), std::string(arch) + ".expert_count", 0, 0);
-    const int64_t n_used   = read_int(gguf.get(), std::string(arch) + ".expert_used_count", 0, n_expert);
+    const reading read(gguf.get());
     std::fill(bytes, bytes + n, 0);
     for (int64_t i = 0; i < gguf_get_n_tensors(gguf.get()); ++i) {
         const char *  name = gguf_get_tensor_name(gguf.get(), i);
@@ -168,8 +195,7 @@ bool pyskip_gguf_read_ffn(const char * path, int64_t * bytes, size_t n, std::str
         if (il < 0 || il >= (int64_t) n) {
             continue;
         }
-        const int64_t whole = (int64_t) gguf_get_tensor_size(gguf.get(), i);
-        bytes[il] += std::strstr(name, "_exps") && n_expert > 0 ? whole / n_expert * n_used : whole;
+        bytes[il] += read.bytes(i);
     }
     return true;
 }

@@ -18,7 +18,7 @@ from ..profile import Point, Profile, path_beside
 from . import curve
 from .fit import fit_gate, fit_sensitivity, fit_stand_in
 from .gather import LayerSums, gather
-from .text import CalibrationText, read_text, sample_text
+from .text import CalibrationText, Tokens, read_text, sample_text
 from .write import LayerFit, Provenance, write_profile
 
 __all__ = ["Calibration", "Settings", "calibrate"]
@@ -63,13 +63,21 @@ class Calibration:
     gate_r2: dict[int, float] = field(default_factory=dict)
 
 
-def calibrate(model: str | os.PathLike[str], settings: Settings, progress: Progress, n_threads: int | None = None) -> Calibration:
+def calibrate(
+    model: str | os.PathLike[str], settings: Settings, progress: Progress, n_threads: int | None = None
+) -> Calibration:
     """Make the model's profile and write it. Raises PyskipError (text), PolicyError (model), ProfileError (target)."""
     start = time.monotonic()
     target = settings.output or path_beside(model)
     _check_target(target)
     llm = Llama(
-        model, n_ctx=N_WINDOW, n_batch=N_WINDOW, n_ubatch=N_WINDOW, n_threads=n_threads, n_threads_batch=n_threads, verbose=False
+        model,
+        n_ctx=N_WINDOW,
+        n_batch=N_WINDOW,
+        n_ubatch=N_WINDOW,
+        n_threads=n_threads,
+        n_threads_batch=n_threads,
+        verbose=False,
     )
     try:
         if not llm.skippable_layers:
@@ -151,7 +159,7 @@ class _Run:
         fitted = fit_gate(sums)
         self.layers[il], self.gate_r2[il] = replace(layer, gate=fitted.gate), fitted.r2
 
-    def _weigh_layers(self, windows: Sequence[np.ndarray]) -> None:  # type: ignore[type-arg]
+    def _weigh_layers(self, windows: Sequence[Tokens]) -> None:
         harm, errors = curve.random_harm(self.llm, windows, self.settings.seed, self._stage("sensitivities"))
         covered = [il for il, layer in enumerate(self.layers) if layer is not None]
         logs = fit_sensitivity(harm, errors[:, covered])
@@ -178,7 +186,9 @@ class _Run:
     def _points(self) -> tuple[list[Point], int]:
         held = self.text.held_out
         self._use_draft()
-        thresholds = curve.find_thresholds(self.llm, held[: max(1, len(held) // 2)], curve.RATES, self._stage("thresholds"))
+        thresholds = curve.find_thresholds(
+            self.llm, held[: max(1, len(held) // 2)], curve.RATES, self._stage("thresholds")
+        )
         points = curve.measure(self.llm, held, thresholds, self._stage("curve"))
         if not points:
             raise PolicyError(f"{self.llm.model_path}: no threshold skips anything: give more text")
@@ -205,4 +215,3 @@ class _Run:
             made_by=f"pyskip {__version__}",
         )
         write_profile(path, self.layers, points, recommended, provenance, self.settings.quantisation)
-

@@ -29,7 +29,7 @@ class BatchContext:
         params.n_batch = params.n_ubatch = n_batch
         params.n_threads, params.n_threads_batch = llm.n_threads, llm.n_threads_batch
         _log.forget()
-        self.ctx = llama_cpp.llama_init_from_model(llm._model.model, params)
+        self.ctx: Any = llama_cpp.llama_init_from_model(llm._model.model, params)
         if not self.ctx:
             raise ModelLoadError(f"llama.cpp cannot make a context for calibration ({_log.last_complaint()})")
         self.skip = SkipContext(self.ctx)
@@ -42,7 +42,9 @@ class BatchContext:
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.ctx), True)
         self.skip.set_generated_from(-1, 0)
 
-    def decode(self, tokens: Sequence[int], positions: Sequence[int], seq_ids: Sequence[int], wanted: npt.NDArray[np.bool_]) -> Floats:
+    def decode(
+        self, tokens: Sequence[int], positions: Sequence[int], seq_ids: Sequence[int], wanted: npt.NDArray[np.bool_]
+    ) -> Floats:
         """Logits [wanted.sum(), n_vocab], valid until the next call. Raises DecodeError."""
         batch, n = self._batch, len(tokens)
         batch.n_tokens = n
@@ -63,7 +65,9 @@ class BatchContext:
     def __enter__(self) -> BatchContext:
         return self
 
-    def __exit__(self, _type: type[BaseException] | None, _value: BaseException | None, _traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, _type: type[BaseException] | None, _value: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
         llama_cpp.llama_batch_free(self._batch)
         llama_cpp.llama_free(self.ctx)
-        self.ctx: Any = None
+        self.ctx = None

@@ -26,7 +26,7 @@ Progress = Callable[[int, int], None]
 
 
 def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    out = logits - logits.max(axis=1, keepdims=True)
+    out: npt.NDArray[np.float32] = logits - logits.max(axis=1, keepdims=True)
     out -= np.log(np.exp(out).sum(axis=1, keepdims=True))
     return out
 
@@ -102,7 +102,7 @@ def measure(llm: Llama, windows: Windows, thresholds: Sequence[float], progress:
     for threshold, result in zip(thresholds, results[1:], strict=True):
         if result.skip_rate <= (points[-1].rate if points else 0.0) + 1e-4:
             continue
-        saved = result.ffn_bytes_saved * size.ffn_bytes
+        saved = result.ffn_bytes_saved * size.read_ffn_bytes
         points.append(
             Point(
                 rate=result.skip_rate,
@@ -111,7 +111,7 @@ def measure(llm: Llama, windows: Windows, thresholds: Sequence[float], progress:
                 ppl_ratio_se=result.ppl_ratio_se,
                 kld_mean=result.kld_mean,
                 ffn_bytes_saved=result.ffn_bytes_saved,
-                ideal_speedup=size.bytes / (size.bytes - saved),
+                ideal_speedup=size.read_bytes / (size.read_bytes - saved),
             )
         )
     return points

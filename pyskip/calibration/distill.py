@@ -1,8 +1,8 @@
 """End-to-end distillation: stand-ins and gates learn from the dense model's logits, with the gate in the loop.
 
-Needs the extra `pyskip[distill]` (torch, transformers), for models that transformers can load from GGUF and whose
-layers are LLaMA's (mlp.gate_proj, up_proj, down_proj behind post_attention_layernorm). Uses a GPU where torch finds one.
-Called by calibrate.py. Three stages:
+Needs the extra `pyskip[distill]` (torch, transformers), and a model that transformers can load from GGUF and whose
+layers are LLaMA's (mlp.gate_proj, up_proj, down_proj behind post_attention_layernorm). Uses a GPU where torch finds
+one. Called by calibrate.py. Three stages:
 
 1. local: each layer's stand-in, a gated FFN of `width` neurons that starts as the block's own strongest ones, learns
    the block's output from its input on the dense stream;
@@ -52,7 +52,7 @@ def fake_q4_0(w: torch.Tensor) -> torch.Tensor:
     return w + ((q * d).reshape(w.shape) - w).detach()
 
 
-class StandIn(torch.nn.Module):
+class StandIn(torch.nn.Module):  # type: ignore[misc]  # torch is an extra, and Any where it is missing
     """One layer's stand-in and gate."""
 
     def __init__(self, n_embd: int, width: int) -> None:
@@ -98,7 +98,9 @@ class Distiller:
             layers = self.model.model.layers
             n_ff = layers[0].mlp.gate_proj.weight.shape[0]
         except (ValueError, AttributeError, KeyError, OSError) as error:
-            raise PyskipError(f"{model_path}: --distill cannot train this model ({error}): leave --distill away") from error
+            raise PyskipError(
+                f"{model_path}: --distill cannot train this model ({error}): leave --distill away"
+            ) from error
         self.model.requires_grad_(False).eval()
         self.width = width or max(32, n_ff * 7 // 48 // 32 * 32)
         self.warmup, self.progress = warmup, progress
@@ -122,14 +124,14 @@ class Distiller:
     def _wrap(self, il: int, dense: Any) -> Any:
         def forward(xn: torch.Tensor) -> torch.Tensor:
             x = self._x.pop(il)
-            return dense(xn) if self._block is None else self._block(il, x, xn, dense)  # type: ignore[no-any-return]
+            return dense(xn) if self._block is None else self._block(il, x, xn, dense)
 
         return forward
 
     def logits(self, window: torch.Tensor, block: Any = None) -> torch.Tensor:
         """[n, WINDOW] -> [n, WINDOW, n_vocab]."""
         self._block = block
-        return self.model(window.to(self.device), use_cache=False).logits  # type: ignore[no-any-return]
+        return self.model(window.to(self.device), use_cache=False).logits
 
     def draw(self) -> torch.Tensor:
         window = self.windows[self.order[self.n_drawn % len(self.order)]]
@@ -144,7 +146,7 @@ class Distiller:
 
         def keep(il: int, x: torch.Tensor, xn: torch.Tensor, dense: Any) -> torch.Tensor:
             y: torch.Tensor = dense(xn)
-            kept[il].append(tuple(t[0, self.warmup :].clone() for t in (xn, y, x.norm(dim=-1))))  # type: ignore[arg-type]
+            kept[il].append(tuple(t[0, self.warmup :].clone() for t in (xn, y, x.norm(dim=-1))))
             return y
 
         with torch.no_grad():
@@ -159,7 +161,9 @@ class Distiller:
             n_held = len(xn) // 10
             loss = self._fit_layer(il, xn[n_held:], y[n_held:], n_steps)
             held = self._fit_gate(il, xn, y, size, n_held)
-            self.progress("local", il + 1, n_layer, f"layer {il}: loss {loss:.3f}, unseen {held[0]:.3f}, gate R2 {held[1]:.2f}")
+            self.progress(
+                "local", il + 1, n_layer, f"layer {il}: loss {loss:.3f}, unseen {held[0]:.3f}, gate R2 {held[1]:.2f}"
+            )
 
     def _fit_layer(self, il: int, xn: torch.Tensor, y: torch.Tensor, n_steps: int) -> float:
         mlp, own = self.model.model.layers[il].mlp, self.stand_ins[il]
@@ -176,22 +180,26 @@ class Distiller:
         weight = 1 / (energy + energy.mean())  # between relative and absolute error: a few huge rows must not rule
         for _ in range(n_steps):
             rows = torch.randint(0, len(xn), (768,), generator=self.rng)
-            loss = (weight[rows] * ((own.output(xn[rows]) - y[rows]) ** 2).sum(1)).sum() / (weight[rows] * energy[rows]).sum()
+            loss = (weight[rows] * ((own.output(xn[rows]) - y[rows]) ** 2).sum(1)).sum() / (
+                weight[rows] * energy[rows]
+            ).sum()
             adam.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             adam.step()
             plan.step()
             mean = 0.95 * mean + 0.05 * loss.item()
         return mean
 
-    @torch.no_grad()
-    def _fit_gate(self, il: int, xn: torch.Tensor, y: torch.Tensor, size: torch.Tensor, n_held: int) -> tuple[float, float]:
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def _fit_gate(
+        self, il: int, xn: torch.Tensor, y: torch.Tensor, size: torch.Tensor, n_held: int
+    ) -> tuple[float, float]:
         own = self.stand_ins[il]
         miss = (y - own.output(xn)).norm(dim=1)
         error = (miss / size).log()
-        rows = torch.cat([xn, size.log()[:, None], torch.ones(len(xn), 1)], 1)
+        rows = torch.cat([xn, size.log()[:, None], torch.ones_like(size)[:, None]], 1)
         a = (rows[n_held:].T @ rows[n_held:]).double()
-        a += 1e-4 * a.diagonal().mean() * torch.eye(len(a), dtype=torch.float64)
+        a += 1e-4 * a.diagonal().mean() * torch.eye(len(a), dtype=torch.float64, device=a.device)
         g = torch.linalg.solve(a, (rows[n_held:].T @ error[n_held:, None]).double()).float()[:, 0]
         own.gate.data, own.gate_log.data, own.gate_bias.data = g[:-2].clone(), g[-2].clone(), g[-1].clone()
         held = slice(0, n_held)
@@ -208,22 +216,22 @@ class Distiller:
         for i in range(n_windows):
             deltas: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
-            def probe(il: int, x: torch.Tensor, xn: torch.Tensor, dense: Any) -> torch.Tensor:
+            def probe(il: int, x: torch.Tensor, xn: torch.Tensor, dense: Any, deltas: Any = deltas) -> torch.Tensor:
                 with torch.no_grad():
                     y: torch.Tensor = dense(xn)
                     delta = self.stand_ins[il].output(xn) - y
-                    scores.append(self.stand_ins[il].score(x, xn)[0, self.warmup :])
-                m = torch.zeros(xn.shape[:2], requires_grad=True)
+                    scores.append(self.stand_ins[il].score(x, xn)[0, self.warmup :].cpu())
+                m = torch.zeros(xn.shape[:2], device=xn.device, requires_grad=True)
                 deltas[il] = (m, (delta.norm(dim=-1) / x.norm(dim=-1)).detach())
-                return dense(xn) + m[..., None] * delta  # type: ignore[no-any-return]
+                return dense(xn) + m[..., None] * delta
 
             window = self.draw()
             logp = self.logits(window, probe)[0].log_softmax(-1)
-            label = torch.multinomial(logp.detach().exp(), 1, generator=self.rng)
+            label = torch.multinomial(logp.detach().exp().cpu(), 1, generator=self.rng).to(self.device)
             torch.autograd.backward([logp.gather(1, label)[self.warmup :].sum()])
             for il, (m, e) in deltas.items():
-                harm[il] += (m.grad[0, self.warmup :] ** 2).sum()
-                error[il] += (e[0, self.warmup :] ** 2).sum()
+                harm[il] += float((m.grad[0, self.warmup :] ** 2).sum())
+                error[il] += float((e[0, self.warmup :] ** 2).sum())
             self.progress("weigh", i + 1, n_windows, "")
         sensitivity = 0.5 * (harm / error).log()
         sensitivity -= sensitivity.mean()
@@ -232,8 +240,11 @@ class Distiller:
             own.gate_bias.data += sensitivity[il]
             table[:, il] += sensitivity[il]
         for rate in RATES:
-            self.thresholds[rate] = float(table.flatten().quantile(rate)) if table.numel() < 2**24 else float(
-                np.quantile(table.numpy(), rate))
+            self.thresholds[rate] = (
+                float(table.flatten().quantile(rate))
+                if table.numel() < 2**24
+                else float(np.quantile(table.numpy(), rate))
+            )
 
     # 3
 
@@ -254,14 +265,16 @@ class Distiller:
         return block
 
     def train(self, seconds: float, *, quantise_from: float = 0.4, lr: float = 3e-4) -> None:
-        """The joint stage: the stand-ins learn, the gates decide. The learning rate, a cosine after a short rise, follows
-        the clock."""
+        """The joint stage: the stand-ins learn, the gates decide. The learning rate, a cosine after a short rise,
+        follows the clock."""
         weights = [p for own in self.stand_ins for p in (own.gate_up, own.down, own.bias)]
         adam = torch.optim.Adam(weights, lr=lr, betas=(0.9, 0.98))
         start, first, spent = time.monotonic(), self.step, 0.0
         while spent < seconds:
             done = spent / seconds
-            adam.param_groups[0]["lr"] = lr * min(1.0, (self.step - first + 1) / 30) * 0.5 * (1 + math.cos(math.pi * done))
+            adam.param_groups[0]["lr"] = (
+                lr * min(1.0, (self.step - first + 1) / 30) * 0.5 * (1 + math.cos(math.pi * done))
+            )
             for own in self.stand_ins:
                 own.is_quantised = done >= quantise_from
             rate = RATES[int(torch.multinomial(torch.tensor(RATE_ODDS), 1, generator=self.rng))]
@@ -274,7 +287,9 @@ class Distiller:
         for own in self.stand_ins:
             own.is_quantised = True
 
-    def _learn(self, rate: float, adam: torch.optim.Optimizer, weights: list[torch.nn.Parameter]) -> tuple[float, float]:
+    def _learn(
+        self, rate: float, adam: torch.optim.Optimizer, weights: list[torch.nn.Parameter]
+    ) -> tuple[float, float]:
         """One step on one window. Returns the KL divergence and the rate that the threshold gave."""
         window = self.draw()
         decided: list[torch.Tensor] = []
@@ -286,7 +301,7 @@ class Distiller:
         old = self.scale[rate]
         self.scale[rate] = 0.9 * old + 0.1 * value if old else value
         adam.zero_grad()
-        (kl / math.sqrt(self.scale[rate])).backward()  # type: ignore[no-untyped-call]
+        (kl / math.sqrt(self.scale[rate])).backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         adam.step()
         return value, float(torch.stack(decided).mean())
@@ -307,7 +322,8 @@ class Distiller:
 
 def _layer_fit(own: Any) -> LayerFit:
     def array(*parts: torch.Tensor) -> npt.NDArray[np.float32]:
-        return torch.cat([p.detach().cpu().float().reshape(p.shape or (1,)) for p in parts]).numpy()
+        joined = torch.cat([p.detach().cpu().float().reshape(p.shape or (1,)) for p in parts])
+        return np.asarray(joined.numpy(), np.float32)
 
     return LayerFit(
         gate=array(own.gate, own.gate_log, own.gate_bias),

@@ -35,7 +35,7 @@ def _solve(gram: F64, cross: F64, ridge: float) -> F64:
     penalty = ridge * np.trace(gram) / n
     gram = gram.copy()
     gram[np.arange(n), np.arange(n)] += penalty
-    return np.linalg.solve(gram, cross)
+    return np.asarray(np.linalg.solve(gram, cross), np.float64)
 
 
 def fit_stand_in(sums: LayerSums, rank: int) -> tuple[LayerFit, float] | None:
@@ -76,12 +76,12 @@ def fit_gate(sums: LayerSums) -> GateFit:
 
 
 def fit_sensitivity(harm: F64, squared_errors: F64) -> F64:
-    """The log of what an error of a layer costs, against an average layer's, from tokens whose skipped layers were drawn
-    at random: harm[t] ~ background + scale * sum of exp(2 * u[il]) * squared_errors[t, il].
+    """The log of what an error of a layer costs, against an average layer's, from tokens whose skipped layers were
+    drawn at random: harm[t] ~ background + scale * sum of exp(2 * u[il]) * squared_errors[t, il].
 
-    harm: [n] KL divergence in nats. squared_errors: [n, n_layer] of predicted |y - stand-in|^2 / |x|^2, 0 where a layer
-    was not skipped. Returns u, [n_layer]. The least squares have a normal prior of SENSITIVITY_SD on u, since a few
-    thousand tokens tell little of a layer that is seldom skipped, and are solved by damped Newton steps in turn.
+    harm: [n] KL divergence in nats. squared_errors: [n, n_layer] of predicted |y - stand-in|^2 / |x|^2, 0 where a
+    layer was not skipped. Returns u, [n_layer]. The least squares have a normal prior of SENSITIVITY_SD on u, since a
+    few thousand tokens tell little of a layer that is seldom skipped, and are solved by damped Newton steps in turn.
     """
     design = np.concatenate([squared_errors, np.full((len(harm), 1), np.median(squared_errors[squared_errors > 0]))], 1)
     gram, cross = design.T @ design, design.T @ harm

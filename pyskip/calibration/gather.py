@@ -66,9 +66,7 @@ def gather(
 
 def _start(skip: SkipContext, profile: Profile | None, warmup: int) -> object:
     out, error = ffi.new("struct pyskip_gather **"), ffi.new("char[]", N_ERROR)
-    status = lib.pyskip_gather_start(
-        skip.native, profile.native if profile else ffi.NULL, warmup, out, error, N_ERROR
-    )
+    status = lib.pyskip_gather_start(skip.native, profile.native if profile else ffi.NULL, warmup, out, error, N_ERROR)
     if status == lib.PYSKIP_STATUS_NO_MEMORY:
         raise MemoryError(ffi.string(error).decode("utf-8", "replace"))
     if status != lib.PYSKIP_STATUS_OK:

@@ -15,7 +15,7 @@ from ..generation import chat_tokens
 from ..llama import Llama
 from .context import BatchContext
 
-__all__ = ["CalibrationText", "read_text", "sample_text"]
+__all__ = ["CalibrationText", "Tokens", "read_text", "sample_text"]
 
 N_SEQ = 32  # sequences that are sampled side by side
 TOP = 1000  # likeliest tokens that are sampled from
@@ -114,7 +114,7 @@ def _sample(
         tokens[s, :n], known[s, :n] = prefix[:n], True
     wanted = np.ones(n_seq, bool)
     for pos in range(n_window - 1):
-        logits = context.decode(tokens[:, pos], [pos] * n_seq, range(n_seq), wanted)
+        logits = context.decode(tokens[:, pos].tolist(), [pos] * n_seq, range(n_seq), wanted)
         drawn = _draw(logits, rng)
         tokens[:, pos + 1] = np.where(known[:, pos + 1], tokens[:, pos + 1], drawn)
         progress(pos + 2)

@@ -52,7 +52,9 @@ class Provenance:
     made_by: str
 
 
-def _quantise(matrix: F32, wanted: gguf.GGMLQuantizationType) -> tuple[npt.NDArray[np.generic], gguf.GGMLQuantizationType]:
+def _quantise(
+    matrix: F32, wanted: gguf.GGMLQuantizationType
+) -> tuple[npt.NDArray[np.generic], gguf.GGMLQuantizationType]:
     """The matrix in the wanted type, in the next wider one where its rows are no whole blocks."""
     types = [wanted, gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.F16]
     for kind in types:
@@ -87,7 +89,9 @@ def write_profile(
         os.chmod(name, 0o666 & ~umask)
         os.replace(name, target)
     except OSError as error:
-        raise ProfileError(f"{target}: cannot be written ({error.strerror}): make room or name another file with -o") from error
+        raise ProfileError(
+            f"{target}: cannot be written ({error.strerror}): make room or name another file with -o"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             os.unlink(name)
@@ -109,7 +113,8 @@ def _write(
     ):  # fmt: skip
         writer.add_uint32(f"pyskip.{key}", number)
     for key, text in (
-        ("model_fingerprint", provenance.fingerprint), ("model_name", provenance.model), ("stand_in", provenance.stand_in),
+        ("model_fingerprint", provenance.fingerprint), ("model_name", provenance.model),
+        ("stand_in", provenance.stand_in),
         ("calibration.method", provenance.method), ("calibration.text", provenance.text),
         ("calibration.text_sha256", provenance.text_sha256), ("calibration.version", provenance.made_by),
     ):  # fmt: skip

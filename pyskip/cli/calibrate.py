@@ -16,7 +16,11 @@ __all__ = ["calibrate"]
 @click.command()
 @click.argument("model")
 @click.option(
-    "--text", "text", multiple=True, metavar="FILE", help="UTF-8 text to calibrate on. [default: sampled from the model]"
+    "--text",
+    "text",
+    multiple=True,
+    metavar="FILE",
+    help="UTF-8 text to calibrate on. [default: sampled from the model]",
 )
 @click.option("--rank", type=click.IntRange(1, 1 << 17), metavar="R", help="Rank of the stand-ins. [default: full]")
 @click.option("-o", "--output", metavar="FILE", help="The profile. [default: MODEL.skip.gguf, beside the model]")
@@ -27,12 +31,48 @@ __all__ = ["calibrate"]
     show_default=True,
     help="Type of the stand-ins' weights.",
 )
-@click.option("--fit", "n_fit", type=click.IntRange(1, 1 << 20), default=32, show_default=True, metavar="N", help="Windows of 512 tokens to fit on.")
-@click.option("--curve", "n_curve", type=click.IntRange(1, 1 << 20), default=6, show_default=True, metavar="N", help="Windows to measure on.")
-@click.option("--distill", type=click.FloatRange(1, 1e7), default=None, metavar="SECONDS", help="Train the stand-ins and gates end to end for so long (needs pyskip[distill]).")
-@click.option("--width", type=click.IntRange(32, 1 << 17), metavar="N", help="Neurons of a distilled stand-in. [default: 1/7 of the FFN's]")
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=1, show_default=True, metavar="S", help="Seed of all that is drawn.")
-@click.option("-t", "n_threads", type=click.IntRange(1, 512), metavar="N", help="Threads. [default: the physical cores]")
+@click.option(
+    "--fit",
+    "n_fit",
+    type=click.IntRange(1, 1 << 20),
+    default=32,
+    show_default=True,
+    metavar="N",
+    help="Windows of 512 tokens to fit on.",
+)
+@click.option(
+    "--curve",
+    "n_curve",
+    type=click.IntRange(1, 1 << 20),
+    default=6,
+    show_default=True,
+    metavar="N",
+    help="Windows to measure on.",
+)
+@click.option(
+    "--distill",
+    type=click.FloatRange(1, 1e7),
+    default=None,
+    metavar="SECONDS",
+    help="Train the stand-ins and gates end to end for so long (needs pyskip[distill]).",
+)
+@click.option(
+    "--width",
+    type=click.IntRange(32, 1 << 17),
+    metavar="N",
+    help="Neurons of a distilled stand-in. [default: 1/7 of the FFN's]",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**31 - 1),
+    default=1,
+    show_default=True,
+    metavar="S",
+    help="Seed of all that is drawn.",
+)
+@click.option(
+    "-t", "n_threads", type=click.IntRange(1, 512), metavar="N", help="Threads. [default: the physical cores]"
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout instead of a table.")
 def calibrate(
     model: str,

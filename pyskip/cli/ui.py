@@ -146,7 +146,13 @@ def load(
     n_ctx = n_ctx or min(4096, inspect(path).n_ctx_train or 4096)
     llm = in_thread(
         lambda: Llama(
-            path, skip=policy, profile=profile, n_ctx=n_ctx, n_threads=n_threads, n_threads_batch=n_threads, verbose=verbose
+            path,
+            skip=policy,
+            profile=profile,
+            n_ctx=n_ctx,
+            n_threads=n_threads,
+            n_threads_batch=n_threads,
+            verbose=verbose,
         )
     )
     llm.set_abort(False)
