@@ -102,10 +102,10 @@ class Profiled:
     def __post_init__(self) -> None:
         if self.rate is not None and self.error is not None:
             raise PolicyError("profile has both rate and error, expected one of them")
-        if self.rate is not None and not 0.0 <= self.rate <= 1.0:
-            raise PolicyError(f"profile rate is {self.rate}, expected 0 to 1")
-        if self.error is not None and not 0.0 <= self.error < math.inf:
-            raise PolicyError(f"profile error is {self.error}, expected a number from 0, such as 0.12")
+        if self.rate is not None:
+            _check_number("profile rate", self.rate, 1.0)
+        if self.error is not None:
+            _check_number("profile error", self.error, 1e30)
 
     def __str__(self) -> str:
         if self.rate is not None and not self.prefill:
@@ -126,8 +126,7 @@ class Random:
     stand_in: bool = False
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.rate <= 1.0:
-            raise PolicyError(f"random rate is {self.rate}, expected 0 to 1")
+        _check_number("random rate", self.rate, 1.0)
         _check_count("random seed", self.seed)
         _check_count("random warmup", self.warmup)
 
@@ -146,6 +145,11 @@ def _spec(name: str, **values: float | None) -> str:
 def _check_count(what: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= INT32_MAX:
         raise PolicyError(f"{what} is {value!r}, expected a whole number from 0 to {INT32_MAX}")
+
+
+def _check_number(what: str, value: object, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= high:
+        raise PolicyError(f"{what} is {value!r}, expected a number from 0 to {high:g}")
 
 
 def _count(what: str, text: str) -> int:

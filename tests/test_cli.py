@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -22,7 +23,7 @@ def test_chat_from_a_pipe(cli: Run) -> None:
     assert done.stdout.removeprefix(first.stdout).strip() not in ("", alone.stdout.strip())
     assert "> " not in done.stdout
     assert "\x1b" not in done.stdout + done.stderr
-    assert re.search(r"2 answers, \d+ tokens, [\d.]+ tokens/s, 0\.0% of FFN blocks skipped \(off\)", done.stderr)
+    assert re.search(r"2 answers, \d+ tokens, [\d.]+ tokens/s, [\d.]+% of FFN blocks skipped \(profile\)", done.stderr)
 
 
 def test_chat_says_what_it_skipped(cli: Run) -> None:
@@ -31,8 +32,13 @@ def test_chat_says_what_it_skipped(cli: Run) -> None:
     assert "10.0% of FFN blocks skipped (static:5,14,25)" in done.stderr
 
 
-def test_without_skip_a_hint(cli: Run) -> None:
-    assert "running dense" in cli("chat", "-n", "2", input="Hi\n").stderr
+def test_without_skip_the_profile_or_a_hint(cli: Run, tiny: Path) -> None:
+    done = cli("chat", "-n", "60", input="Tell me about the sea.\n")
+    assert re.search(r"skipping about \d+% of FFN blocks: at best 1\.\d\d x as fast, perplexity 1\.\d+ x", done.stderr)
+    assert float(re.search(r"([\d.]+)% of FFN blocks skipped \(profile\)", done.stderr)[1]) > 2  # type: ignore[index]
+    done = cli("chat", str(tiny), "-n", "2", input="Hi\n")
+    assert "running dense: there is no profile" in done.stderr
+    assert done.returncode == 0
 
 
 def test_chat_drops_the_oldest_turns(cli: Run) -> None:
@@ -86,7 +92,8 @@ def test_info(cli: Run) -> None:
     assert document["n_params"] == 134515008
     assert document["ffn_share"] == pytest.approx(document["ffn_bytes"] / document["bytes"], abs=1e-4)
     assert document["skippable_layers"] == list(range(30))
-    assert document["profile"] is None
+    assert document["profile"]["stand_in"] == "gated"
+    assert document["profile"]["recommended"] in [point["rate"] for point in document["profile"]["curve"]]
     assert "0-29" in cli("info", "demo").stdout
 
 
@@ -94,6 +101,6 @@ def test_version_and_help(cli: Run) -> None:
     assert re.match(
         r"pyskip \d+\.\d+\.\d+ \(llama-cpp-python [\d.]+, llama\.cpp \w+, patches \w+\)", cli("--version").stdout
     )
-    for command in ("chat", "generate", "info"):
+    for command in ("calibrate", "chat", "eval", "generate", "info"):
         assert command in cli("--help").stdout
         assert "--help" in cli(command, "--help").stdout

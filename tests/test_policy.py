@@ -1,11 +1,12 @@
 """Skip specifications: every string has one meaning, every policy one string, every mistake one line."""
 
 import math
+from pathlib import Path
 
 import pytest
 
 import pyskip
-from pyskip import Cosine, Off, Policy, Static, parse_skip
+from pyskip import Cosine, Off, Policy, Profiled, Random, Static, parse_skip
 
 
 @pytest.mark.parametrize(
@@ -19,6 +20,11 @@ from pyskip import Cosine, Off, Policy, Static, parse_skip
         ("static:5,14,25", Static((5, 14, 25))),
         ("static:25, 5,14,5", Static((5, 14, 25))),
         (" off ", Off()),
+        ("0.25", Profiled(rate=0.25)),
+        ("profile", Profiled()),
+        ("profile:error=0.12", Profiled(error=0.12)),
+        ("profile:rate=0.3,prefill=1", Profiled(rate=0.3, prefill=True)),
+        ("random:rate=0.5,seed=7,warmup=0,stand_in=1", Random(0.5, 7, 0, True)),
     ],
 )
 def test_meaning_and_round_trip(spec: str, policy: Policy) -> None:
@@ -57,6 +63,15 @@ def test_defaults_are_the_contract() -> None:
         ("static:a", "whole number"),
         ("static:-1", "whole number"),
         ("1.5", "expected off"),
+        ("profile:error=-1", "from 0"),
+        ("profile:error=nan", "from 0"),
+        ("profile:rate=1.1", "from 0 to 1"),
+        ("profile:rate=0.1,error=0.1", "one of them"),
+        ("profile:prefill=yes", "0 or 1"),
+        ("profile:threshold=1", "key=value"),
+        ("random:rate=2", "from 0 to 1"),
+        ("random:rate=x", "number"),
+        ("random:seed=-1", "whole number"),
         ("nan", "expected off"),
     ],
 )
@@ -68,10 +83,15 @@ def test_mistakes(spec: str, told: str) -> None:
     assert len(str(caught.value)) < 250
 
 
-@pytest.mark.parametrize("spec", ["0.25", 0.25, "profile:error=0.12", 0, 1])
-def test_what_needs_a_profile_says_so(spec: str | float) -> None:
-    with pytest.raises(pyskip.ProfileError, match="profile"):
-        parse_skip(spec)
+@pytest.mark.parametrize("spec", [0.25, 0, 1])
+def test_a_number_is_a_rate(spec: float) -> None:
+    assert parse_skip(spec) == Profiled(rate=float(spec))
+
+
+@pytest.mark.parametrize("spec", ["0.25", "profile", "profile:error=0.12", "random:rate=0.5,stand_in=1"])
+def test_what_needs_a_profile_says_so(tiny: Path, spec: str) -> None:
+    with pytest.raises(pyskip.ProfileError, match=r"needs a profile and .* has none .*pyskip calibrate"):
+        pyskip.Llama(tiny, skip=spec, n_ctx=64, verbose=False)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +100,12 @@ def test_what_needs_a_profile_says_so(spec: str | float) -> None:
 def test_typed_values_are_checked_too(values: dict[str, object]) -> None:
     with pytest.raises(pyskip.PolicyError):
         Cosine(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("values", [{"rate": "x"}, {"rate": True}, {"error": math.inf}, {"error": b"1"}])
+def test_typed_values_of_a_profile_too(values: dict[str, object]) -> None:
+    with pytest.raises(pyskip.PolicyError):
+        Profiled(**values)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [None, True, [1, 2], b"off"])

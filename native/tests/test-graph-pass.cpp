@@ -72,6 +72,9 @@ static void test_serial() {
     CHECK(blocks[1].x == x->src[1] && blocks[1].y == x->src[0]);
     CHECK(blocks[1].region.size() == 4); // norm, up, silu, down
     CHECK(blocks[1].rest.empty());
+    CHECK(blocks[1].input == blocks[1].region[0] && blocks[1].input->op == GGML_OP_RMS_NORM);
+    CHECK(blocks[1].prelude.size() == 1 && blocks[1].prelude[0] == blocks[1].input);
+    CHECK(blocks[1].is_rowwise);
     for (const auto & block : blocks) {
         for (const ggml_tensor * node : block.region) {
             CHECK(node->op != GGML_OP_SOFT_MAX && node->op != GGML_OP_ADD);
@@ -102,6 +105,7 @@ static void test_parallel_attention() {
     CHECK(blocks[0].join == sum && blocks[0].x == attn);
     CHECK(!has(blocks[0], normed) && !has(blocks[0], attn));
     CHECK(blocks[0].rest.size() == 1 && blocks[0].rest[0] == x);
+    CHECK(blocks[0].input == normed && blocks[0].prelude.empty() && blocks[0].is_rowwise);
 }
 
 static void test_lora_and_experts_join_once() {
@@ -142,6 +146,33 @@ static void test_refused() {
     }
 }
 
+static void test_rows_that_mix() {
+    builder       b;
+    ggml_tensor * x = b.input();
+    ggml_tensor * y = b.ffn(0, b.norm(x));
+    ggml_tensor * m = ggml_add(b.ctx, y, ggml_repeat(b.ctx, ggml_mean(b.ctx, y), y)); // not on the list of row-wise ops
+    const auto    blocks = b.find(ggml_add(b.ctx, m, x));
+    CHECK(blocks.size() == 1 && blocks[0].input && !blocks[0].is_rowwise);
+}
+
+static void test_place() {
+    builder       b;
+    ggml_tensor * x      = b.input();
+    ggml_tensor * z      = ggml_add(b.ctx, b.ffn(0, b.norm(x)), x);
+    ggml_tensor * after  = b.norm(z);
+    const auto    block  = b.find(after)[0];
+    const int     n_old  = b.gf->n_nodes;
+    ggml_tensor * made   = ggml_sqr(b.ctx, block.input);
+    ggml_build_forward_expand(b.gf, made);
+    pyskip_graph_place(b.gf, block.join, { made, block.region[1], block.region[2], block.region[3] });
+    CHECK(b.gf->n_nodes == n_old + 1);
+    const ggml_tensor * order[] = { x, block.input, made, block.region[1], block.region[2], block.region[3], z, after };
+    CHECK(b.gf->n_nodes == 8);
+    for (int i = 0; i < 8; ++i) {
+        CHECK(b.gf->nodes[i] == order[i]);
+    }
+}
+
 static void test_other_back_end() {
     // a weight of the region in the memory of a GPU
     ggml_backend_device device = {};
@@ -167,6 +198,8 @@ static void test_other_back_end() {
 int main() {
     test_names();
     test_other_back_end();
+    test_rows_that_mix();
+    test_place();
     test_serial();
     test_operands_swapped_bias_and_post_norm();
     test_parallel_attention();

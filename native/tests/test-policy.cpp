@@ -4,6 +4,7 @@
 #include "policy.h"
 
 #include <cmath>
+#include <cstdlib>
 #include <limits>
 
 static pyskip_policy cosine(float threshold, int32_t run, int32_t cold_start, int32_t cold_end, int32_t warmup) {
@@ -121,8 +122,84 @@ static void test_similarity() {
     CHECK(std::fabs(pyskip_cosine(x, zero, 19) - 1.0f) < 1e-6f);
 }
 
+static void test_profile() {
+    pyskip_policy p = {};
+    p.type          = PYSKIP_POLICY_PROFILE;
+    p.threshold     = -1.5f;
+    p.warmup        = 3;
+    CHECK(refused(p, 4)); // no profile
+    p.profile = (const pyskip_profile *) &p; // never looked into by the rule
+    p.warmup  = -1;
+    CHECK(refused(p, 4));
+    p.warmup    = 3;
+    p.threshold = NAN;
+    CHECK(refused(p, 4));
+    p.threshold = -1.5f;
+
+    pyskip_rule  rule = make(p, 4);
+    pyskip_token token;
+    token.pos = 10;
+    CHECK(!pyskip_rule_gates(rule, -9.0f, token)); // prompt
+    token.index = 2;
+    CHECK(!pyskip_rule_gates(rule, -9.0f, token)); // warm-up
+    token.index = 3;
+    CHECK(pyskip_rule_gates(rule, -1.6f, token));
+    CHECK(!pyskip_rule_gates(rule, -1.5f, token));
+    CHECK(!pyskip_rule_gates(rule, NAN, token));
+    CHECK(!pyskip_rule_skips(rule, 1, token)); // the gates decide, not what came before
+
+    rule.prefill = true;
+    token.index  = -1;
+    CHECK(pyskip_rule_gates(rule, -1.6f, token));
+    token.pos = 2;
+    CHECK(!pyskip_rule_gates(rule, -1.6f, token));
+}
+
+static void test_random() {
+    pyskip_policy p = {};
+    p.type          = PYSKIP_POLICY_RANDOM;
+    p.rate          = 1.5f;
+    CHECK(refused(p, 4));
+    p.rate   = 0.25f;
+    p.seed   = 7;
+    p.warmup = 5;
+
+    const pyskip_rule rule = make(p, 8);
+    int               n    = 0;
+    for (int32_t pos = 0; pos < 4000; ++pos) {
+        pyskip_token token;
+        token.index = token.pos = pos;
+        const int32_t il   = pos % 8;
+        const bool    skip = pyskip_rule_skips(rule, il, token);
+        CHECK(skip == pyskip_rule_skips(rule, il, token));
+        CHECK(!skip || pos >= 5);
+        n += skip;
+    }
+    CHECK(std::abs(n - 1000) < 120);
+}
+
+static void test_score() {
+    float  weights[23], x[21], xn[21];
+    double dot = 0.0, xx = 0.0;
+    for (int i = 0; i < 21; ++i) {
+        weights[i] = std::sin(1.3f * i);
+        x[i]       = 2.0f * std::cos(0.7f * i);
+        xn[i]      = std::sin(0.4f * i + 1.0f);
+        dot += (double) weights[i] * xn[i];
+        xx += (double) x[i] * x[i];
+    }
+    weights[21] = 0.8f;
+    weights[22] = -2.0f;
+    CHECK(std::fabs(pyskip_gate_score(weights, x, xn, 21) - (dot + 0.8f * 0.5 * std::log(xx) - 2.0)) < 1e-5);
+    const float zero[21] = {};
+    CHECK(std::isfinite(pyskip_gate_score(weights, zero, zero, 21)));
+}
+
 int main() {
     test_cosine();
+    test_profile();
+    test_random();
+    test_score();
     test_static();
     test_refused();
     test_similarity();
