@@ -6,8 +6,8 @@ one. Called by calibrate.py. Three stages:
 
 1. local: each layer's stand-in, a gated FFN of `width` neurons that starts as the block's own strongest ones, learns
    the block's output from its input on the dense stream;
-2. gates: each starts as the closed-form prediction of log(|y - stand-in| / |x|), shifted by the layer's sensitivity
-   (the root of what a unit of that error adds to the KL divergence, from the Fisher information of sampled labels);
+2. gates: each starts as the closed-form prediction of log(|y - stand-in| / |x|), and learns to predict the harm itself:
+   what the stand-in would add to the KL divergence, from the Fisher information of sampled labels;
 3. joint: the stand-ins learn from the KL divergence to the dense logits, while the gates skip at several rates in turn.
    In the last part the stand-ins are seen through their quantisation. (Gates that learn too, by a straight-through
    gradient, were tried and made things worse: docs/calibration.md.)
@@ -36,6 +36,7 @@ except ImportError as error:
 __all__ = ["Distiller", "distill"]
 
 WINDOW = 512
+GATE_PRIOR = 0.01  # strength of what a gate's weights, per standard deviation of their input, are drawn back with
 RATES = (0.10, 0.18, 0.25, 0.33, 0.40, 0.48)
 RATE_ODDS = (0.15, 0.15, 0.25, 0.15, 0.20, 0.10)
 
@@ -72,6 +73,31 @@ class StandIn(torch.nn.Module):  # type: ignore[misc]  # torch is an extra, and 
 
     def score(self, x: torch.Tensor, xn: torch.Tensor) -> torch.Tensor:
         return xn @ self.gate + self.gate_log * x.norm(dim=-1).clamp_min(1e-20).log() + self.gate_bias
+
+
+def fit_log_mean(f: torch.Tensor, h: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+    """w with mean(h) ~ exp(f @ w): the regression for exponentially distributed h >= 0 (their deviance is convex in w),
+    drawn towards `start` up to a constant. f: [n, k], the last column 1. h: [n]."""
+    scale = f.std(0)
+    scale[-1] = 1.0
+    scale = scale.clamp_min(1e-3 * float(scale.median()))
+    z = f / scale
+    w = start * scale
+    w[-1] += ((h * torch.exp(-(z @ w))).clamp(max=30).mean() + 1e-30).log()
+    anchor, strength = w.clone(), torch.full_like(w, GATE_PRIOR)
+    strength[-1] = 0.0
+    w.requires_grad_(True)
+    solver = torch.optim.LBFGS([w], max_iter=150, history_size=20, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        solver.zero_grad()
+        g = z @ w
+        loss = (h * torch.exp(-g) + g).mean() + (strength * (w - anchor) ** 2).sum()
+        loss.backward()
+        return loss
+
+    solver.step(closure)
+    return w.detach() / scale
 
 
 class Distiller:
@@ -208,43 +234,45 @@ class Distiller:
 
     # 2
 
-    def weigh_layers(self, n_windows: int) -> None:
-        """Add each layer's log sensitivity to its gate's bias, and set the first thresholds."""
-        n_layer = len(self.stand_ins)
-        harm, error = torch.zeros(n_layer), torch.zeros(n_layer)
-        scores: list[torch.Tensor] = []
+    def fit_gates(self, n_windows: int) -> None:
+        """Let each gate predict half the log of the harm that its stand-in would do, and set the first thresholds.
+
+        To second order, a change of the stream by d = stand-in - y adds d' F d / 2 to the KL divergence of this and the
+        later tokens, F being the Fisher information: the mean over labels that the model itself draws of the squared
+        slope of their log-probability along d. One label a token gives a noisy, unbiased sample of it, for all layers
+        in one backward pass.
+        """
+        rows: list[list[torch.Tensor]] = [[] for _ in self.stand_ins]
+        harm: list[list[torch.Tensor]] = [[] for _ in self.stand_ins]
         for i in range(n_windows):
-            deltas: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+            slopes: list[torch.Tensor] = []
 
-            def probe(il: int, x: torch.Tensor, xn: torch.Tensor, dense: Any, deltas: Any = deltas) -> torch.Tensor:
+            def probe(il: int, x: torch.Tensor, xn: torch.Tensor, dense: Any, slopes: Any = slopes) -> torch.Tensor:
+                y = dense(xn)
                 with torch.no_grad():
-                    y: torch.Tensor = dense(xn)
-                    delta = self.stand_ins[il].output(xn) - y
-                    scores.append(self.stand_ins[il].score(x, xn)[0, self.warmup :].cpu())
-                m = torch.zeros(xn.shape[:2], device=xn.device, requires_grad=True)
-                deltas[il] = (m, (delta.norm(dim=-1) / x.norm(dim=-1)).detach())
-                return dense(xn) + m[..., None] * delta
+                    change = self.stand_ins[il].output(xn) - y
+                    size = x[0].norm(dim=-1, keepdim=True).clamp_min(1e-20).log()
+                    rows[il].append(torch.cat([xn[0], size, torch.ones_like(size)], 1)[self.warmup :].cpu())
+                slopes.append(torch.zeros(xn.shape[:2], device=xn.device, requires_grad=True))
+                return y + slopes[-1][..., None] * change
 
-            window = self.draw()
-            logp = self.logits(window, probe)[0].log_softmax(-1)
+            logp = self.logits(self.draw(), probe)[0].log_softmax(-1)
             label = torch.multinomial(logp.detach().exp().cpu(), 1, generator=self.rng).to(self.device)
-            torch.autograd.backward([logp.gather(1, label)[self.warmup :].sum()])
-            for il, (m, e) in deltas.items():
-                harm[il] += float((m.grad[0, self.warmup :] ** 2).sum())
-                error[il] += float((e[0, self.warmup :] ** 2).sum())
-            self.progress("weigh", i + 1, n_windows, "")
-        sensitivity = 0.5 * (harm / error).log()
-        sensitivity -= sensitivity.mean()
-        table = torch.stack(scores).view(n_windows, n_layer, -1)
+            logp.gather(1, label)[self.warmup :].sum().backward()
+            for il, slope in enumerate(slopes):
+                harm[il].append((slope.grad[0, self.warmup :] ** 2).cpu())
+            self.progress("gates", i + 1, n_windows, "")
+        scores = []
         for il, own in enumerate(self.stand_ins):
-            own.gate_bias.data += sensitivity[il]
-            table[:, il] += sensitivity[il]
+            f = torch.cat(rows[il])
+            rows[il] = []
+            start = torch.cat([own.gate.data, own.gate_log.data[None], own.gate_bias.data[None]]).cpu()
+            gate = fit_log_mean(f, torch.cat(harm[il]), 2 * start) / 2
+            own.gate.data = gate[:-2].to(self.device)
+            own.gate_log.data, own.gate_bias.data = gate[-2].to(self.device), gate[-1].to(self.device)
+            scores.append((f @ gate).numpy())
         for rate in RATES:
-            self.thresholds[rate] = (
-                float(table.flatten().quantile(rate))
-                if table.numel() < 2**24
-                else float(np.quantile(table.numpy(), rate))
-            )
+            self.thresholds[rate] = float(np.quantile(np.concatenate(scores), rate))
 
     # 3
 
@@ -349,6 +377,7 @@ def distill(
     """
     distiller = Distiller(model_path, windows, width=width, seed=seed, warmup=warmup, progress=progress)
     distiller.fit_local(n_windows=min(36, len(windows)), n_steps=450)
-    distiller.weigh_layers(n_windows=min(10, len(windows)))
+    distiller.fit_gates(n_windows=min(24, len(windows)))
     distiller.train(seconds)
+    distiller.fit_gates(n_windows=min(48, len(windows)))
     return distiller.layers()
