@@ -16,6 +16,7 @@ from raw import Raw
 import pyskip
 from pyskip.calibration.fit import fit_gate, fit_sensitivity, fit_stand_in
 from pyskip.calibration.gather import LayerSums, gather
+from pyskip.calibration.head import Head
 from pyskip.calibration.text import sample_text
 from pyskip.profile import Profile, path_beside
 
@@ -123,6 +124,56 @@ def test_native_sums_equal_numpy(tiny: Path, tmp_path: Path, stand_in: str | Non
         np.testing.assert_allclose(found[il].gram, expected.gram, rtol=1e-3, atol=1e-3 * np.abs(expected.gram).max())
         np.testing.assert_allclose(found[il].cross, expected.cross, rtol=1e-3, atol=1e-3 * np.abs(expected.cross).max())
         assert found[il].energy == pytest.approx(expected.energy, rel=1e-3)
+
+
+def test_probes_measure_the_divergence_of_the_next_token() -> None:
+    """KL(p || p of a shifted stream), computed directly, is half the mean square along the probes, over rms^2."""
+    rng = np.random.default_rng(4)
+    w, norm = rng.standard_normal((50, 24)).astype(np.float32), rng.uniform(0.5, 2, 24).astype(np.float32)
+    head = Head(w, norm, 1)
+    for scale in (0.7, 3.0):
+        x, d = scale * rng.standard_normal(24), 0.01 * scale * rng.standard_normal(24)
+
+        def log_p(stream: np.ndarray) -> np.ndarray:
+            logits = w @ (norm * stream / np.sqrt((stream * stream).mean()))
+            return logits - np.log(np.exp(logits).sum())
+
+        rms = np.sqrt((x * x).mean())
+        normed = np.tile((norm * x / rms).astype(np.float32), (2000, 1))
+        probes = head.probes(np.tile(log_p(x).astype(np.float32), (2000, 1)), normed)
+        predicted = 0.5 * float(((probes @ d) ** 2).mean()) / rms**2
+        assert predicted == pytest.approx(float((np.exp(log_p(x)) * (log_p(x) - log_p(x + d))).sum()), rel=0.1)
+
+
+def test_errors_along_probes(tiny: Path, tmp_path: Path) -> None:
+    """With probes that are the unit vectors, the error counts as it does without, but for a constant."""
+    path = tmp_path / "p.skip.gguf"
+    make_profile.make_profile(tiny, path, stand_in="linear", rank=32, kind="f32")
+    windows = [np.random.default_rng(i).integers(3, 320, 40).astype(np.int32) for i in range(2)]
+    head = Head.of(tiny, 1)
+    assert head is not None
+
+    class Units(Head):
+        def probes(self, logits: np.ndarray, normed: np.ndarray) -> np.ndarray:
+            assert logits.shape == (40, 320)
+            assert np.isfinite(normed).all()
+            return np.tile(np.eye(64, dtype=np.float32), (40, 1, 1))
+
+    found: list[dict[int, float]] = []
+    llm = pyskip.Llama(tiny, n_ctx=64, verbose=False)
+    for h in (None, Units(np.ones((320, 64), np.float32), np.ones(64, np.float32), 1), head):
+        means: dict[int, float] = {}
+        gather(
+            llm, windows, lambda il, s, means=means: means.update({il: s.cross[-1, 0] / s.n_tokens}),  # type: ignore[misc]
+            warmup=4, profile=Profile(path), head=h, progress=lambda *_: None,
+        )  # fmt: skip
+        found.append(means)
+    llm.close()
+    whole, units, real = found
+    for il in range(5):
+        assert units[il] == pytest.approx(whole[il] - 0.5 * np.log(64), abs=1e-3)
+        assert np.isfinite(real[il])
+        assert abs(real[il] - units[il]) > 1e-2
 
 
 def test_a_model_samples_its_own_text(tiny: Path) -> None:

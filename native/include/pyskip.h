@@ -197,6 +197,11 @@ PYSKIP_API void pyskip_profile_get_bytes(const struct pyskip_profile * profile, 
 PYSKIP_API enum pyskip_status pyskip_gather_start(struct llama_context * ctx, const struct pyskip_profile * profile,
                                                   int32_t warmup, struct pyskip_gather ** gather, char * error, size_t n_error);
 
+// With a profile: e of the tokens of the next llama_decode() measures the error along `probes` alone,
+// e = log(sqrt(mean over k of (probes[t, k] . (y - stand-in))^2) / |x|). probes is [n_tokens, n_probe, n_embd] in the
+// batch's order and is not copied; NULL: the whole error again.
+PYSKIP_API void pyskip_gather_set_probes(struct pyskip_gather * gather, const float * probes, int32_t n_tokens, int32_t n_probe);
+
 // Layer il's sums so far: gram [(n_embd+2)^2], cross [n_cross, n_embd+2], n_cross = n_embd, or 1 with a profile; the
 // pointers hold until pyskip_gather_free(). NULL where the layer has no block whose input can be told.
 PYSKIP_API void pyskip_gather_get(const struct pyskip_gather * gather, int32_t il, const float ** gram, const float ** cross,

@@ -248,6 +248,12 @@ pyskip_status pyskip_gather_start(llama_context * ctx, const pyskip_profile * pr
     });
 }
 
+void pyskip_gather_set_probes(pyskip_gather * gather, const float * probes, int32_t n_tokens, int32_t n_probe) {
+    gather->probes   = probes;
+    gather->n_tokens = n_tokens;
+    gather->n_probe  = n_probe;
+}
+
 void pyskip_gather_get(const pyskip_gather * gather, int32_t il, const float ** gram, const float ** cross, double * energy,
                        int64_t * n_tokens) {
     const pyskip_gather_layer & layer = gather->layers[il];

@@ -64,6 +64,23 @@ void features_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
     }
 }
 
+// How much an error of token t's stream counts.
+double weigh(const pyskip_gather & gather, const std::vector<float> & miss, int32_t t) {
+    if (gather.probes == nullptr || t >= gather.n_tokens) {
+        return norm(miss.data(), (int64_t) miss.size());
+    }
+    const float * probe = gather.probes + (size_t) t * gather.n_probe * miss.size();
+    double        sum   = 0.0;
+    for (int32_t k = 0; k < gather.n_probe; ++k, probe += miss.size()) {
+        double dot = 0.0;
+        for (size_t i = 0; i < miss.size(); ++i) {
+            dot += (double) probe[i] * miss[i];
+        }
+        sum += dot * dot;
+    }
+    return std::sqrt(sum / gather.n_probe);
+}
+
 // Columns of dst are the targets of the batch's rows: y, or with a stand-in the log of its relative error.
 void targets_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
     pyskip_gather_layer & layer  = *(pyskip_gather_layer *) userdata;
@@ -92,7 +109,7 @@ void targets_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
             miss[i] = y[i] - bias[i] - (y_ ? y_[i] : 0.0f);
         }
         const double size  = std::max(norm(pyskip_row(dst->src[1], row), n_embd), 1e-19);
-        const double error = std::log(std::max(norm(miss.data(), n_embd) / size, 1e-19));
+        const double error = std::log(std::max(weigh(*layer.gather, miss, layer.slot->state->token_of_row(*layer.slot, row)) / size, 1e-19));
         out[row] = is_in ? (float) error : 0.0f;
         energy += is_in ? error * error : 0.0;
     }

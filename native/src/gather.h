@@ -36,6 +36,11 @@ struct pyskip_gather {
 
     std::shared_ptr<const pyskip_profile> profile;
 
+    // directions along which the errors of the batch's tokens count: [n_tokens, n_probe, n_embd], or all of them
+    const float * probes   = nullptr;
+    int32_t       n_tokens = 0;
+    int32_t       n_probe  = 0;
+
     std::vector<pyskip_gather_layer> layers;
     std::mutex                       mutex; // of energy and n_tokens
 

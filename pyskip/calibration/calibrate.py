@@ -18,6 +18,7 @@ from ..profile import Point, Profile, path_beside
 from . import curve
 from .fit import fit_gate, fit_sensitivity, fit_stand_in
 from .gather import LayerSums, gather
+from .head import Head
 from .text import CalibrationText, Tokens, read_text, sample_text
 from .write import LayerFit, Provenance, write_profile
 
@@ -144,7 +145,8 @@ class _Run:
             )
         self._use_draft()
         some = text.fitted[: max(1, len(text.fitted) // 2)]
-        gather(llm, some, self._fit_gate, warmup=WARMUP, profile=llm.profile, progress=self._stage("gates"))
+        head = Head.of(llm.model_path, self.settings.seed)
+        gather(llm, some, self._fit_gate, warmup=WARMUP, profile=llm.profile, head=head, progress=self._stage("gates"))
         self._use_draft()
         self._weigh_layers(text.fitted[-max(1, len(text.fitted) // 4) :])
 

@@ -14,6 +14,7 @@ from ..errors import PolicyError
 from ..llama import Llama
 from ..profile import Profile
 from .context import BatchContext
+from .head import Head
 
 __all__ = ["LayerSums", "gather"]
 
@@ -38,23 +39,30 @@ def gather(
     *,
     warmup: int,
     profile: Profile | None = None,
+    head: Head | None = None,
     progress: Callable[[int, int], None],
 ) -> None:
     """Run dense over the windows, then hand each layer's sums to `visit`; they are gone when it returns.
 
-    Without a profile the targets are the blocks' outputs, with one its stand-ins' errors. Takes
+    Without a profile the targets are the blocks' outputs, with one its stand-ins' errors; with `head` too, those errors
+    as far as the next token's distribution notices them (head.py), which takes a second pass over each window. Takes
     4 * n_layer * (n_embd + 2) * (2 * n_embd + 2) bytes, about half of it with a profile. Raises PolicyError for a model
     whose blocks cannot be told.
     """
     n_embd = llm.n_embd()
     n_window = max(map(len, windows))
-    with BatchContext(llm, 1, n_window, n_window) as context:
+    with BatchContext(llm, 1, n_window, n_window, embeddings=head is not None) as context:
         native = _start(context.skip, profile, warmup)
         try:
             for done, window in enumerate(windows, 1):
                 context.clear()
-                wanted = np.zeros(len(window), bool)
-                context.decode(window.tolist(), range(len(window)), [0] * len(window), wanted)
+                tokens, positions, seq_ids = window.tolist(), range(len(window)), [0] * len(window)
+                if head is not None:
+                    probes = np.ascontiguousarray(_probes(context, tokens, head), np.float32)
+                    n, n_probe, _ = probes.shape
+                    lib.pyskip_gather_set_probes(native, ffi.from_buffer("float[]", probes), n, n_probe)
+                    context.clear()
+                context.decode(tokens, positions, seq_ids, np.zeros(len(window), bool))
                 progress(done, len(windows))
             for il in range(context.skip.n_layer):
                 sums = _take(native, il, n_embd, 1 if profile else n_embd)
@@ -72,6 +80,14 @@ def _start(skip: SkipContext, profile: Profile | None, warmup: int) -> object:
     if status != lib.PYSKIP_STATUS_OK:
         raise PolicyError(ffi.string(error).decode("utf-8", "replace"))
     return out[0]
+
+
+def _probes(context: BatchContext, tokens: list[int], head: Head) -> npt.NDArray[np.float32]:
+    """Of a window, from its dense logits; not gathered."""
+    context.skip.set_generated_from(-1, -1)
+    wanted = np.ones(len(tokens), bool)
+    logits = context.decode(tokens, range(len(tokens)), [0] * len(tokens), wanted)
+    return head.probes(logits, context.embeddings(len(tokens)))
 
 
 def _take(native: object, il: int, n_embd: int, n_target: int) -> LayerSums | None:
