@@ -42,8 +42,8 @@ class Settings:
     text: tuple[Path, ...] = ()
     rank: int | None = None
     quantisation: str = "Q4_0"
-    n_fit: int = 32
-    n_curve: int = 6
+    n_fit: int = 26
+    n_curve: int = 5
     seed: int = 1
     distill: float = 0.0
     width: int | None = None

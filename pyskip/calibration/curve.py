@@ -17,7 +17,7 @@ from .context import BatchContext
 
 __all__ = ["RATES", "find_thresholds", "measure", "random_harm", "recommend"]
 
-RATES = (0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40, 0.45)
+RATES = (0.05, 0.10, 0.175, 0.25, 0.325, 0.40, 0.475)
 RANDOM_RATE = 0.12
 MAX_RATIO = 1.05  # perplexity against dense that the recommended point may have
 

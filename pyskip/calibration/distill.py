@@ -47,10 +47,10 @@ def fake_q4_0(w: torch.Tensor) -> torch.Tensor:
     """w as GGML_TYPE_Q4_0 would hold it (quantize_row_q4_0_ref), its gradient passed through."""
     blocks = w.detach().reshape(-1, 32)
     peak = blocks.gather(1, blocks.abs().argmax(1, keepdim=True))
-    d = (peak / -8).half().float()
+    d = peak / -8
     inverse = torch.where(d == 0, torch.zeros_like(d), 1 / d)
     q = (blocks * inverse + 8.5).floor().clamp(0, 15) - 8
-    return w + ((q * d).reshape(w.shape) - w).detach()
+    return w + ((q * d.half().float()).reshape(w.shape) - w).detach()
 
 
 class StandIn(torch.nn.Module):  # type: ignore[misc]  # torch is an extra, and Any where it is missing
@@ -77,7 +77,9 @@ class StandIn(torch.nn.Module):  # type: ignore[misc]  # torch is an extra, and 
 
 def fit_log_mean(f: torch.Tensor, h: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
     """w with mean(h) ~ exp(f @ w): the regression for exponentially distributed h >= 0 (their deviance is convex in w),
-    drawn towards `start` up to a constant. f: [n, k], the last column 1. h: [n]."""
+    drawn towards `start` up to a constant, which is what comes back where nothing better is found. f: [n, k], the last
+    column 1. h: [n]."""
+    f, h, start = f.double(), h.double(), start.double()
     scale = f.std(0)
     scale[-1] = 1.0
     scale = scale.clamp_min(1e-3 * float(scale.median()))
@@ -91,13 +93,14 @@ def fit_log_mean(f: torch.Tensor, h: torch.Tensor, start: torch.Tensor) -> torch
 
     def closure() -> torch.Tensor:
         solver.zero_grad()
-        g = z @ w
+        g = (z @ w).clamp(min=-60)  # a wild trial step of the line search must stay finite
         loss = (h * torch.exp(-g) + g).mean() + (strength * (w - anchor) ** 2).sum()
         loss.backward()
         return loss
 
     solver.step(closure)
-    return w.detach() / scale
+    found = w.detach()
+    return ((found if torch.isfinite(found).all() else anchor) / scale).float()
 
 
 class Distiller:
