@@ -58,9 +58,7 @@ def test_the_mean_of_exponential_draws_is_found_again(distill: Any) -> None:
     np.testing.assert_allclose(w.numpy(), true, atol=0.06)
 
 
-def test_a_written_profile_computes_what_was_trained(
-    distill: Any, demo: Path, demo_f32: Path, tmp_path: Path
-) -> None:
+def test_a_written_profile_computes_what_was_trained(distill: Any, demo: Path, demo_f32: Path, tmp_path: Path) -> None:
     """The torch model and the native one, both in f32, with the same stand-ins, on the same window."""
     torch = distill.torch
     window = np.random.default_rng(3).integers(300, 40000, 512).astype(np.int32)

@@ -26,6 +26,7 @@ __all__ = ["Calibration", "Settings", "calibrate"]
 
 N_WINDOW = 512
 WARMUP = 16
+N_FIT, N_FIT_SAMPLED, ALL = 26, 160, 1 << 30
 
 Progress = Callable[[str, int, int, str], None]  # stage, done, total, what to show
 
@@ -35,14 +36,15 @@ class Settings:
     """What `pyskip calibrate` may be asked for.
 
     rank: of the stand-ins, at most n_embd (the default: one matrix of full rank).
-    n_fit, n_curve: windows of 512 tokens to fit on, and to measure on.
+    n_fit, n_curve: windows of 512 tokens to fit on, and to measure on. n_fit None: N_FIT; to distill, all of a text or
+        N_FIT_SAMPLED of the model's own.
     distill: seconds of end-to-end training after the closed form; 0: none. width: neurons of the stand-ins then.
     """
 
     text: tuple[Path, ...] = ()
     rank: int | None = None
     quantisation: str = "Q4_0"
-    n_fit: int = 26
+    n_fit: int | None = None
     n_curve: int = 5
     seed: int = 1
     distill: float = 0.0
@@ -130,8 +132,10 @@ class _Run:
     def _text(self) -> CalibrationText:
         s = self.settings
         if s.text:
-            return read_text(self.llm, s.text, N_WINDOW, s.n_fit, s.n_curve, s.seed)
-        return sample_text(self.llm, N_WINDOW, s.n_fit, s.n_curve, s.seed, self.progress)
+            n_fit = s.n_fit or (ALL if s.distill else N_FIT)
+            return read_text(self.llm, s.text, N_WINDOW, n_fit, s.n_curve, s.seed)
+        n_fit = s.n_fit or (N_FIT_SAMPLED if s.distill else N_FIT)
+        return sample_text(self.llm, N_WINDOW, n_fit, s.n_curve, s.seed, self.progress)
 
     # Closed form
 

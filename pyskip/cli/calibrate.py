@@ -35,10 +35,8 @@ __all__ = ["calibrate"]
     "--fit",
     "n_fit",
     type=click.IntRange(1, 1 << 20),
-    default=26,
-    show_default=True,
     metavar="N",
-    help="Windows of 512 tokens to fit on.",
+    help="Windows of 512 tokens to fit on. [default: 26; to distill, all of a text, or 160 of the model's own]",
 )
 @click.option(
     "--curve",
@@ -80,7 +78,7 @@ def calibrate(
     rank: int | None,
     output: str | None,
     quantisation: str,
-    n_fit: int,
+    n_fit: int | None,
     n_curve: int,
     distill: float | None,
     width: int | None,
