@@ -39,16 +39,12 @@ void share_out(pyskip_slot & slot, int64_t n_run) {
 void gate_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
     pyskip_slot &  slot   = *(pyskip_slot *) userdata;
     pyskip_state & state  = *slot.state;
-    const int64_t  n_rows = slot.n_rows;
-    if (n_rows == 1 && ith > 0) {
+    const pyskip_share share(slot.n_rows, ith, nth);
+    if (!share.is_any(ith)) {
         return;
     }
-    const int     n_thread = n_rows == 1 ? 1 : nth;
-    const int64_t i0       = n_rows * ith / n_thread;
-    const int64_t i1       = n_rows * (ith + 1) / n_thread;
-
     int64_t n_run = 0;
-    for (int64_t i = i0; i < i1; ++i) {
+    for (int64_t i = share.begin; i < share.end; ++i) {
         const int32_t        t     = state.token_of_row(slot, i);
         const pyskip_token & token = state.tokens[t];
         const float          score = pyskip_gate_score(slot.own->gate, pyskip_row(dst->src[1], i), pyskip_row(dst->src[0], i), dst->src[0]->ne[0]);
@@ -59,7 +55,7 @@ void gate_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
         state.skips(slot.k, t) = skip;
         n_run += !skip;
     }
-    if (state.all_done(n_run, n_thread)) {
+    if (state.all_done(n_run, share.n_thread)) {
         share_out(slot, n_run);
     }
 }

@@ -88,20 +88,16 @@ static bool join_row(pyskip_slot & slot, ggml_tensor * dst, int64_t row) {
 static void join_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
     pyskip_slot &  slot   = *(pyskip_slot *) userdata;
     pyskip_state & state  = *slot.state;
-    const int64_t  n_rows = slot.n_rows;
-    if (n_rows == 1 && ith > 0) {
+    const pyskip_share share(slot.n_rows, ith, nth);
+    if (!share.is_any(ith)) {
         return;
     }
-    const int     n_thread = n_rows == 1 ? 1 : nth;
-    const int64_t i0       = n_rows * ith / n_thread;
-    const int64_t i1       = n_rows * (ith + 1) / n_thread;
-
     int64_t n_run = 0;
-    for (int64_t i = i0; i < i1; ++i) {
+    for (int64_t i = share.begin; i < share.end; ++i) {
         n_run += join_row(slot, dst, i);
     }
     const size_t next = (size_t) slot.k + 1;
-    if (!state.gates_decide() && next < state.slots.size() && state.all_done(n_run, n_thread)) {
+    if (!state.gates_decide() && next < state.slots.size() && state.all_done(n_run, share.n_thread)) {
         state.arm(state.slots[next], n_run > 0, false);
     }
 }
