@@ -1,6 +1,6 @@
 """Seeded random GGUF models of the LLaMA architecture, for speed and for tests. Needs gguf and numpy.
 
-python models/make_random.py --shape tiny|llama-1.1b [--type f32|q8_0|q4_0|q4_1|q4_k] [--seed N] -o FILE
+python models/make_random.py --shape tiny|llama-1.1b|llama-7b [--type f32|q8_0|q4_0|q4_1|q4_k] [--seed N] -o FILE
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Shape:
 SHAPES = {
     "tiny": Shape(6, 64, 128, 4, 2, 320, 512, "f32"),
     "llama-1.1b": Shape(22, 2048, 5632, 32, 4, 32000, 2048, "q4_k"),
+    "llama-7b": Shape(32, 4096, 11008, 32, 32, 32000, 2048, "q4_k"),
 }
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n{% endfor %}"

@@ -20,7 +20,7 @@ from .fit import fit_gate, fit_sensitivity, fit_stand_in
 from .gather import LayerSums, gather
 from .head import Head
 from .text import CalibrationText, Tokens, read_text, sample_text
-from .write import LayerFit, Provenance, write_profile
+from .write import LayerFit, Provenance, quantise, write_profile
 
 __all__ = ["Calibration", "Settings", "calibrate"]
 
@@ -86,7 +86,7 @@ def calibrate(
         if not llm.skippable_layers:
             raise PolicyError(f"{model}: no layer can be skipped")
         with tempfile.TemporaryDirectory(prefix="pyskip-") as folder:
-            return _Run(llm, settings, progress, Path(folder) / "draft.skip.gguf").run(target, start)
+            return Run(llm, settings, progress, Path(folder) / "draft.skip.gguf").run(target, start)
     finally:
         llm.close()
 
@@ -99,7 +99,7 @@ def _check_target(target: Path) -> None:
         raise ProfileError(f"{target}: cannot be written: name another file with -o")
 
 
-class _Run:
+class Run:
     def __init__(self, llm: Llama, settings: Settings, progress: Progress, draft: Path) -> None:
         self.llm, self.settings, self.progress, self.draft = llm, settings, progress, draft
         self.n_embd, self.n_layer = llm.n_embd(), llm._skip_context.n_layer
@@ -116,7 +116,7 @@ class _Run:
             self._distill()
             method = f"distilled, width {self.settings.width}"
         else:
-            self._fit()
+            self.fit()
             method = f"closed form, rank {self.rank}"
         points, recommended = self._points()
         self._write(target, points, recommended, method)
@@ -139,7 +139,8 @@ class _Run:
 
     # Closed form
 
-    def _fit(self) -> None:
+    def fit(self) -> None:
+        """Stand-ins, gates and sensitivities from self.text, into self.layers."""
         text, llm = self.text, self.llm
         gather(llm, text.fitted, self._fit_stand_in, warmup=WARMUP, progress=self._stage("stand-ins"))
         if not any(self.layers):
@@ -157,7 +158,9 @@ class _Run:
     def _fit_stand_in(self, il: int, sums: LayerSums) -> None:
         fitted = fit_stand_in(sums, self.rank)
         if fitted is not None:
-            self.layers[il], self.stand_in_r2[il] = fitted
+            layer, self.stand_in_r2[il] = fitted
+            stored = {name: quantise(matrix, self.settings.quantisation) for name, matrix in layer.matrices.items()}
+            self.layers[il] = LayerFit(np.zeros(self.n_embd + 2, np.float32), layer.bias, {**stored})
 
     def _fit_gate(self, il: int, sums: LayerSums) -> None:
         layer = self.layers[il]

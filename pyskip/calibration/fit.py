@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from .gather import LayerSums
-from .write import LayerFit
 
 __all__ = ["fit_gate", "fit_sensitivity", "fit_stand_in"]
 
@@ -19,6 +18,14 @@ N_PER_FEATURE = 2  # tokens a layer must have been seen with, for each of its fe
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class StandInFit:
+    """bias [n_embd], and the matrices of write.LayerFit."""
+
+    bias: F32
+    matrices: dict[str, F32]
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ def _solve(gram: F64, cross: F64, ridge: float) -> F64:
     return np.asarray(np.linalg.solve(gram, cross), np.float64)
 
 
-def fit_stand_in(sums: LayerSums, rank: int) -> tuple[LayerFit, float] | None:
+def fit_stand_in(sums: LayerSums, rank: int) -> tuple[StandInFit, float] | None:
     """The map of `rank` from the normed input (and 1) to the block's output with the least squared error, and the share
     of the output's energy that it explains. None where the tokens are too few to tell.
 
@@ -62,7 +69,7 @@ def fit_stand_in(sums: LayerSums, rank: int) -> tuple[LayerFit, float] | None:
         matrices = {"skip_up": full[:n_embd].T.astype(np.float32)}
     missed = sums.energy - 2 * float((fitted * cross).sum()) + float((fitted * (gram @ fitted)).sum())
     explained = 1 - missed / sums.energy if sums.energy > 0 else 0.0
-    return LayerFit(np.zeros(n_embd + 2, np.float32), fitted[n_embd].astype(np.float32), matrices), explained
+    return StandInFit(fitted[n_embd].astype(np.float32), matrices), explained
 
 
 def fit_gate(sums: LayerSums) -> GateFit:

@@ -16,10 +16,18 @@ import numpy.typing as npt
 from ..errors import ProfileError
 from ..profile import Point
 
-__all__ = ["LayerFit", "Provenance", "write_profile"]
+__all__ = ["LayerFit", "Provenance", "Quantised", "quantise", "write_profile"]
 
 PROFILE_VERSION = 1
 F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A matrix as it is written: of a large model, all layers' would not fit otherwise."""
+
+    data: npt.NDArray[np.generic]
+    kind: gguf.GGMLQuantizationType
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,7 @@ class LayerFit:
 
     gate: F32
     bias: F32
-    matrices: dict[str, F32] = field(default_factory=dict)
+    matrices: dict[str, F32 | Quantised] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,15 +60,12 @@ class Provenance:
     made_by: str
 
 
-def _quantise(
-    matrix: F32, wanted: gguf.GGMLQuantizationType
-) -> tuple[npt.NDArray[np.generic], gguf.GGMLQuantizationType]:
+def quantise(matrix: F32, quantisation: str) -> Quantised:
     """The matrix in the wanted type, in the next wider one where its rows are no whole blocks."""
-    types = [wanted, gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.F16]
-    for kind in types:
-        block = gguf.GGML_QUANT_SIZES[kind][0]
-        if matrix.shape[-1] % block == 0:
-            return gguf.quantize(np.ascontiguousarray(matrix, np.float32), kind), kind
+    for name in (quantisation, "Q8_0", "F16"):
+        kind = gguf.GGMLQuantizationType[name]
+        if matrix.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] == 0:
+            return Quantised(gguf.quantize(np.ascontiguousarray(matrix, np.float32), kind), kind)
     raise AssertionError("f16 has blocks of one")
 
 
@@ -83,7 +88,7 @@ def write_profile(
     except OSError as error:
         raise ProfileError(f"{target}: cannot be written ({error.strerror}): name another file with -o") from error
     try:
-        _write(name, layers, curve, recommended, provenance, gguf.GGMLQuantizationType[quantisation])
+        _write(name, layers, curve, recommended, provenance, quantisation)
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(name, 0o666 & ~umask)
@@ -103,7 +108,7 @@ def _write(
     curve: Sequence[Point],
     recommended: int,
     provenance: Provenance,
-    wanted: gguf.GGMLQuantizationType,
+    quantisation: str,
 ) -> None:
     writer = gguf.GGUFWriter(name, "pyskip")
     n_embd = next(len(layer.bias) for layer in layers if layer is not None)
@@ -127,8 +132,8 @@ def _write(
         writer.add_tensor(f"blk.{il}.skip_gate.weight", np.asarray(layer.gate, np.float32))
         writer.add_tensor(f"blk.{il}.skip.bias", np.asarray(layer.bias, np.float32))
         for tensor, matrix in layer.matrices.items():
-            data, kind = _quantise(matrix, wanted)
-            writer.add_tensor(f"blk.{il}.{tensor}.weight", data, raw_dtype=kind)
+            stored = matrix if isinstance(matrix, Quantised) else quantise(matrix, quantisation)
+            writer.add_tensor(f"blk.{il}.{tensor}.weight", stored.data, raw_dtype=stored.kind)
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
