@@ -2,8 +2,8 @@
 
     python benchmarks/calibration_memory.py [--tokens 64]
 
-Gathers over one short window and solves every layer, for stand-ins and for gates. The sums are as large for one token as
-for a million; the fits mean nothing at this count. Needs 4 GB of disk and 12 GB of memory.
+Gathers over one short window and solves every layer, for stand-ins and for gates. The sums are as large for one token
+as for a million; the fits mean nothing at this count. Needs 4 GB of disk and 12 GB of memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from machine import cpu_name
 
 import pyskip
 from pyskip.calibration import fit
-from pyskip.calibration.calibrate import Settings, Run
+from pyskip.calibration.calibrate import Run, Settings
 from pyskip.calibration.text import CalibrationText
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,8 +50,9 @@ def main() -> int:
         run.text = CalibrationText(windows[:1], windows[1:], "random", "")
         run.fit()
         size = (Path(folder) / "draft.skip.gguf").stat().st_size / 2**30
-    print(f"{cpu_name()}: model and context {before:.2f} GiB, peak {peak():.2f} GiB, so {peak() - before:.2f} GiB beyond; "
-          f"profile {size:.2f} GiB")  # fmt: skip
+    found = peak()
+    print(f"{cpu_name()}: model and context {before:.2f} GiB, peak {found:.2f} GiB, {found - before:.2f} GiB beyond it")
+    print(f"profile {size:.2f} GiB")
     return 0
 
 
