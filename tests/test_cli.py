@@ -23,7 +23,7 @@ def test_chat_from_a_pipe(cli: Run) -> None:
     assert done.stdout.removeprefix(first.stdout).strip() not in ("", alone.stdout.strip())
     assert "> " not in done.stdout
     assert "\x1b" not in done.stdout + done.stderr
-    assert re.search(r"2 answers, \d+ tokens, [\d.]+ tokens/s, [\d.]+% of FFN blocks skipped \(profile\)", done.stderr)
+    assert re.search(r"2 answers, \d+ tokens, [\d.]+ tokens/s, 0\.0% of FFN blocks skipped \(off\)", done.stderr)
 
 
 def test_chat_says_what_it_skipped(cli: Run) -> None:

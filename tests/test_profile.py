@@ -11,6 +11,7 @@ from conftest import make_profile
 from raw import Raw, Token
 
 import pyskip
+from pyskip.evaluation import ffn_bytes_saved
 from pyskip.policy import Profiled
 from pyskip.profile import Profile, path_beside
 
@@ -209,6 +210,19 @@ def test_a_model_finds_the_profile_beside_it(
     with pytest.raises(pyskip.PolicyError, match="beyond the profile's curve"):
         llm.skip = 0.99
     assert str(llm.skip) == "0.25"
+    llm.close()
+
+
+def test_bytes_saved_count_what_is_read_instead(tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "p.skip.gguf"
+    make_profile.make_profile(tiny, path, stand_in="linear", rank=32, kind="q8_0")
+    block, stand_in, gate = 3 * 64 * 128 * 4, 2 * 64 * 32 * 34 // 32 + 64 * 4, 66 * 4
+    llm = pyskip.Llama(tiny, profile=path, n_ctx=64, verbose=False)
+    rates = [0.5, 0.0, 1.0, 0.0, 0.25, 0.0]
+    expected = (sum(rates) * (block - stand_in) - 6 * gate) / (6 * block)
+    assert ffn_bytes_saved(llm, Profiled(rate=0.3), rates) == pytest.approx(expected)
+    assert ffn_bytes_saved(llm, pyskip.Random(stand_in=True), rates) == pytest.approx(expected)
+    assert ffn_bytes_saved(llm, pyskip.Random(), rates) == pytest.approx(sum(rates) / 6)
     llm.close()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import PolicyError
+from ..errors import PolicyError, ProfileError
 from ..gguf_info import inspect
 from ..llama import Llama
 from ..profile import Point, Profile, path_beside
@@ -93,8 +93,6 @@ def calibrate(
 
 def _check_target(target: Path) -> None:
     """An unwritable target is better known before the work than after it."""
-    from ..errors import ProfileError
-
     if not os.access(target.parent, os.W_OK) or target.is_dir():
         raise ProfileError(f"{target}: cannot be written: name another file with -o")
 
