@@ -104,7 +104,7 @@ def fit_log_mean(f: torch.Tensor, h: torch.Tensor, start: torch.Tensor) -> torch
 
 
 class Distiller:
-    """Holds the dense model and the stand-ins; run the stages in order, or restore() a state and go on."""
+    """Holds the dense model and the stand-ins; run the stages in order."""
 
     def __init__(
         self,
@@ -336,16 +336,6 @@ class Distiller:
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         adam.step()
         return value, float(torch.stack(decided).mean())
-
-    def state(self) -> dict[str, Any]:
-        """For torch.save(): everything that restore() needs to go on."""
-        return {"stand_ins": self.stand_ins.state_dict(), "thresholds": self.thresholds, "scale": self.scale,
-                "step": self.step, "n_drawn": self.n_drawn, "order": self.order}  # fmt: skip
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.stand_ins.load_state_dict(state["stand_ins"])
-        self.thresholds, self.scale = state["thresholds"], state["scale"]
-        self.step, self.n_drawn, self.order = state["step"], state["n_drawn"], state["order"]
 
     def layers(self) -> list[LayerFit | None]:
         return [_layer_fit(own) for own in self.stand_ins]

@@ -34,7 +34,6 @@ class GateFit:
 
     gate: F32
     r2: float
-    mean_error: float  # root mean square of |y - stand-in| / |x| is about exp of this
 
 
 def _solve(gram: F64, cross: F64, ridge: float) -> F64:
@@ -79,7 +78,7 @@ def fit_gate(sums: LayerSums) -> GateFit:
     missed = sums.energy - 2 * float(gate @ cross) + float(gate @ gram @ gate)
     mean = cross[-1] / sums.n_tokens
     variance = sums.energy / sums.n_tokens - mean**2
-    return GateFit(gate.astype(np.float32), 1 - missed / sums.n_tokens / variance if variance > 0 else 0.0, float(mean))
+    return GateFit(gate.astype(np.float32), 1 - missed / sums.n_tokens / variance if variance > 0 else 0.0)
 
 
 def fit_sensitivity(harm: F64, squared_errors: F64) -> F64:
