@@ -7,7 +7,6 @@
 #include "state.h"
 
 #include <cstring>
-#include <limits>
 
 namespace {
 
@@ -62,7 +61,8 @@ void gate_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
 
 void pack_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
     const pyskip_slot & slot = *(const pyskip_slot *) userdata;
-    for (int64_t i = slot.n_rows * ith / nth; i < slot.n_rows * (ith + 1) / nth; ++i) {
+    const pyskip_share  share(slot.n_rows, ith, nth);
+    for (int64_t i = share.begin; i < share.end; ++i) {
         std::memcpy((char *) dst->data + slot.place[i] * dst->nb[1], pyskip_row(dst->src[0], i), dst->ne[0] * sizeof(float));
     }
 }

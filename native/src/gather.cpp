@@ -52,7 +52,8 @@ void features_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
     const int64_t               n_rows = dst->ne[0];
     const int64_t               n_embd = dst->ne[1] - 2;
     float *                     out    = (float *) dst->data;
-    for (int64_t row = n_rows * ith / nth; row < n_rows * (ith + 1) / nth; ++row) {
+    const pyskip_share share(n_rows, ith, nth);
+    for (int64_t row = share.begin; row < share.end; ++row) {
         const bool    is_in = counts(layer, row);
         const float * xn    = pyskip_row(dst->src[0], row);
         for (int64_t i = 0; i < n_embd; ++i) {
@@ -92,7 +93,8 @@ void targets_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
     std::vector<float> miss(profile ? n_embd : 0);
     double             energy   = 0.0;
     int64_t            n_tokens = 0;
-    for (int64_t row = n_rows * ith / nth; row < n_rows * (ith + 1) / nth; ++row) {
+    const pyskip_share share(n_rows, ith, nth);
+    for (int64_t row = share.begin; row < share.end; ++row) {
         const bool    is_in = counts(layer, row);
         const float * y     = pyskip_row(dst->src[0], row);
         n_tokens += is_in;

@@ -38,7 +38,7 @@ class Settings:
     rank: of the stand-ins, at most n_embd (the default: one matrix of full rank).
     n_fit, n_curve: windows of 512 tokens to fit on, and to measure on. n_fit None: N_FIT; to distill, all of a text or
         N_FIT_SAMPLED of the model's own.
-    distill: seconds of end-to-end training after the closed form; 0: none. width: neurons of the stand-ins then.
+    distill: seconds of end-to-end training instead of the closed form; 0: none. width: neurons of the stand-ins then.
     """
 
     text: tuple[Path, ...] = ()
