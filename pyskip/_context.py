@@ -56,6 +56,7 @@ class SkipContext:
         elif isinstance(policy, Random):
             native.type, native.rate, native.seed = lib.PYSKIP_POLICY_RANDOM, policy.rate, policy.seed
             native.warmup = policy.warmup
+            native.threshold = policy.log_error
             if policy.stand_in:
                 if profile is None:
                     raise ProfileError("random with stand_in=1 needs the model's profile: run pyskip calibrate")

@@ -118,23 +118,40 @@ class Random:
     """A coin for each token and layer, the same however tokens are batched. The baseline that every gate must beat.
 
     stand_in: skipped blocks use the stand-ins of the model's profile; otherwise nothing, as in the paper.
+    error: with stand-ins, toss only where the predicted error is below it, as in Profiled.
     """
 
     rate: float = 0.25
     seed: int = 0
     warmup: int = 16
     stand_in: bool = False
+    error: float | None = None
 
     def __post_init__(self) -> None:
+        if self.error is not None:
+            if not self.stand_in:
+                raise PolicyError("random has error, expected stand_in=1 with it: without stand-ins there is no error")
+            _check_number("random error", self.error, 1e30)
         _check_number("random rate", self.rate, 1.0)
         _check_count("random seed", self.seed)
         _check_count("random warmup", self.warmup)
 
+    @property
+    def log_error(self) -> float:
+        """-inf for an error of 0, inf for any."""
+        return _log_error(self.error)
+
     def __str__(self) -> str:
-        return _spec("random", rate=self.rate, seed=self.seed, warmup=self.warmup, stand_in=int(self.stand_in))
+        return _spec(
+            "random", rate=self.rate, seed=self.seed, warmup=self.warmup, stand_in=int(self.stand_in), error=self.error
+        )
 
 
 Policy: TypeAlias = Off | Cosine | Static | Profiled | Random
+
+
+def _log_error(error: float | None) -> float:
+    return math.inf if error is None else math.log(error) if error > 0 else -math.inf
 
 
 def _spec(name: str, **values: float | None) -> str:
@@ -177,7 +194,7 @@ _SETTINGS: dict[str, tuple[type[Cosine | Profiled | Random], dict[str, Callable[
         {"threshold": _number, "run": _count, "cold_start": _count, "cold_end": _count, "warmup": _count},
     ),
     "profile": (Profiled, {"rate": _number, "error": _number, "prefill": _flag}),
-    "random": (Random, {"rate": _number, "seed": _count, "warmup": _count, "stand_in": _flag}),
+    "random": (Random, {"rate": _number, "seed": _count, "warmup": _count, "stand_in": _flag, "error": _number}),
 }
 
 

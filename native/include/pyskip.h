@@ -55,6 +55,7 @@ struct pyskip_policy {
     int32_t         type;       // enum pyskip_policy_type
     float           threshold;  // cosine: skip the next blocks when cos(x, z) >= threshold
                                 // profile: skip a block when its gate's score is below it
+                                // random: with a profile, skip no block whose score is not below it (INFINITY: any)
     int32_t         run;        // cosine: how many blocks one positive test skips; 0 means up to the cold end
     int32_t         cold_start; // cosine: the first layers that always run
     int32_t         cold_end;   // cosine: the last layers that always run
@@ -190,22 +191,41 @@ PYSKIP_API void pyskip_profile_get(const struct pyskip_profile * profile, struct
 PYSKIP_API void pyskip_profile_get_points(const struct pyskip_profile * profile, struct pyskip_profile_point * points);
 PYSKIP_API void pyskip_profile_get_bytes(const struct pyskip_profile * profile, int64_t * stand_in_bytes, int64_t * gate_bytes);
 
-// Calibration: from the next llama_decode() on the context runs dense, and sums are gathered over its generated tokens
-// at index >= warmup, by layer. A row f is the block's normed input, log(|x|) and 1; x is the stream that enters.
-// Without a profile: gram += f f', cross += f y' (y: the block's output), energy += |y|^2. With one: cross += f e,
-// energy += e^2, where e = log(|y - stand-in| / |x|); gram is gathered as well. Ends with pyskip_gather_free().
-PYSKIP_API enum pyskip_status pyskip_gather_start(struct llama_context * ctx, const struct pyskip_profile * profile,
-                                                  int32_t warmup, struct pyskip_gather ** gather, char * error, size_t n_error);
+// What a calibration gathers: sums over tokens of f f' and of f t', by layer. x is the stream that enters a block, xn
+// that stream normed, y the block's output.
+enum pyskip_gather_kind {
+    PYSKIP_GATHER_OUTPUTS = 0, // f = (xn, log(|x|), 1), t = y: for linear stand-ins
+    PYSKIP_GATHER_NEURONS = 1, // f = 1, t = h^2, h being what ffn_down reads; only of blocks that are silu(gate) * up
+    PYSKIP_GATHER_HIDDEN  = 2, // f = (the h of the profile's gated stand-in, 1), t = y
+    PYSKIP_GATHER_ERRORS  = 3, // f = (xn, log(|x|), 1), t = log(|y - stand-in| / |x|)
+    PYSKIP_GATHER_TARGETS = 4, // f = (xn, log(|x|), 1), t = pyskip_gather_set_targets()
+};
 
-// With a profile: e of the tokens of the next llama_decode() measures the error along `probes` alone,
-// e = log(sqrt(mean over k of (probes[t, k] . (y - stand-in))^2) / |x|). probes is [n_tokens, n_probe, n_embd] in the
-// batch's order and is not copied; NULL: the whole error again.
-PYSKIP_API void pyskip_gather_set_probes(struct pyskip_gather * gather, const float * probes, int32_t n_tokens, int32_t n_probe);
+struct pyskip_gather_sums {
+    const float * gram;  // [n_row, n_row]; NULL for the neurons
+    const float * cross; // [n_cross, n_row]
+    int64_t       n_row;
+    int64_t       n_cross;
+    double        energy;   // sum of |t|^2; 0 for the neurons
+    int64_t       n_tokens; // 0 where the layer has not what is gathered
+};
 
-// Layer il's sums so far: gram [(n_embd+2)^2], cross [n_cross, n_embd+2], n_cross = n_embd, or 1 with a profile; the
-// pointers hold until pyskip_gather_free(). NULL where the layer has no block whose input can be told.
-PYSKIP_API void pyskip_gather_get(const struct pyskip_gather * gather, int32_t il, const float ** gram, const float ** cross,
-                                  double * energy, int64_t * n_tokens);
+// From the next llama_decode() the context runs dense, and sums are gathered over its generated tokens at index >=
+// warmup. `profile` belongs to HIDDEN and ERRORS, NULL to the others. Ends with pyskip_gather_free().
+PYSKIP_API enum pyskip_status pyskip_gather_start(struct llama_context * ctx, enum pyskip_gather_kind kind,
+                                                  const struct pyskip_profile * profile, int32_t warmup,
+                                                  struct pyskip_gather ** gather, char * error, size_t n_error);
+
+// The targets of the next llama_decode()'s tokens, in the batch's order, not copied. NULL: 0.
+PYSKIP_API void pyskip_gather_set_targets(struct pyskip_gather * gather, const float * targets, int32_t n_tokens);
+
+// Keep the features f of layer il's tokens; -1: of none. Then those of the last llama_decode(), [n_tokens, n_row] in the
+// batch's order; zeros for a token that is not counted.
+PYSKIP_API void pyskip_gather_keep_rows(struct pyskip_gather * gather, int32_t il);
+PYSKIP_API void pyskip_gather_get_rows(const struct pyskip_gather * gather, float * rows, size_t n);
+
+// Layer il's sums so far; the pointers hold until pyskip_gather_free().
+PYSKIP_API void pyskip_gather_get(const struct pyskip_gather * gather, int32_t il, struct pyskip_gather_sums * sums);
 PYSKIP_API void pyskip_gather_free(struct llama_context * ctx, struct pyskip_gather * gather);
 
 #ifdef __cplusplus

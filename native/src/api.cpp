@@ -231,37 +231,61 @@ void pyskip_profile_get_bytes(const pyskip_profile * profile, int64_t * stand_in
     }
 }
 
-pyskip_status pyskip_gather_start(llama_context * ctx, const pyskip_profile * profile, int32_t warmup,
+pyskip_status pyskip_gather_start(llama_context * ctx, pyskip_gather_kind kind, const pyskip_profile * profile, int32_t warmup,
                                   pyskip_gather ** gather, char * error, size_t n_error) {
     return guard(error, n_error, [&] {
         pyskip_state & state = pyskip_state_make(ctx);
         std::string    line;
+        if ((kind == PYSKIP_GATHER_HIDDEN || kind == PYSKIP_GATHER_ERRORS) != (profile != nullptr)) {
+            return report(PYSKIP_STATUS_INVALID, "hidden values and errors are those of a profile, the rest takes none", error, n_error);
+        }
+        if (kind == PYSKIP_GATHER_HIDDEN && std::strcmp(profile->info.stand_in, "gated") != 0) {
+            return report(PYSKIP_STATUS_INVALID, "the profile's stand-ins have no hidden values: give one with gated ones", error, n_error);
+        }
         if (profile && !pyskip_profile_fits(*profile, ctx, line)) {
             return report(PYSKIP_STATUS_INVALID, line, error, n_error);
         }
         if (state.skippable.empty() && !pyskip_context_probe(ctx, state, line)) {
             return report(PYSKIP_STATUS_UNSUPPORTED, line, error, n_error);
         }
-        *gather = new pyskip_gather(state.n_layer, pyskip_context_n_embd(ctx), warmup, profile ? profile->self : nullptr);
+        *gather = new pyskip_gather(kind, state.n_layer, pyskip_context_n_embd(ctx), warmup, profile ? profile->self : nullptr);
         state.set_gather(*gather);
         return PYSKIP_STATUS_OK;
     });
 }
 
-void pyskip_gather_set_probes(pyskip_gather * gather, const float * probes, int32_t n_tokens, int32_t n_probe) {
-    gather->probes   = probes;
+void pyskip_gather_set_targets(pyskip_gather * gather, const float * targets, int32_t n_tokens) {
+    gather->targets  = targets;
     gather->n_tokens = n_tokens;
-    gather->n_probe  = n_probe;
 }
 
-void pyskip_gather_get(const pyskip_gather * gather, int32_t il, const float ** gram, const float ** cross, double * energy,
-                       int64_t * n_tokens) {
+void pyskip_gather_keep_rows(pyskip_gather * gather, int32_t il) {
+    gather->kept = il;
+}
+
+void pyskip_gather_get_rows(const pyskip_gather * gather, float * rows, size_t n) {
+    std::copy_n(gather->rows.begin(), std::min(n, gather->rows.size()), rows);
+}
+
+void pyskip_gather_get(const pyskip_gather * gather, int32_t il, pyskip_gather_sums * sums) {
     const pyskip_gather_layer & layer = gather->layers[il];
 
-    *gram     = layer.n_tokens > 0 ? (const float *) layer.gram->data : nullptr;
-    *cross    = layer.n_tokens > 0 ? (const float *) layer.cross->data : nullptr;
-    *energy   = layer.energy;
-    *n_tokens = layer.n_tokens;
+    *sums = {};
+    if (layer.n_tokens == 0) {
+        return;
+    }
+    sums->n_tokens = layer.n_tokens;
+    sums->energy   = layer.energy;
+    if (layer.gram) {
+        sums->gram    = (const float *) layer.gram->data;
+        sums->cross   = (const float *) layer.cross->data;
+        sums->n_row   = layer.cross->ne[0];
+        sums->n_cross = layer.cross->ne[1];
+    } else {
+        sums->cross   = layer.neurons.data();
+        sums->n_row   = 1;
+        sums->n_cross = (int64_t) layer.neurons.size();
+    }
 }
 
 void pyskip_gather_free(llama_context * ctx, pyskip_gather * gather) {

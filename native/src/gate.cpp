@@ -48,8 +48,9 @@ void gate_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
         const pyskip_token & token = state.tokens[t];
         const float          score = pyskip_gate_score(slot.own->gate, pyskip_row(dst->src[1], i), pyskip_row(dst->src[0], i), dst->src[0]->ne[0]);
 
-        const bool skip = state.rule.type == PYSKIP_POLICY_RANDOM ? pyskip_rule_skips(state.rule, slot.block.il, token)
-                                                                  : pyskip_rule_gates(state.rule, score, token);
+        const bool skip = state.rule.type == PYSKIP_POLICY_RANDOM
+                              ? score < state.rule.threshold && pyskip_rule_skips(state.rule, slot.block.il, token)
+                              : pyskip_rule_gates(state.rule, score, token);
         state.sim(slot.k, t)   = score;
         state.skips(slot.k, t) = skip;
         n_run += !skip;

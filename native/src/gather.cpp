@@ -4,6 +4,7 @@
 #include "ggml-backend.h"
 #include "ggml-cpu.h"
 #include "ggml.h"
+#include "graph-pass.h"
 #include "operator.h"
 #include "profile.h"
 #include "stand-in.h"
@@ -13,21 +14,36 @@
 #include <cmath>
 #include <new>
 
-pyskip_gather::pyskip_gather(int32_t n_layer, int64_t n_embd, int32_t warmup, std::shared_ptr<const pyskip_profile> profile)
-    : n_embd(n_embd), warmup(warmup), profile(std::move(profile)), layers(n_layer) {
-    const int64_t          n_row  = n_embd + 2;
+pyskip_gather::pyskip_gather(pyskip_gather_kind kind, int32_t n_layer, int64_t n_embd, int32_t warmup,
+                             std::shared_ptr<const pyskip_profile> profile)
+    : kind(kind), n_embd(n_embd), warmup(warmup), profile(std::move(profile)), layers(n_layer) {
     const ggml_init_params params = { 2 * (size_t) n_layer * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true };
     tensors.reset(ggml_init(params));
-    for (pyskip_gather_layer & layer : layers) {
-        layer.gather = this;
-        layer.gram   = ggml_new_tensor_2d(tensors.get(), GGML_TYPE_F32, n_row, n_row);
-        layer.cross  = ggml_new_tensor_2d(tensors.get(), GGML_TYPE_F32, n_row, this->profile ? 1 : n_embd);
+    for (int32_t il = 0; il < n_layer; ++il) {
+        pyskip_gather_layer & layer = layers[il];
+        layer.gather                = this;
+        if (kind == PYSKIP_GATHER_NEURONS || (this->profile && !this->profile->layers[il].gate)) {
+            continue;
+        }
+        const int64_t n_row   = kind == PYSKIP_GATHER_HIDDEN ? this->profile->layers[il].rank + 1 : n_embd + 2;
+        const bool    is_one  = kind == PYSKIP_GATHER_ERRORS || kind == PYSKIP_GATHER_TARGETS;
+        const int64_t n_cross = is_one ? 1 : n_embd;
+        layer.gram            = ggml_new_tensor_2d(tensors.get(), GGML_TYPE_F32, n_row, n_row);
+        layer.cross           = ggml_new_tensor_2d(tensors.get(), GGML_TYPE_F32, n_row, n_cross);
+    }
+    if (kind == PYSKIP_GATHER_NEURONS) {
+        return;
     }
     sums.reset(ggml_backend_alloc_ctx_tensors_from_buft(tensors.get(), ggml_backend_cpu_buffer_type()));
     if (!sums) {
         throw std::bad_alloc();
     }
     ggml_backend_buffer_clear(sums.get(), 0);
+}
+
+void pyskip_gather::begin(size_t n_batch) {
+    const ggml_tensor * gram = kept >= 0 ? layers[kept].gram : nullptr;
+    rows.assign(gram ? n_batch * gram->ne[0] : 0, 0.0f);
 }
 
 namespace {
@@ -46,78 +62,125 @@ double norm(const float * v, int64_t n) {
     return std::sqrt(sum);
 }
 
-// Columns of dst are the batch's rows: the normed input, log(|x|), 1; zeros where a token does not count.
+// Columns of dst are the batch's rows: the first source's values, log(|x|) where there is an x, and 1; zeros where a
+// token does not count.
 void features_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
     const pyskip_gather_layer & layer  = *(const pyskip_gather_layer *) userdata;
     const int64_t               n_rows = dst->ne[0];
-    const int64_t               n_embd = dst->ne[1] - 2;
+    const int64_t               n      = dst->src[0]->ne[0];
     float *                     out    = (float *) dst->data;
+    float *                     rows   = layer.gather->kept == layer.slot->block.il ? layer.gather->rows.data() : nullptr;
     const pyskip_share share(n_rows, ith, nth);
     for (int64_t row = share.begin; row < share.end; ++row) {
         const bool    is_in = counts(layer, row);
-        const float * xn    = pyskip_row(dst->src[0], row);
-        for (int64_t i = 0; i < n_embd; ++i) {
-            out[i * n_rows + row] = is_in ? xn[i] : 0.0f;
+        const float * f     = pyskip_row(dst->src[0], row);
+        for (int64_t i = 0; i < n; ++i) {
+            out[i * n_rows + row] = is_in ? f[i] : 0.0f;
         }
-        const double size = norm(pyskip_row(dst->src[1], row), n_embd);
-        out[n_embd * n_rows + row]       = is_in ? (float) std::log(std::max(size, 1e-19)) : 0.0f;
-        out[(n_embd + 1) * n_rows + row] = is_in ? 1.0f : 0.0f;
+        if (dst->src[1]) {
+            const double size = norm(pyskip_row(dst->src[1], row), dst->src[1]->ne[0]);
+            out[n * n_rows + row] = is_in ? (float) std::log(std::max(size, 1e-19)) : 0.0f;
+        }
+        out[(dst->ne[1] - 1) * n_rows + row] = is_in ? 1.0f : 0.0f;
+        if (rows) {
+            float * kept = rows + layer.slot->state->token_of_row(*layer.slot, row) * dst->ne[1];
+            for (int64_t i = 0; i < dst->ne[1]; ++i) {
+                kept[i] = out[i * n_rows + row];
+            }
+        }
     }
 }
 
-// How much an error of token t's stream counts.
-double weigh(const pyskip_gather & gather, const std::vector<float> & miss, int32_t t) {
-    if (gather.probes == nullptr || t >= gather.n_tokens) {
-        return norm(miss.data(), (int64_t) miss.size());
-    }
-    const float * probe = gather.probes + (size_t) t * gather.n_probe * miss.size();
-    double        sum   = 0.0;
-    for (int32_t k = 0; k < gather.n_probe; ++k, probe += miss.size()) {
-        double dot = 0.0;
-        for (size_t i = 0; i < miss.size(); ++i) {
-            dot += (double) probe[i] * miss[i];
-        }
-        sum += dot * dot;
-    }
-    return std::sqrt(sum / gather.n_probe);
-}
-
-// Columns of dst are the targets of the batch's rows: y, or with a stand-in the log of its relative error.
-void targets_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
-    pyskip_gather_layer & layer  = *(pyskip_gather_layer *) userdata;
-    const pyskip_profile * profile = layer.gather->profile.get();
-    const int64_t         n_rows = dst->ne[0];
-    const int64_t         n_embd = layer.gather->n_embd;
-    float *               out    = (float *) dst->data;
-
-    std::vector<float> miss(profile ? n_embd : 0);
-    double             energy   = 0.0;
-    int64_t            n_tokens = 0;
+// Columns of dst are the outputs y of the batch's rows.
+void outputs_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    pyskip_gather_layer & layer    = *(pyskip_gather_layer *) userdata;
+    const int64_t         n_rows   = dst->ne[0];
+    float *               out      = (float *) dst->data;
+    double                energy   = 0.0;
+    int64_t               n_tokens = 0;
     const pyskip_share share(n_rows, ith, nth);
     for (int64_t row = share.begin; row < share.end; ++row) {
         const bool    is_in = counts(layer, row);
         const float * y     = pyskip_row(dst->src[0], row);
         n_tokens += is_in;
-        if (!profile) {
-            for (int64_t i = 0; i < n_embd; ++i) {
-                out[i * n_rows + row] = is_in ? y[i] : 0.0f;
-                energy += is_in ? (double) y[i] * y[i] : 0.0;
-            }
-            continue;
+        for (int64_t i = 0; i < dst->ne[1]; ++i) {
+            out[i * n_rows + row] = is_in ? y[i] : 0.0f;
+            energy += is_in ? (double) y[i] * y[i] : 0.0;
         }
-        const float * bias = profile->layers[layer.slot->block.il].bias;
-        const float * y_   = layer.y_stand_in ? pyskip_row(layer.y_stand_in, row) : nullptr;
-        for (int64_t i = 0; i < n_embd; ++i) {
-            miss[i] = y[i] - bias[i] - (y_ ? y_[i] : 0.0f);
-        }
-        const double size  = std::max(norm(pyskip_row(dst->src[1], row), n_embd), 1e-19);
-        const double error = std::log(std::max(weigh(*layer.gather, miss, layer.slot->state->token_of_row(*layer.slot, row)) / size, 1e-19));
-        out[row] = is_in ? (float) error : 0.0f;
-        energy += is_in ? error * error : 0.0;
     }
     const std::lock_guard<std::mutex> lock(layer.gather->mutex);
     layer.energy += energy;
     layer.n_tokens += n_tokens;
+}
+
+// Into `layer`, one target a row: the log of the stand-in's relative error, or what the caller set.
+void one_target_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    pyskip_gather_layer & layer  = *(pyskip_gather_layer *) userdata;
+    const pyskip_gather & gather = *layer.gather;
+    float *               out    = (float *) dst->data;
+
+    std::vector<float> miss(gather.n_embd);
+    double             energy   = 0.0;
+    int64_t            n_tokens = 0;
+    const pyskip_share share(dst->ne[0], ith, nth);
+    for (int64_t row = share.begin; row < share.end; ++row) {
+        out[row] = 0.0f;
+        if (!counts(layer, row)) {
+            continue;
+        }
+        if (gather.kind == PYSKIP_GATHER_TARGETS) {
+            const int32_t t = layer.slot->state->token_of_row(*layer.slot, row);
+            out[row]        = gather.targets && t < gather.n_tokens ? gather.targets[t] : 0.0f;
+        } else {
+            const float * bias = gather.profile->layers[layer.slot->block.il].bias;
+            const float * y    = pyskip_row(dst->src[0], row);
+            const float * y_   = layer.y_stand_in ? pyskip_row(layer.y_stand_in, row) : nullptr;
+            for (int64_t i = 0; i < gather.n_embd; ++i) {
+                miss[i] = y[i] - bias[i] - (y_ ? y_[i] : 0.0f);
+            }
+            const double size = std::max(norm(pyskip_row(dst->src[1], row), gather.n_embd), 1e-19);
+            out[row]          = (float) std::log(std::max(norm(miss.data(), gather.n_embd) / size, 1e-19));
+        }
+        energy += (double) out[row] * out[row];
+        ++n_tokens;
+    }
+    const std::lock_guard<std::mutex> lock(layer.gather->mutex);
+    layer.energy += energy;
+    layer.n_tokens += n_tokens;
+}
+
+// Adds the squares of the block's neurons, each thread those of its own share of them. dst is not used.
+void neurons_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    pyskip_gather_layer & layer  = *(pyskip_gather_layer *) userdata;
+    const ggml_tensor *   hidden = dst->src[0];
+    const pyskip_share    share(hidden->ne[0], ith, nth);
+    for (int64_t row = 0; row < hidden->ne[1]; ++row) {
+        if (!counts(layer, row)) {
+            continue;
+        }
+        const float * h = pyskip_row(hidden, row);
+        for (int64_t j = share.begin; j < share.end; ++j) {
+            layer.neurons[j] += h[j] * h[j];
+        }
+        layer.n_tokens += ith == 0;
+    }
+}
+
+// What the block's ffn_down reads where the block is silu(gate) * up of its input, and nothing more; else nullptr.
+ggml_tensor * swiglu_of(const pyskip_block & block) {
+    const auto is_projection = [&](const ggml_tensor * t) {
+        return t == nullptr || (t->op == GGML_OP_MUL_MAT && t->src[1] == block.input);
+    };
+    for (const ggml_tensor * node : block.region) {
+        if (node->op == GGML_OP_MUL_MAT && pyskip_ffn_down_layer(node->src[0]->name) == block.il) {
+            ggml_tensor * h = node->src[1];
+            return h->op == GGML_OP_GLU && ggml_get_glu_op(h) == GGML_GLU_OP_SWIGLU && h->op_params[1] == 0 /* not swapped */ &&
+                           is_projection(h->src[0]) && is_projection(h->src[1])
+                       ? h
+                       : nullptr;
+        }
+    }
+    return nullptr;
 }
 
 } // namespace
@@ -128,19 +191,37 @@ std::vector<ggml_tensor *> pyskip_gather_build(ggml_context * ctx, pyskip_gather
     layer.slot                  = &slot;
     layer.y_stand_in            = nullptr;
 
-    std::vector<ggml_tensor *> sources = { slot.block.y, slot.block.x };
-    if (gather.profile) {
-        const pyskip_stand_in & own = gather.profile->layers[slot.block.il];
-        if (own.gate == nullptr) {
+    if (gather.kind == PYSKIP_GATHER_NEURONS) {
+        ggml_tensor * hidden = swiglu_of(slot.block);
+        if (hidden == nullptr) {
             return {};
         }
-        layer.y_stand_in = pyskip_stand_in_build(ctx, own, xn);
+        layer.neurons.resize(hidden->ne[0]);
+        return { pyskip_operator(ctx, 1, 1, { hidden }, neurons_compute, &layer) };
+    }
+    if (layer.gram == nullptr) {
+        return {};
+    }
+    ggml_tensor * features = nullptr;
+    ggml_tensor * targets  = nullptr;
+    if (gather.kind == PYSKIP_GATHER_HIDDEN) {
+        ggml_tensor * hidden = pyskip_stand_in_hidden(ctx, gather.profile->layers[slot.block.il], xn);
+        features = pyskip_operator(ctx, slot.n_rows, layer.gram->ne[0], { hidden }, features_compute, &layer);
+    } else {
+        features = pyskip_operator(ctx, slot.n_rows, layer.gram->ne[0], { xn, slot.block.x }, features_compute, &layer);
+    }
+    if (layer.cross->ne[1] == gather.n_embd) {
+        targets = pyskip_operator(ctx, slot.n_rows, gather.n_embd, { slot.block.y }, outputs_compute, &layer);
+    } else {
+        std::vector<ggml_tensor *> sources = { slot.block.y, slot.block.x };
+        if (gather.kind == PYSKIP_GATHER_ERRORS) {
+            layer.y_stand_in = pyskip_stand_in_build(ctx, gather.profile->layers[slot.block.il], xn);
+        }
         if (layer.y_stand_in) {
             sources.push_back(layer.y_stand_in);
         }
+        targets = pyskip_operator(ctx, slot.n_rows, 1, sources, one_target_compute, &layer);
     }
-    ggml_tensor * features = pyskip_operator(ctx, slot.n_rows, gather.n_embd + 2, { xn, slot.block.x }, features_compute, &layer);
-    ggml_tensor * targets  = pyskip_operator(ctx, slot.n_rows, layer.cross->ne[1], sources, targets_compute, &layer);
     return {
         ggml_add_inplace(ctx, layer.gram, ggml_mul_mat(ctx, features, features)),
         ggml_add_inplace(ctx, layer.cross, ggml_mul_mat(ctx, features, targets)),

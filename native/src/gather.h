@@ -5,6 +5,7 @@
 #pragma once
 
 #include "ggml-cpp.h"
+#include "pyskip.h"
 
 #include <cstdint>
 #include <memory>
@@ -15,9 +16,11 @@ struct ggml_tensor;
 struct pyskip_profile;
 struct pyskip_slot;
 
+// One layer's sums of f f' and f t', f being its n_row features and t its n_cross targets (enum pyskip_gather_kind).
 struct pyskip_gather_layer {
-    ggml_tensor * gram  = nullptr; // [n_row, n_row], n_row = n_embd + 2
-    ggml_tensor * cross = nullptr; // [n_row, n_cross]
+    ggml_tensor *      gram  = nullptr; // [n_row, n_row]; none for the neurons
+    ggml_tensor *      cross = nullptr; // [n_row, n_cross]
+    std::vector<float> neurons;         // the neurons' cross, f being 1
 
     double  energy   = 0.0;
     int64_t n_tokens = 0;
@@ -29,17 +32,24 @@ struct pyskip_gather_layer {
 
 struct pyskip_gather {
     // Room for all layers is taken at once, zeroed. Throws std::bad_alloc.
-    pyskip_gather(int32_t n_layer, int64_t n_embd, int32_t warmup, std::shared_ptr<const pyskip_profile> profile);
+    pyskip_gather(pyskip_gather_kind kind, int32_t n_layer, int64_t n_embd, int32_t warmup,
+                  std::shared_ptr<const pyskip_profile> profile);
 
-    const int64_t n_embd;
-    const int32_t warmup;
+    // A batch of so many tokens is about to be computed.
+    void begin(size_t n_batch);
+
+    const pyskip_gather_kind kind;
+    const int64_t            n_embd;
+    const int32_t            warmup;
 
     std::shared_ptr<const pyskip_profile> profile;
 
-    // directions along which the errors of the batch's tokens count: [n_tokens, n_probe, n_embd], or all of them
-    const float * probes   = nullptr;
+    // of the batch's tokens; nullptr: 0
+    const float * targets  = nullptr;
     int32_t       n_tokens = 0;
-    int32_t       n_probe  = 0;
+
+    int32_t            kept = -1; // the layer whose features are kept
+    std::vector<float> rows;      // [tokens of the batch, n_row]
 
     std::vector<pyskip_gather_layer> layers;
     std::mutex                       mutex; // of energy and n_tokens
@@ -48,5 +58,6 @@ struct pyskip_gather {
     ggml_backend_buffer_ptr sums;
 };
 
-// The nodes that add one batch of the slot's block to the sums, in `ctx`; to expand the graph with, in order.
+// The nodes that add one batch of the slot's block to the sums, in `ctx`; to expand the graph with, in order. None where
+// the block has not what is gathered.
 std::vector<ggml_tensor *> pyskip_gather_build(ggml_context * ctx, pyskip_gather & gather, const pyskip_slot & slot);

@@ -62,9 +62,13 @@ static bool init_random(pyskip_rule & rule, const pyskip_policy & policy, std::s
     if (!(policy.rate >= 0.0f && policy.rate <= 1.0f) || policy.warmup < 0) {
         return fail(error, "random rate or warmup is out of range: give a rate from 0 to 1 and 0 or more tokens");
     }
-    rule.rate   = policy.rate;
-    rule.seed   = policy.seed;
-    rule.warmup = policy.warmup;
+    if (std::isnan(policy.threshold)) {
+        return fail(error, "random threshold is not a number: give one, INFINITY for any score");
+    }
+    rule.rate      = policy.rate;
+    rule.seed      = policy.seed;
+    rule.warmup    = policy.warmup;
+    rule.threshold = policy.threshold;
     return true;
 }
 

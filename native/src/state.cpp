@@ -140,6 +140,7 @@ void pyskip_state::begin(const llama_ubatch & ubatch) {
     n_done    = 0;
 
     if (gather) {
+        gather->begin(n_tokens);
         return;
     }
     if (profile) {

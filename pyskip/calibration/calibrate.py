@@ -10,15 +10,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import PolicyError, ProfileError
 from ..gguf_info import inspect
 from ..llama import Llama
 from ..profile import Point, Profile, path_beside
 from . import curve
-from .fit import fit_gate, fit_sensitivity, fit_stand_in
-from .gather import LayerSums, gather
-from .head import Head
+from .fit import fit_gate, fit_gated_stand_in, fit_linear_stand_in
+from .gather import Kind, LayerSums, gather
+from .harm import explain, observe
+from .neurons import Neurons, default_width
 from .text import CalibrationText, Tokens, read_text, sample_text
 from .write import LayerFit, Provenance, quantise, write_profile
 
@@ -26,8 +28,11 @@ __all__ = ["Calibration", "Settings", "calibrate"]
 
 N_WINDOW = 512
 WARMUP = 16
-N_FIT, N_FIT_SAMPLED, ALL = 26, 160, 1 << 30
+N_FIT, N_FIT_SAMPLED, ALL = 16, 160, 1 << 30
+N_CHOOSE = 2  # windows that neurons are chosen on
+N_HARM = 6  # windows that the harm is measured on
 
+F32 = npt.NDArray[np.float32]
 Progress = Callable[[str, int, int, str], None]  # stage, done, total, what to show
 
 
@@ -35,17 +40,19 @@ Progress = Callable[[str, int, int, str], None]  # stage, done, total, what to s
 class Settings:
     """What `pyskip calibrate` may be asked for.
 
-    rank: of the stand-ins, at most n_embd (the default: one matrix of full rank).
+    rank: of linear stand-ins, at most n_embd (the default: one matrix of full rank), which otherwise serve only blocks
+        that are no silu(gate) * up.
+    width: neurons of gated ones.
     n_fit, n_curve: windows of 512 tokens to fit on, and to measure on. n_fit None: N_FIT; to distill, all of a text or
         N_FIT_SAMPLED of the model's own.
-    distill: seconds of end-to-end training instead of the closed form; 0: none. width: neurons of the stand-ins then.
+    distill: seconds of end-to-end training instead of the closed form; 0: none.
     """
 
     text: tuple[Path, ...] = ()
     rank: int | None = None
     quantisation: str = "Q4_0"
     n_fit: int | None = None
-    n_curve: int = 5
+    n_curve: int = 4
     seed: int = 1
     distill: float = 0.0
     width: int | None = None
@@ -103,6 +110,7 @@ class Run:
         self.n_embd, self.n_layer = llm.n_embd(), llm._skip_context.n_layer
         self.info = inspect(llm.model_path)
         self.rank = min(settings.rank or self.n_embd, self.n_embd)
+        self.stand_in = "gated" if settings.distill else "linear"
         self.layers: list[LayerFit | None] = [None] * self.n_layer
         self.stand_in_r2: dict[int, float] = {}
         self.gate_r2: dict[int, float] = {}
@@ -112,10 +120,10 @@ class Run:
         self.text = self._text()
         if self.settings.distill:
             self._distill()
-            method = f"distilled, width {self.settings.width}"
+            method = "distilled"
         else:
             self.fit()
-            method = f"closed form, rank {self.rank}"
+            method = "closed form"
         points, recommended = self._points()
         self._write(target, points, recommended, method)
         profile = Profile(target)
@@ -140,25 +148,65 @@ class Run:
     def fit(self) -> None:
         """Stand-ins, gates and sensitivities from self.text, into self.layers."""
         text, llm = self.text, self.llm
-        gather(llm, text.fitted, self._fit_stand_in, warmup=WARMUP, progress=self._stage("stand-ins"))
+        if self.settings.rank is None:
+            self._fit_gated()
+        if not any(self.layers):
+            self._fit_linear()
         if not any(self.layers):
             raise PolicyError(
                 f"{llm.model_path}: {text.n_tokens} tokens are too few to fit {self.n_embd} x {self.n_embd} values on, "
                 "or no block's input can be told: give more text"
             )
-        self._use_draft()
-        some = text.fitted[: max(1, len(text.fitted) // 2)]
-        head = Head.of(llm.model_path, self.settings.seed)
-        gather(llm, some, self._fit_gate, warmup=WARMUP, profile=llm.profile, head=head, progress=self._stage("gates"))
-        self._use_draft()
-        self._weigh_layers(text.fitted[-max(1, len(text.fitted) // 4) :])
+        self._gather(text.fitted, Kind.ERRORS, self._fit_gate, "gates")
+        self._add_harm(text.fitted[-N_HARM:])
 
-    def _fit_stand_in(self, il: int, sums: LayerSums) -> None:
-        fitted = fit_stand_in(sums, self.rank)
-        if fitted is not None:
-            layer, self.stand_in_r2[il] = fitted
-            stored = {name: quantise(matrix, self.settings.quantisation) for name, matrix in layer.matrices.items()}
-            self.layers[il] = LayerFit(np.zeros(self.n_embd + 2, np.float32), layer.bias, {**stored})
+    def _gather(
+        self, windows: Sequence[Tokens], kind: Kind, visit: Callable[[int, LayerSums], None], stage: str,
+        targets: Sequence[F32] = (),
+    ) -> None:  # fmt: skip
+        profile = self._draft() if kind in (Kind.HIDDEN, Kind.ERRORS) else None
+        gather(
+            self.llm, windows, kind, visit, warmup=WARMUP, profile=profile, targets=targets,
+            progress=self._stage(stage),
+        )  # fmt: skip
+
+    def _fit_gated(self) -> None:
+        """The strongest of each block's own neurons, and a skip_down that makes up for the rest."""
+        neurons, own = Neurons(self.llm.model_path), {}
+        width = self.settings.width or default_width(self.info.n_ff)
+
+        def choose(il: int, sums: LayerSums) -> None:
+            found = neurons.strongest(il, sums.cross[0], width)
+            if found is not None:
+                gate_up, own[il] = found
+                self._set_stand_in(il, {"skip_gate_up": gate_up, "skip_down": own[il]})
+
+        def fit(il: int, sums: LayerSums) -> None:
+            fitted, layer = fit_gated_stand_in(sums, own[il]), self.layers[il]
+            assert layer is not None
+            self.stand_in_r2[il] = fitted.explained
+            stored = quantise(fitted.matrices["skip_down"], self.settings.quantisation)
+            self.layers[il] = replace(layer, bias=fitted.bias, matrices={**layer.matrices, "skip_down": stored})
+
+        self._gather(self.text.fitted[:N_CHOOSE], Kind.NEURONS, choose, "neurons")
+        if own:
+            self.stand_in, self.rank = "gated", width
+            self._gather(self.text.fitted, Kind.HIDDEN, fit, "stand-ins")
+
+    def _fit_linear(self) -> None:
+        def fit(il: int, sums: LayerSums) -> None:
+            fitted = fit_linear_stand_in(sums, self.rank)
+            if fitted is not None:
+                self.stand_in_r2[il] = fitted.explained
+                self._set_stand_in(il, fitted.matrices, fitted.bias)
+
+        self._gather(self.text.fitted, Kind.OUTPUTS, fit, "stand-ins")
+
+    def _set_stand_in(self, il: int, matrices: dict[str, F32], bias: F32 | None = None) -> None:
+        """With a gate that is not fitted yet."""
+        stored = {name: quantise(matrix, self.settings.quantisation) for name, matrix in matrices.items()}
+        gate = np.zeros(self.n_embd + 2, np.float32)
+        self.layers[il] = LayerFit(gate, np.zeros(self.n_embd, np.float32) if bias is None else bias, {**stored})
 
     def _fit_gate(self, il: int, sums: LayerSums) -> None:
         layer = self.layers[il]
@@ -166,17 +214,22 @@ class Run:
         fitted = fit_gate(sums)
         self.layers[il], self.gate_r2[il] = replace(layer, gate=fitted.gate), fitted.r2
 
-    def _weigh_layers(self, windows: Sequence[Tokens]) -> None:
-        harm, errors = curve.random_harm(self.llm, windows, self.settings.seed, self._stage("sensitivities"))
+    def _add_harm(self, windows: Sequence[Tokens]) -> None:
+        """Let each gate predict, besides its layer's relative error, what such an error does to the next tokens."""
         covered = [il for il, layer in enumerate(self.layers) if layer is not None]
-        logs = fit_sensitivity(harm, errors[:, covered])
-        logs -= np.median(logs)  # so that a threshold stays about the log of a relative error
-        for il, log in zip(covered, logs, strict=True):
+        middle = covered[len(covered) // 2]
+        seen = observe(self.llm, self._draft(), windows, middle, self.settings.seed, self._stage("harm"))
+        found = explain(seen)
+        targets = np.split(found.tau.astype(np.float32), np.cumsum([len(w) for w in windows])[:-1])
+
+        def add(il: int, sums: LayerSums) -> None:
             layer = self.layers[il]
-            assert layer is not None
-            gate = layer.gate.copy()
-            gate[-1] += log
-            self.layers[il] = replace(layer, gate=gate)
+            if layer is not None:
+                gate = layer.gate + fit_gate(sums).gate
+                gate[-1] += found.u[il]
+                self.layers[il] = replace(layer, gate=gate)
+
+        self._gather(windows, Kind.TARGETS, add, "harm by layer", targets)
 
     # Distilled
 
@@ -192,7 +245,8 @@ class Run:
 
     def _points(self) -> tuple[list[Point], int]:
         held = self.text.held_out
-        self._use_draft()
+        self._draft()
+        self.llm.profile = self.draft
         thresholds = curve.find_thresholds(
             self.llm, held[: max(1, len(held) // 2)], curve.RATES, self._stage("thresholds")
         )
@@ -201,11 +255,10 @@ class Run:
             raise PolicyError(f"{self.llm.model_path}: no threshold skips anything: give more text")
         return points, curve.recommend(points)
 
-    def _use_draft(self) -> None:
-        """Let the model decide by what is fitted so far."""
-        nothing = Point(0.5, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
-        self._write(self.draft, [nothing], 0, "draft")
-        self.llm.profile = self.draft
+    def _draft(self) -> Profile:
+        """What is fitted so far."""
+        self._write(self.draft, [Point(0.5, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)], 0, "draft")
+        return Profile(self.draft)
 
     def _write(self, path: Path, points: Sequence[Point], recommended: int, method: str) -> None:
         from .. import __version__
@@ -213,7 +266,7 @@ class Run:
         provenance = Provenance(
             model=self.info.name or Path(self.llm.model_path).name,
             fingerprint=self.info.fingerprint,
-            stand_in="gated" if self.settings.distill else "linear",
+            stand_in=self.stand_in,
             method=method,
             text=self.text.source,
             text_sha256=self.text.sha256,

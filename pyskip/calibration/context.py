@@ -15,19 +15,25 @@ from .._library import llama_cpp
 from ..errors import DecodeError, ModelLoadError
 from ..llama import Llama
 
-__all__ = ["BatchContext"]
+__all__ = ["BatchContext", "log_softmax"]
 
 Floats = npt.NDArray[np.float32]
+
+
+def log_softmax(logits: Floats) -> Floats:
+    """Of rows, [n, n_vocab]."""
+    out: Floats = logits - logits.max(axis=1, keepdims=True)
+    out -= np.log(np.exp(out).sum(axis=1, keepdims=True))
+    return out
 
 
 class BatchContext:
     """n_seq sequences of up to n_ctx tokens over a loaded model. Every token counts as generated."""
 
-    def __init__(self, llm: Llama, n_seq: int, n_ctx: int, n_batch: int, embeddings: bool = False) -> None:
+    def __init__(self, llm: Llama, n_seq: int, n_ctx: int, n_batch: int) -> None:
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx, params.n_seq_max, params.kv_unified = n_seq * n_ctx, n_seq, True
+        params.n_ctx, params.n_seq_max, params.kv_unified = n_seq * n_ctx, n_seq, False
         params.n_batch = params.n_ubatch = n_batch
-        params.embeddings, params.pooling_type = embeddings, llama_cpp.LLAMA_POOLING_TYPE_NONE
         params.n_threads, params.n_threads_batch = llm.n_threads, llm.n_threads_batch
         _log.forget()
         self.ctx: Any = llama_cpp.llama_init_from_model(llm._model.model, params)
@@ -35,7 +41,7 @@ class BatchContext:
             raise ModelLoadError(f"llama.cpp cannot make a context for calibration ({_log.last_complaint()})")
         self.skip = SkipContext(self.ctx)
         self._batch = llama_cpp.llama_batch_init(n_batch, 0, 1)
-        self._n_vocab, self._n_embd = llm.n_vocab(), llm.n_embd()
+        self._n_vocab = llm.n_vocab()
         self.clear()
 
     def clear(self) -> None:
@@ -63,9 +69,11 @@ class BatchContext:
             return np.empty((0, self._n_vocab), np.float32)
         return np.ctypeslib.as_array(llama_cpp.llama_get_logits(self.ctx), (n_wanted, self._n_vocab))
 
-    def embeddings(self, n: int) -> Floats:
-        """What the last decode's n outputs had behind the final norm, [n, n_embd]; valid until the next call."""
-        return np.ctypeslib.as_array(llama_cpp.llama_get_embeddings(self.ctx), (n, self._n_embd))
+    def decode_window(self, window: npt.NDArray[np.int32], logits: bool = True) -> Floats:
+        """Logits [n, n_vocab] of one sequence's n tokens, from a clear start; or none, nor the last layer."""
+        n = len(window)
+        self.clear()
+        return self.decode(window.tolist(), range(n), [0] * n, np.full(n, logits))
 
     def __enter__(self) -> BatchContext:
         return self

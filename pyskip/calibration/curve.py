@@ -1,4 +1,4 @@
-"""Operating points: what each layer's errors cost, which threshold gives which rate, and what that costs in quality."""
+"""Operating points: which threshold gives which rate, and what that costs in quality."""
 
 from __future__ import annotations
 
@@ -11,54 +11,17 @@ import numpy.typing as npt
 from ..evaluation import evaluate_windows
 from ..gguf_info import inspect
 from ..llama import Llama
-from ..policy import Off, Policy, Profiled, Random
+from ..policy import Policy, Profiled
 from ..profile import Point
 from .context import BatchContext
 
-__all__ = ["RATES", "find_thresholds", "measure", "random_harm", "recommend"]
+__all__ = ["RATES", "find_thresholds", "measure", "recommend"]
 
-RATES = (0.05, 0.10, 0.175, 0.25, 0.325, 0.40, 0.475)
-RANDOM_RATE = 0.12
+RATES = (0.05, 0.10, 0.18, 0.27, 0.36, 0.45)
 MAX_RATIO = 1.05  # perplexity against dense that the recommended point may have
 
 Windows = Sequence[npt.NDArray[np.int32]]
 Progress = Callable[[int, int], None]
-
-
-def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    out: npt.NDArray[np.float32] = logits - logits.max(axis=1, keepdims=True)
-    out -= np.log(np.exp(out).sum(axis=1, keepdims=True))
-    return out
-
-
-def random_harm(
-    llm: Llama, windows: Windows, seed: int, progress: Progress
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Skip blocks at random, with their stand-ins: (KL divergence to dense [n], squared predicted relative error
-    [n, n_layer], 0 where a layer ran)."""
-    harm, errors = [], []
-    n_window = max(map(len, windows))
-    with BatchContext(llm, 1, n_window, n_window) as context:
-        context.skip.set_trace(n_window)
-        for done, window in enumerate(windows, 1):
-            wanted = np.ones(len(window), bool)
-            dense = np.empty((0, 0), np.float32)
-            for policy in (Off(), Random(rate=RANDOM_RATE, seed=seed + done, stand_in=True)):
-                context.skip.set_policy(policy, llm.profile)
-                context.clear()
-                logits = context.decode(window.tolist(), range(len(window)), [0] * len(window), wanted)
-                if isinstance(policy, Off):
-                    dense = _log_softmax(logits)
-            kld = np.concatenate([
-                (np.exp(dense[i : i + 32]) * (dense[i : i + 32] - _log_softmax(logits[i : i + 32]))).sum(axis=1)
-                for i in range(0, len(dense), 32)
-            ])  # fmt: skip
-            trace = context.skip.take_trace(n_window)
-            squared = np.where(trace.skipped, np.exp(2 * np.nan_to_num(trace.similarity.astype(np.float64))), 0.0)
-            harm.append(kld.astype(np.float64))
-            errors.append(squared)
-            progress(done, len(windows))
-    return np.concatenate(harm), np.concatenate(errors)
 
 
 def find_thresholds(llm: Llama, windows: Windows, rates: Sequence[float], progress: Progress) -> list[float]:

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import PyskipError
+from .neurons import default_width
 from .write import LayerFit
 
 try:
@@ -131,7 +132,7 @@ class Distiller:
                 f"{model_path}: --distill cannot train this model ({error}): leave --distill away"
             ) from error
         self.model.requires_grad_(False).eval()
-        self.width = width or max(32, n_ff * 7 // 48 // 32 * 32)
+        self.width = width or default_width(n_ff)
         self.warmup, self.progress = warmup, progress
         self.windows = torch.from_numpy(np.stack(windows).astype(np.int64))
         self.rng = torch.Generator().manual_seed(seed)

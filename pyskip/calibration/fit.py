@@ -9,12 +9,14 @@ import numpy.typing as npt
 
 from .gather import LayerSums
 
-__all__ = ["fit_gate", "fit_sensitivity", "fit_stand_in"]
+__all__ = ["GateFit", "StandInFit", "exponential_regression", "fit_gate", "fit_gated_stand_in", "fit_linear_stand_in"]
 
-STAND_IN_RIDGE = 1e-3  # of the mean diagonal of the gram matrix
-GATE_RIDGE = 1e-4
-SENSITIVITY_SD = 0.5  # of a layer's log sensitivity, before anything is known of it
-N_PER_FEATURE = 2  # tokens a layer must have been seen with, for each of its features
+LINEAR_RIDGE, GATE_RIDGE = 1e-3, 1e-2  # of the mean diagonal of the gram matrix
+GATED_RIDGE = 1e-2  # of each neuron's own square
+WEIGHT_PRIOR = 0.01  # of a regression weight, per standard deviation of its feature
+N_SCORING, STEP = 25, 0.6
+OUTLIER = 30.0  # times its expectation: what a single token may count at most
+N_PER_FEATURE = 2  # tokens that a linear stand-in must have been seen with, for each of its features
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -22,31 +24,39 @@ F64 = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class StandInFit:
-    """bias [n_embd], and the matrices of write.LayerFit."""
+    """bias: [n_embd]. matrices: those of write.LayerFit that were fitted. explained: share of the output's energy."""
 
     bias: F32
     matrices: dict[str, F32]
+    explained: float
 
 
 @dataclass(frozen=True)
 class GateFit:
-    """gate: [n_embd + 2]. r2: of the log error that it predicts, on the tokens that it was fitted on."""
+    """gate: [n_embd + 2]. r2: of its prediction, on the tokens that it was fitted on."""
 
     gate: F32
     r2: float
 
 
-def _solve(gram: F64, cross: F64, ridge: float) -> F64:
-    n = len(gram)
-    penalty = ridge * np.trace(gram) / n
+def _solve(gram: F64, cross: F64, penalty: F64 | float) -> F64:
     gram = gram.copy()
-    gram[np.arange(n), np.arange(n)] += penalty
+    gram[np.diag_indices_from(gram)] += penalty
     return np.asarray(np.linalg.solve(gram, cross), np.float64)
 
 
-def fit_stand_in(sums: LayerSums, rank: int) -> tuple[StandInFit, float] | None:
-    """The map of `rank` from the normed input (and 1) to the block's output with the least squared error, and the share
-    of the output's energy that it explains. None where the tokens are too few to tell.
+def _mean_diagonal(gram: F64) -> float:
+    return float(np.trace(gram)) / len(gram)
+
+
+def _explained(fitted: F64, gram: F64, cross: F64, energy: float) -> float:
+    missed = energy - 2 * float((fitted * cross).sum()) + float((fitted * (gram @ fitted)).sum())
+    return 1 - missed / energy if energy > 0 else 0.0
+
+
+def fit_linear_stand_in(sums: LayerSums, rank: int) -> StandInFit | None:
+    """From Kind.OUTPUTS: the map of `rank` from the normed input (and 1) to the block's output with the least squared
+    error. None where the tokens are too few to tell.
 
     Reduced-rank regression: the full solution, projected on the leading principal directions of its own outputs.
     """
@@ -56,7 +66,7 @@ def fit_stand_in(sums: LayerSums, rank: int) -> tuple[StandInFit, float] | None:
     keep = np.r_[0:n_embd, n_embd + 1]  # without log(|x|)
     gram = sums.gram[np.ix_(keep, keep)].astype(np.float64)
     cross = sums.cross[keep].astype(np.float64)
-    full = _solve(gram, cross, STAND_IN_RIDGE)  # [n_embd + 1, n_embd]
+    full = _solve(gram, cross, LINEAR_RIDGE * _mean_diagonal(gram))  # [n_embd + 1, n_embd]
     if rank < n_embd:
         _, vectors = np.linalg.eigh(full.T @ gram @ full)
         basis = vectors[:, -rank:]  # [n_embd, rank]
@@ -66,38 +76,47 @@ def fit_stand_in(sums: LayerSums, rank: int) -> tuple[StandInFit, float] | None:
     else:
         fitted = full
         matrices = {"skip_up": full[:n_embd].T.astype(np.float32)}
-    missed = sums.energy - 2 * float((fitted * cross).sum()) + float((fitted * (gram @ fitted)).sum())
-    explained = 1 - missed / sums.energy if sums.energy > 0 else 0.0
-    return StandInFit(fitted[n_embd].astype(np.float32), matrices), explained
+    explained = _explained(fitted, gram, cross, sums.energy)
+    return StandInFit(fitted[n_embd].astype(np.float32), matrices, explained)
+
+
+def fit_gated_stand_in(sums: LayerSums, down: F32) -> StandInFit:
+    """From Kind.HIDDEN: skip_down [n_embd, width] and the bias with the least squared error, drawn back to `down`, the
+    columns that the block itself has for these neurons."""
+    gram, cross = sums.gram.astype(np.float64), sums.cross.astype(np.float64)
+    start = np.concatenate([down.T.astype(np.float64), np.zeros((1, len(down)))])  # [width + 1, n_embd]
+    diagonal = gram.diagonal()
+    fitted = start + _solve(gram, cross - gram @ start, GATED_RIDGE * diagonal + 1e-6 * diagonal.mean())
+    explained = _explained(fitted, gram, cross, sums.energy)
+    return StandInFit(fitted[-1].astype(np.float32), {"skip_down": fitted[:-1].T.astype(np.float32)}, explained)
 
 
 def fit_gate(sums: LayerSums) -> GateFit:
-    """The linear prediction of log(|y - stand-in| / |x|) from the normed input, log(|x|) and 1."""
+    """The linear prediction of the target of Kind.ERRORS or Kind.TARGETS."""
     gram, cross = sums.gram.astype(np.float64), sums.cross[:, 0].astype(np.float64)
-    gate = _solve(gram, cross, GATE_RIDGE)
-    missed = sums.energy - 2 * float(gate @ cross) + float(gate @ gram @ gate)
-    mean = cross[-1] / sums.n_tokens
-    variance = sums.energy / sums.n_tokens - mean**2
-    return GateFit(gate.astype(np.float32), 1 - missed / sums.n_tokens / variance if variance > 0 else 0.0)
+    gate = _solve(gram, cross, GATE_RIDGE * _mean_diagonal(gram))
+    missed = 1 - _explained(gate, gram, cross, sums.energy)
+    variance = 1 - cross[-1] ** 2 / sums.n_tokens / sums.energy if sums.energy > 0 else 0.0
+    return GateFit(gate.astype(np.float32), 1 - missed / variance if variance > 0 else 0.0)
 
 
-def fit_sensitivity(harm: F64, squared_errors: F64) -> F64:
-    """The log of what an error of a layer costs, against an average layer's, from tokens whose skipped layers were
-    drawn at random: harm[t] ~ background + scale * sum of exp(2 * u[il]) * squared_errors[t, il].
-
-    harm: [n] KL divergence in nats. squared_errors: [n, n_layer] of predicted |y - stand-in|^2 / |x|^2, 0 where a
-    layer was not skipped. Returns u, [n_layer]. The least squares have a normal prior of SENSITIVITY_SD on u, since a
-    few thousand tokens tell little of a layer that is seldom skipped, and are solved by damped Newton steps in turn.
-    """
-    design = np.concatenate([squared_errors, np.full((len(harm), 1), np.median(squared_errors[squared_errors > 0]))], 1)
-    gram, cross = design.T @ design, design.T @ harm
-    scale = max(float(harm.mean() / design.sum(axis=1).mean()), 1e-12)
-    noise = max(float(((harm - scale * design.sum(axis=1)) ** 2).mean()), 1e-12)
-    u = np.zeros(design.shape[1])
-    for _ in range(200):
-        for il in range(len(u)):
-            s = scale * np.exp(2 * u)
-            slope = -2 * s[il] * (cross[il] - gram[il] @ s) / noise + u[il] / SENSITIVITY_SD**2
-            curvature = (2 * s[il]) ** 2 * gram[il, il] / noise + 1 / SENSITIVITY_SD**2
-            u[il] -= np.clip(slope / curvature, -0.3, 0.3)
-    return np.asarray(u[:-1])
+def exponential_regression(features: F64, h: F64, start: F64) -> F64:
+    """w with mean(h) ~ exp(features @ w): the maximum likelihood for exponentially distributed h >= 0, which is convex
+    in w, with a weak normal prior on w; by Fisher scoring from `start`. features: [n, k], the last column 1. h: [n]."""
+    n, k = features.shape
+    scale = features.std(axis=0)
+    scale[-1] = 1.0
+    scale = np.maximum(scale, 1e-3 * np.median(scale))
+    z = features / scale
+    prior = np.full(k, WEIGHT_PRIOR)
+    prior[-1] = 0.0
+    curvature = z.T @ z / n
+    curvature[np.diag_indices(k)] += 2 * prior + 1e-9
+    inverse = np.linalg.inv(curvature)
+    w = start * scale
+    if not start.any():
+        w[-1] = np.log(max(float(h.mean()), 1e-300))
+    for _ in range(N_SCORING):
+        ratio = np.minimum(h * np.exp(np.minimum(-(z @ w), 700)), OUTLIER)
+        w = w - STEP * inverse @ (2 * prior * w - z.T @ (ratio - 1) / n)
+    return np.asarray(w / scale)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import enum
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,67 +16,87 @@ from ..errors import PolicyError
 from ..llama import Llama
 from ..profile import Profile
 from .context import BatchContext
-from .head import Head
 
-__all__ = ["LayerSums", "gather"]
+__all__ = ["Kind", "LayerSums", "gather", "gathering"]
 
 N_ERROR = 512
 
 
+class Kind(enum.IntEnum):
+    """What is gathered: enum pyskip_gather_kind (native/include/pyskip.h)."""
+
+    OUTPUTS = lib.PYSKIP_GATHER_OUTPUTS
+    NEURONS = lib.PYSKIP_GATHER_NEURONS
+    HIDDEN = lib.PYSKIP_GATHER_HIDDEN
+    ERRORS = lib.PYSKIP_GATHER_ERRORS
+    TARGETS = lib.PYSKIP_GATHER_TARGETS
+
+
 @dataclass(frozen=True)
 class LayerSums:
-    """Sums over tokens of rows f = (normed input [n_embd], log(|x|), 1) and targets t (the block's output [n_embd], or
-    the log of the stand-in's relative error [1])."""
+    """Sums over tokens of features f and targets t, which are, x being the stream and xn the normed input of a block:
 
-    gram: npt.NDArray[np.float32]  # [n_embd + 2, n_embd + 2], sum of f f'
-    cross: npt.NDArray[np.float32]  # [n_embd + 2, n_target], sum of f t'
-    energy: float  # sum of |t|^2
+    OUTPUTS: f = (xn, log(|x|), 1), t = y, the block's output.
+    NEURONS: f = 1, t = the squares of what ffn_down reads; gram is empty.
+    HIDDEN: f = (what the stand-in's skip_down reads, 1), t = y.
+    ERRORS: f = (xn, log(|x|), 1), t = log(|y - stand-in| / |x|).
+    TARGETS: f = (xn, log(|x|), 1), t = what the caller gives for each token.
+    """
+
+    gram: npt.NDArray[np.float32]  # [n_row, n_row], sum of f f'
+    cross: npt.NDArray[np.float32]  # [n_row, n_target], sum of f t'
+    energy: float  # sum of |t|^2; 0 for NEURONS
     n_tokens: int
+
+
+@contextmanager
+def gathering(skip: SkipContext, kind: Kind, profile: Profile | None, warmup: int) -> Iterator[object]:
+    """A struct pyskip_gather, while which lives the context runs dense."""
+    native = _start(skip, kind, profile, warmup)
+    try:
+        yield native
+    finally:
+        lib.pyskip_gather_free(skip.native, native)
 
 
 def gather(
     llm: Llama,
     windows: Sequence[npt.NDArray[np.int32]],
+    kind: Kind,
     visit: Callable[[int, LayerSums], None],
     *,
     warmup: int,
     profile: Profile | None = None,
-    head: Head | None = None,
+    targets: Sequence[npt.NDArray[np.float32]] = (),
     progress: Callable[[int, int], None],
 ) -> None:
-    """Run dense over the windows, then hand each layer's sums to `visit`; they are gone when it returns.
+    """Run dense over the windows, then hand each layer's sums to `visit`; they are gone when it returns. Layers that
+    have not what is gathered are left out; so is the last, of which llama.cpp computes only tokens with an output.
 
-    Without a profile the targets are the blocks' outputs, with one its stand-ins' errors; with `head` too, those errors
-    as far as the next token's distribution notices them (head.py), which takes a second pass over each window. Takes
-    4 * n_layer * (n_embd + 2) * (2 * n_embd + 2) bytes, about half of it with a profile. Raises PolicyError for a model
-    whose blocks cannot be told.
+    profile: whose stand-ins, for HIDDEN and ERRORS. targets: of the windows' tokens, for TARGETS. Takes
+    4 * n_row * (n_row + n_target) bytes a layer. Raises PolicyError for a model whose blocks cannot be told.
     """
-    n_embd = llm.n_embd()
     n_window = max(map(len, windows))
-    with BatchContext(llm, 1, n_window, n_window, embeddings=head is not None) as context:
-        native = _start(context.skip, profile, warmup)
-        try:
-            for done, window in enumerate(windows, 1):
-                context.clear()
-                tokens, positions, seq_ids = window.tolist(), range(len(window)), [0] * len(window)
-                if head is not None:
-                    probes = np.ascontiguousarray(_probes(context, tokens, head), np.float32)
-                    n, n_probe, _ = probes.shape
-                    lib.pyskip_gather_set_probes(native, ffi.from_buffer("float[]", probes), n, n_probe)
-                    context.clear()
-                context.decode(tokens, positions, seq_ids, np.zeros(len(window), bool))
-                progress(done, len(windows))
-            for il in range(context.skip.n_layer):
-                sums = _take(native, il, n_embd, 1 if profile else n_embd)
-                if sums is not None:
-                    visit(il, sums)
-        finally:
-            lib.pyskip_gather_free(context.skip.native, native)
+    with (
+        BatchContext(llm, 1, n_window, n_window) as context,
+        gathering(context.skip, kind, profile, warmup) as native,
+    ):
+        for i, window in enumerate(windows):
+            if targets:
+                kept = np.ascontiguousarray(targets[i], np.float32)
+                lib.pyskip_gather_set_targets(native, ffi.from_buffer("float[]", kept), len(kept))
+            context.decode_window(window, logits=False)
+            progress(i + 1, len(windows))
+        for il in range(context.skip.n_layer):
+            sums = _take(native, il)
+            if sums is not None:
+                visit(il, sums)
 
 
-def _start(skip: SkipContext, profile: Profile | None, warmup: int) -> object:
+def _start(skip: SkipContext, kind: Kind, profile: Profile | None, warmup: int) -> object:
     out, error = ffi.new("struct pyskip_gather **"), ffi.new("char[]", N_ERROR)
-    status = lib.pyskip_gather_start(skip.native, profile.native if profile else ffi.NULL, warmup, out, error, N_ERROR)
+    of = profile.native if profile else ffi.NULL
+    status = lib.pyskip_gather_start(skip.native, int(kind), of, warmup, out, error, N_ERROR)
     if status == lib.PYSKIP_STATUS_NO_MEMORY:
         raise MemoryError(ffi.string(error).decode("utf-8", "replace"))
     if status != lib.PYSKIP_STATUS_OK:
@@ -82,23 +104,14 @@ def _start(skip: SkipContext, profile: Profile | None, warmup: int) -> object:
     return out[0]
 
 
-def _probes(context: BatchContext, tokens: list[int], head: Head) -> npt.NDArray[np.float32]:
-    """Of a window, from its dense logits; not gathered."""
-    context.skip.set_generated_from(-1, -1)
-    wanted = np.ones(len(tokens), bool)
-    logits = context.decode(tokens, range(len(tokens)), [0] * len(tokens), wanted)
-    return head.probes(logits, context.embeddings(len(tokens)))
-
-
-def _take(native: object, il: int, n_embd: int, n_target: int) -> LayerSums | None:
-    gram, cross = ffi.new("float **"), ffi.new("float **")
-    energy, n_tokens = ffi.new("double *"), ffi.new("int64_t *")
-    lib.pyskip_gather_get(native, il, gram, cross, energy, n_tokens)
-    if n_tokens[0] == 0:
+def _take(native: object, il: int) -> LayerSums | None:
+    sums = ffi.new("struct pyskip_gather_sums *")
+    lib.pyskip_gather_get(native, il, sums)
+    if sums.n_tokens == 0:
         return None
-    n_row = n_embd + 2
 
     def view(data: object, rows: int) -> npt.NDArray[np.float32]:
-        return np.frombuffer(ffi.buffer(data, rows * n_row * 4), np.float32).reshape(rows, n_row)
+        return np.frombuffer(ffi.buffer(data, rows * sums.n_row * 4), np.float32).reshape(rows, sums.n_row)
 
-    return LayerSums(view(gram[0], n_row), view(cross[0], n_target).T, float(energy[0]), int(n_tokens[0]))
+    gram = view(sums.gram, sums.n_row) if sums.gram != ffi.NULL else np.empty((0, 0), np.float32)
+    return LayerSums(gram, view(sums.cross, sums.n_cross).T, float(sums.energy), int(sums.n_tokens))

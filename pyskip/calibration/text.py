@@ -17,7 +17,7 @@ from .context import BatchContext
 
 __all__ = ["CalibrationText", "Tokens", "read_text", "sample_text"]
 
-N_SEQ = 32  # sequences that are sampled side by side
+N_SEQ = 20  # sequences that are sampled side by side
 TOP = 1000  # likeliest tokens that are sampled from
 TOP_P = 0.97
 

@@ -22,7 +22,12 @@ __all__ = ["calibrate"]
     metavar="FILE",
     help="UTF-8 text to calibrate on. [default: sampled from the model]",
 )
-@click.option("--rank", type=click.IntRange(1, 1 << 17), metavar="R", help="Rank of the stand-ins. [default: full]")
+@click.option(
+    "--rank",
+    type=click.IntRange(1, 1 << 17),
+    metavar="R",
+    help="Linear stand-ins, of this rank. [default: gated ones where the block is silu(gate) * up, else full rank]",
+)
 @click.option("-o", "--output", metavar="FILE", help="The profile. [default: MODEL.skip.gguf, beside the model]")
 @click.option(
     "--quantisation",
@@ -36,13 +41,13 @@ __all__ = ["calibrate"]
     "n_fit",
     type=click.IntRange(1, 1 << 20),
     metavar="N",
-    help="Windows of 512 tokens to fit on. [default: 26; to distill, all of a text, or 160 of the model's own]",
+    help="Windows of 512 tokens to fit on. [default: 16; to distill, all of a text, or 160 of the model's own]",
 )
 @click.option(
     "--curve",
     "n_curve",
     type=click.IntRange(1, 1 << 20),
-    default=5,
+    default=4,
     show_default=True,
     metavar="N",
     help="Windows to measure on.",
@@ -58,7 +63,7 @@ __all__ = ["calibrate"]
     "--width",
     type=click.IntRange(32, 1 << 17),
     metavar="N",
-    help="Neurons of a distilled stand-in. [default: 1/7 of the FFN's]",
+    help="Neurons of a gated stand-in. [default: 1/7 of the FFN's]",
 )
 @click.option(
     "--seed",

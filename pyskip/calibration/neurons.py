@@ -1,0 +1,51 @@
+"""A block's own neurons, as stand-ins: those that move the stream most, out of the model's file."""
+
+from __future__ import annotations
+
+import os
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Neurons", "default_width"]
+
+F32 = npt.NDArray[np.float32]
+
+
+def default_width(n_ff: int) -> int:
+    """About 1/7 of the block's neurons, a multiple of 32: in 4 bits 1/8 of the bytes of a block in 5 bits."""
+    return max(32, n_ff * 7 // 48 // 32 * 32)
+
+
+class Neurons:
+    """The FFN weights of a model whose blocks are silu(gate) * up: `ffn_gate` and `ffn_up`, or both in `ffn_up`."""
+
+    def __init__(self, model_path: str | os.PathLike[str]) -> None:
+        self._tensors = {t.name: t for t in gguf.GGUFReader(model_path).tensors if ".ffn_" in t.name}
+
+    def _matrix(self, il: int, name: str) -> F32 | None:
+        tensor = self._tensors.get(f"blk.{il}.{name}.weight")
+        if tensor is None or len(tensor.shape) != 2:
+            return None
+        return gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
+
+    def strongest(self, il: int, squares: F32, width: int) -> tuple[F32, F32] | None:
+        """(gate_up [2*width, n_embd], down [n_embd, width]) of the neurons with the most output energy.
+
+        squares: [n_ff], the sums of Kind.NEURONS. None where the file does not hold the weights as plain matrices, or
+        there are no more neurons than `width`.
+        """
+        try:
+            gate, up, down = (self._matrix(il, name) for name in ("ffn_gate", "ffn_up", "ffn_down"))
+        except NotImplementedError:  # a quantisation that gguf-py cannot read
+            return None
+        if up is None or down is None:
+            return None
+        if gate is None:
+            gate, up = np.split(up, 2)
+        n_ff = len(squares)
+        if width >= n_ff or len(gate) != n_ff or len(up) != n_ff or down.shape[1] != n_ff:
+            return None
+        chosen = np.argsort(-squares * (down**2).sum(axis=0))[:width]
+        return np.concatenate([gate[chosen], up[chosen]]), np.ascontiguousarray(down[:, chosen])
