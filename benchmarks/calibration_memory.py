@@ -16,9 +16,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from machine import cpu_name
 
 import pyskip
+from pyskip._system import cpu_name
 from pyskip.calibration import fit
 from pyskip.calibration.calibrate import Run, Settings
 from pyskip.calibration.text import CalibrationText

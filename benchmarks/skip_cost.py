@@ -13,176 +13,71 @@ or on the demo model, with a random profile of full rank:
     gated        pyskip, a profile whose gates never skip
     stand-in     pyskip, a profile whose stand-ins serve for a quarter of the blocks, drawn at random by token and layer
 
-Each arm is a process of its own that keeps its model loaded; they take turns, in shuffled order, one at a time. The
-ratios are medians of the rounds' own ratios, which a machine that drifts does not move much.
+Measured by pyskip.bench: one process an arm, in turns. Here are the arms that need other builds of llama.cpp.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
-import random
 import statistics
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from machine import cpu_name
+from pyskip.bench import Arm, BenchResult, Test, run_bench
 
 ROOT = Path(__file__).resolve().parent.parent
 N_LAYER = {"llama-1.1b": 22, "demo": 30}
-ARMED = "cosine:threshold=2,run=1,cold_start=0,cold_end=0,warmup=0"
-ARMS = {
-    "unpatched": ("reference", "off"),
-    "off": ("pyskip", "off"),
-    "armed": ("pyskip", ARMED),
-    "static": ("pyskip", "static:{layers}"),
-    "never-built": ("never-built", "off"),
-    "gated": ("pyskip", "profile:error=0"),
-    "stand-in": ("pyskip", "random:rate=0.25,warmup=0,stand_in=1"),
-}
-RATIOS = {
-    "off / unpatched": ("off", "unpatched"),
-    "armed / unpatched": ("armed", "unpatched"),
-    "static / never-built": ("static", "never-built"),
-    "static / unpatched": ("static", "unpatched"),
-    "gated / off": ("gated", "off"),
-    "stand-in / off": ("stand-in", "off"),
-}
+RATIOS = (
+    ("off", "unpatched"),
+    ("armed", "unpatched"),
+    ("static", "never-built"),
+    ("static", "unpatched"),
+    ("gated", "off"),
+    ("stand-in", "off"),
+)
 
 
-def work(build: str, model: str, skip: str, threads: int, n: int) -> None:
-    """A worker: for every line on stdin, decode n tokens and print the rate in tokens/s and the skip rate."""
-    kwargs = {"n_ctx": 512, "n_threads": threads, "n_threads_batch": threads, "verbose": False}
-    if build == "pyskip":
-        import pyskip
+def arms(model: str) -> list[Arm]:
+    layers = ",".join(str(il) for il in range(1, N_LAYER[model], 2))
 
-        llm = pyskip.Llama(model, skip=skip, **kwargs)
-        llm.mark_generated(0)
-    else:
-        import llama_cpp
+    def other(name: str, left_out: str) -> Arm:
+        env = {"LLAMA_CPP_LIB_PATH": str(ROOT / "build" / name / "lib"), "PYSKIP_NEVER_BUILT": left_out}
+        return Arm(name.replace("reference", "unpatched"), None, env=env)
 
-        llm = llama_cpp.Llama(model, **kwargs)
-        if hasattr(llama_cpp.llama_cpp._lib, "pyskip_build"):
-            sys.exit("the unpatched arm loaded pyskip's library")
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        llm.n_tokens = 0
-        if build == "pyskip":
-            llm.reset_skip_stats()
-        llm.eval(range(300, 316))
-        llm.eval([400])  # wakes the threads
-        start = time.perf_counter()
-        for token in range(500, 500 + n):
-            llm.eval([token])
-        rate = n / (time.perf_counter() - start)
-        print(rate, llm.skip_stats().rate if build == "pyskip" else 0.0, flush=True)
+    return [
+        Arm("off", "off"),
+        other("reference", ""),
+        Arm("armed", "cosine:threshold=2,run=1,cold_start=0,cold_end=0,warmup=0"),
+        Arm("static", f"static:{layers}"),
+        other("never-built", layers),
+        Arm("gated", "profile:error=0"),
+        Arm("stand-in", "random:rate=0.25,warmup=0,stand_in=1"),
+    ]
 
 
-class Worker:
-    def __init__(self, arm: str, model: Path, threads: int, n: int) -> None:
-        layers = ",".join(str(il) for il in range(1, N_LAYER[model.stem], 2))
-        build, skip = ARMS[arm][0], ARMS[arm][1].format(layers=layers)
-        env = dict(os.environ, PYSKIP_NEVER_BUILT=layers if build == "never-built" else "")
-        if build != "pyskip":
-            env["LLAMA_CPP_LIB_PATH"] = str(ROOT / "build" / build / "lib")
-        command = [sys.executable, __file__, "--worker", build, str(model), skip, str(threads), str(n)]
-        self.process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.answer()
-
-    def answer(self) -> str:
-        assert self.process.stdout
-        line = self.process.stdout.readline().strip()
-        if not line:
-            raise SystemExit(f"skip_cost: a worker died ({self.process.args!r}): run it by hand to see why")
-        return line
-
-    def rate(self) -> float:
-        assert self.process.stdin
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        rate, self.skip_rate = map(float, self.answer().split())
-        return rate
-
-    def close(self) -> None:
-        self.process.communicate("")
+def ratio(result: BenchResult, a: str, b: str) -> dict[str, float]:
+    samples = {row.arm: row.samples_ts for row in result.rows}
+    values = [x / y for x, y in zip(samples[a], samples[b], strict=True)]
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def measure(model: Path, rounds: int, threads: int, n: int) -> tuple[dict[str, list[float]], float]:
-    """(rates by arm, one a round; skip rate of the stand-in arm). Ctrl-C ends with the rounds that are whole."""
-    workers = {arm: Worker(arm, model, threads, n) for arm in ARMS}
-    rates: dict[str, list[float]] = {arm: [] for arm in ARMS}
-    start = time.perf_counter()
-    try:
-        for i in range(rounds):
-            turn = {}
-            for arm in random.Random(i).sample(list(ARMS), len(ARMS)):
-                time.sleep(0.05)  # the last arm's threads go to sleep
-                turn[arm] = workers[arm].rate()
-            for arm, rate in turn.items():
-                rates[arm].append(rate)
-            left = (time.perf_counter() - start) / (i + 1) * (rounds - i - 1)
-            print(f"\rround {i + 1}/{rounds}, {left:.0f} s left ", end="", file=sys.stderr, flush=True)
-    except KeyboardInterrupt:
-        pass
-    finally:
-        print(file=sys.stderr)
-        for worker in workers.values():
-            worker.close()
-    return rates, workers["stand-in"].skip_rate
-
-
-def ideal_speedup(model: Path, rate: float) -> float:
-    """Of the stand-in arm: bytes read dense / bytes read, every layer being as large."""
-    import pyskip
-    from pyskip.profile import Profile, path_beside
-
-    info, profile = pyskip.inspect(model), Profile(path_beside(model))
-    saved = rate * (info.read_ffn_bytes - sum(profile.stand_in_bytes)) - sum(profile.gate_bytes)
-    return info.read_bytes / (info.read_bytes - saved)
-
-
-def report(model: Path, rates: dict[str, list[float]], rate: float, args: argparse.Namespace) -> dict[str, Any]:
-    ratios = {}
-    for name, (a, b) in RATIOS.items():
-        values = [x / y for x, y in zip(rates[a], rates[b], strict=True)]
-        ratios[name] = {"median": statistics.median(values), "min": min(values), "max": max(values)}
-    ideal = ideal_speedup(model, rate)
-    return {
-        "model": args.model,
-        "cpu": cpu_name(),
-        "date": datetime.date.today().isoformat(),
-        "n_threads": args.threads,
-        "n_gen": args.n,
-        "rounds": len(rates["off"]),
-        "samples_ts": rates,
-        "ratios": ratios,
-        "stand_in": {
-            "skip_rate": rate,
-            "ideal_speedup": ideal,
-            "efficiency": ratios["stand-in / off"]["median"] / ideal,
-        },
-    }
-
-
-def show(result: dict[str, Any]) -> None:
-    rates, ratios = result["samples_ts"], result["ratios"]
-    rounds = f"{result['rounds']} rounds of {result['n_gen']} tokens"
-    print(f"{result['model']}, {result['cpu']}, {result['n_threads']} threads, {rounds}, {result['date']}\n")
+def show(result: BenchResult) -> None:
+    print(f"{result.model}, {result.cpu}, {result.n_threads} threads, {result.rounds} rounds, {result.date}")
+    print(f"{result.builds['off']}\n")
     print("| arm | tokens/s, median | min | max |\n|---|---|---|---|")
-    for arm, values in rates.items():
-        print(f"| {arm} | {statistics.median(values):.2f} | {min(values):.2f} | {max(values):.2f} |")
+    for row in result.rows:
+        print(f"| {row.arm} | {row.avg_ts:.2f} | {min(row.samples_ts):.2f} | {max(row.samples_ts):.2f} |")
     print("\n| ratio of rates, by round | median | min | max |\n|---|---|---|---|")
-    for name, value in ratios.items():
-        print(f"| {name} | {value['median']:.3f} | {value['min']:.3f} | {value['max']:.3f} |")
-    own = result["stand_in"]
+    for a, b in RATIOS:
+        print(f"| {a} / {b} | " + " | ".join(f"{value:.3f}" for value in ratio(result, a, b).values()) + " |")
+    own = result.rows[-1]
     print(
-        f"\nstand-in: {own['skip_rate']:.3f} of the blocks skipped; bytes allow {own['ideal_speedup']:.3f} x, "
-        f"efficiency {own['efficiency']:.3f}"
+        f"\nstand-in: {own.skip_rate:.3f} of the blocks skipped; bytes allow {own.ideal_speedup:.3f} x, efficiency "
+        f"{own.efficiency:.3f}"
     )
 
 
@@ -206,10 +101,6 @@ def prepare(name: str) -> Path:
 
 
 def main() -> int:
-    if len(sys.argv) == 7 and sys.argv[1] == "--worker":
-        build, model, skip, threads, n = sys.argv[2:]
-        work(build, model, skip, int(threads), int(n))
-        return 0
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=tuple(N_LAYER), default="llama-1.1b")
     parser.add_argument("--rounds", type=int, default=20)
@@ -217,14 +108,24 @@ def main() -> int:
     parser.add_argument("-t", "--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    model = prepare(args.model)
-    rates, rate = measure(model, args.rounds, args.threads, args.n)
-    if not rates["off"]:
+    start = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        left = (time.monotonic() - start) / done * (total - done)
+        print(f"\r{done}/{total}, {left:.0f} s left ", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+    try:
+        result = run_bench(
+            prepare(args.model), arms(args.model), [Test("tg", args.n)],
+            rounds=args.rounds, n_threads=args.threads, progress=progress,
+        )  # fmt: skip
+    except KeyboardInterrupt:
         print("skip_cost: interrupted before the first round was whole", file=sys.stderr)
         return 130
-    result = report(model, rates, rate, args)
     if args.json:
-        print(json.dumps(result, indent=1))
+        print(
+            json.dumps({**asdict(result), "ratios": {f"{a} / {b}": ratio(result, a, b) for a, b in RATIOS}}, indent=1)
+        )
     else:
         show(result)
     return 0

@@ -1,12 +1,32 @@
-"""What this process may use of the machine: cores and memory."""
+"""The machine, and what this process may use of it: cores and memory."""
 
 from __future__ import annotations
 
 import os
+import platform
 import resource
 from pathlib import Path
 
-__all__ = ["available_memory", "physical_cores"]
+__all__ = ["available_memory", "cpu_name", "governor", "physical_cores"]
+
+
+def cpu_name() -> str:
+    """As the kernel calls it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("model name", "Model")):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def governor() -> str:
+    """The first core's frequency governor, "unknown" where the kernel does not tell."""
+    try:
+        return Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text().strip()
+    except OSError:
+        return "unknown"
 
 
 def physical_cores() -> int:

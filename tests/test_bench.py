@@ -1,0 +1,131 @@
+"""`pyskip bench`: what it measures is there, comes of the arms' own work, and fails in one line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import REFERENCE, make_profile
+
+import pyskip
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+SMALL = ("-n", "12", "-r", "3", "-t", "1")
+
+
+def test_rows(cli: Cli, tiny: Path) -> None:
+    """Every arm in every test, in order; the ratios are those of the samples; the bytes are those of the layers."""
+    result = cli(
+        "bench", str(tiny), *SMALL, "-p", "32", "-d", "0,24", "--skip", "static:1,4", "--skip", "off",
+        "--skip", "static:1,4", "--format", "json",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert (found["rounds"], found["n_threads"] >= 1, found["cpu"] != "") == (3, True, True)
+    assert "patches" in found["builds"]["off"]
+    rows = {(row["test"], row["arm"]): row for row in found["rows"]}
+    assert list(rows) == [
+        (test, arm) for test in ("pp32", "pp32 @ d24", "tg12", "tg12 @ d24") for arm in ("off", "static:1,4")
+    ]
+    info = pyskip.inspect(tiny)
+    ideal = info.read_bytes / (info.read_bytes - info.read_ffn_bytes * 2 / 6)
+    for (test, arm), row in rows.items():
+        samples, dense = row["samples_ts"], rows[test, "off"]["samples_ts"]
+        assert len(samples) == 3
+        assert min(samples) > 0
+        assert row["avg_ts"] == statistics.median(samples)
+        assert row["speedup"] == pytest.approx(statistics.median(a / b for a, b in zip(samples, dense, strict=True)))
+        assert row["peak_rss"] > 1 << 20
+        of_dense = (
+            2 / 6 if test.startswith("tg") else 64 / 161
+        )  # of a prompt's last token alone the last layer is computed
+        assert row["skip_rate"] == pytest.approx(of_dense if arm != "off" else 0)
+        if test.startswith("tg"):
+            assert row["ideal_speedup"] == pytest.approx(ideal if arm != "off" else 1)
+            assert row["efficiency"] == pytest.approx(row["speedup"] / row["ideal_speedup"])
+        else:
+            assert row["ideal_speedup"] is row["efficiency"] is None
+
+
+def test_formats(cli: Cli, tiny: Path) -> None:
+    table, comma, lines = (
+        cli("bench", str(tiny), *SMALL, "--skip", "static:2", "--format", form).stdout
+        for form in ("md", "csv", "jsonl")
+    )
+    assert [line.split(" | ")[1] for line in table.splitlines() if line.startswith("| tg12")] == ["off", "static:2"]
+    assert [row["arm"] for row in csv.DictReader(io.StringIO(comma))] == ["off", "static:2"]
+    rows = [json.loads(line) for line in lines.splitlines()]
+    assert [row["arm"] for row in rows] == ["off", "static:2"]
+    assert all(len(row["samples_ts"]) == 3 and row["model_bytes"] == rows[0]["model_bytes"] for row in rows)
+
+
+def test_a_profile_is_an_arm_by_itself(cli: Cli, tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "p.skip.gguf"
+    make_profile.make_profile(tiny, path, stand_in="gated", rank=32)
+    result = cli("bench", str(tiny), "-n", "32", "-r", "2", "-t", "1", "--profile", str(path), "--format", "jsonl")
+    assert result.returncode == 0, result.stderr
+    off, own = (json.loads(line) for line in result.stdout.splitlines())
+    assert (off["arm"], own["arm"]) == ("off", "profile")
+    assert 0 < own["skip_rate"] < 1
+    info = pyskip.inspect(tiny)
+    assert 0.8 < own["ideal_speedup"] < info.read_bytes / (info.read_bytes - info.read_ffn_bytes)
+
+
+def test_an_unpatched_peer(cli: Cli, tiny: Path, tmp_path: Path) -> None:
+    """The peer is llama-cpp-python with a library of its own, and never pyskip's."""
+    peer = tmp_path / "python"
+    peer.write_text(f'#!/bin/sh\nLLAMA_CPP_LIB_PATH="{REFERENCE}" exec {sys.executable} "$@"\n', encoding="utf-8")
+    peer.chmod(0o755)
+    result = cli("bench", str(tiny), *SMALL, "--peer", str(peer), "--format", "json")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert [row["arm"] for row in found["rows"]] == ["off", "llama-cpp-python"]
+    assert found["builds"]["llama-cpp-python"].startswith("llama-cpp-python ")
+    assert "patches" not in found["builds"]["llama-cpp-python"]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "match"),
+    [
+        (("-n", "0"), 2, "give -p or -n above 0"),
+        (("-d", "x"), 2, "is not a list of numbers"),
+        (("--skip", "nonsense"), 1, "skip is 'nonsense'"),
+        (("--skip", "0.25"), 1, "arm 0.25: "),
+        (("--skip", "static:99"), 1, "arm static:99: static names layer 99"),
+        (("--peer", "/does/not/exist"), 1, "cannot be run"),
+        (("--peer", "/bin/true"), 1, "died with status 0"),
+    ],
+)
+def test_what_cannot_be_measured(cli: Cli, tiny: Path, args: tuple[str, ...], code: int, match: str) -> None:
+    result = cli("bench", str(tiny), "-r", "2", *args)
+    assert result.returncode == code
+    assert match in result.stderr.splitlines()[-1]
+    assert result.stdout == ""
+
+
+def test_ctrl_c_keeps_whole_rounds_and_leaves_no_worker(tiny: Path) -> None:
+    command = [sys.executable, "-m", "pyskip", "bench", str(tiny), "-n", "12", "-r", "99999", "-t", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    children: list[str] = []
+    deadline = time.monotonic() + 60
+    while not children and time.monotonic() < deadline:
+        time.sleep(0.2)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    time.sleep(4)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert int(re.findall(r"(\d+) rounds", out)[0]) >= 1
+    assert children
+    assert not any(os.path.exists(f"/proc/{child}") for child in children)
