@@ -22,7 +22,7 @@ from typing import Any
 
 from ._system import cpu_name, governor
 from .errors import PyskipError
-from .gguf_info import inspect
+from .gguf_info import GGUFInfo, inspect
 
 __all__ = ["Arm", "BenchResult", "Row", "Test", "run_bench"]
 
@@ -185,7 +185,7 @@ def run_bench(
             worker.close()
     info = inspect(model)
     rows = [
-        _row(arms[a], test, taken[a, test], taken[0, test], workers[a].peak_rss, info.read_bytes, info.read_ffn_bytes)
+        _row(arms[a], test, taken[a, test], taken[0, test], workers[a].peak_rss, info)
         for test in tests
         for a in range(len(arms))
     ]
@@ -208,13 +208,11 @@ def _row(
     taken: Sequence[Mapping[str, Any]],
     first: Sequence[Mapping[str, Any]],
     peak_rss: int,
-    read_bytes: int,
-    read_ffn_bytes: int,
+    info: GGUFInfo,
 ) -> Row:
     samples = tuple(test.n / s["seconds"] for s in taken)
     speedup = statistics.median(f["seconds"] / s["seconds"] for s, f in zip(taken, first, strict=True))
-    saved = statistics.mean(s["ffn_bytes_saved"] for s in taken) * read_ffn_bytes
-    ideal = read_bytes / (read_bytes - saved) if test.kind == "tg" else None
+    ideal = info.ideal_speedup(statistics.mean(s["ffn_bytes_saved"] for s in taken)) if test.kind == "tg" else None
     energy = [s["joules"] for s in taken if s["joules"]]
     low, _, high = statistics.quantiles(samples, n=4) if len(samples) > 1 else (samples[0],) * 3
     return Row(

@@ -39,6 +39,11 @@ class GGUFInfo:
         """FFN weights / all weights, in bytes."""
         return self.ffn_bytes / self.bytes if self.bytes else 0.0
 
+    def ideal_speedup(self, ffn_bytes_saved: float) -> float:
+        """Of decoding, where all its time is reading weights and that share of the FFN's is not read."""
+        left = self.read_bytes - ffn_bytes_saved * self.read_ffn_bytes
+        return self.read_bytes / left if left > 0 else 1.0
+
 
 def inspect(path: str | os.PathLike[str], *, weights: bool = True) -> GGUFInfo:
     """Raises ModelLoadError where the file is missing, unreadable, no GGUF or cut off; `weights`: or holds none."""

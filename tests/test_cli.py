@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import pyskip
+from pyskip.models import resolve
+
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -94,7 +97,17 @@ def test_info(cli: Run) -> None:
     assert document["skippable_layers"] == list(range(30))
     assert document["profile"]["stand_in"] == "gated"
     assert document["profile"]["recommended"] in [point["rate"] for point in document["profile"]["curve"]]
+    info = pyskip.inspect(resolve("demo"))
+    assert document["ideal_speedup"]["0.5"] == pytest.approx(
+        info.read_bytes / (info.read_bytes - info.read_ffn_bytes / 2), abs=1e-3
+    )
     assert "0-29" in cli("info", "demo").stdout
+
+
+def test_info_without_a_profile(cli: Run, tiny: Path) -> None:
+    result = cli("info", str(tiny))
+    assert "none" in result.stdout
+    assert "ideal speed-up, before stand-ins" in result.stdout
 
 
 def test_version_and_help(cli: Run) -> None:

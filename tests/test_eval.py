@@ -9,6 +9,7 @@ import pty
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from conftest import REFERENCE
 from raw import Raw
 from test_interrupt import PYSKIP, finish, started
 
@@ -112,6 +114,21 @@ def test_every_figure_equals_single_steps(exact_llm: pyskip.Llama, demo_f32: Pat
     assert policy.same_top == pytest.approx((p.argmax(axis=1) == q.argmax(axis=1)).mean(), abs=1.5 / 126)
     assert policy.kld_mean > 0.01
     assert policy.ppl > dense.ppl
+
+
+def test_dense_equals_unpatched_llama_cpp(demo: Path, tmp_path: Path) -> None:
+    """llama-perplexity's arithmetic over a library without pyskip's patches, to four digits."""
+    text = tmp_path / "text.txt"
+    text.write_text(story(80))
+    command = [sys.executable, str(Path(__file__).with_name("perplexity.py")), str(demo), str(text), "256", "3"]
+    done = subprocess.run(
+        command, env={**os.environ, "LLAMA_CPP_LIB_PATH": str(REFERENCE)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    llm = open_llm(demo, 256)
+    (dense,) = evaluate_text(llm, text.read_text(), n_ctx=256, chunks=3)
+    llm.close()
+    assert dense.ppl == pytest.approx(float(done.stdout), rel=5e-5)
 
 
 def test_windows_begin_with_the_vocabularys_bos(tiny_llm: pyskip.Llama, tiny: Path) -> None:

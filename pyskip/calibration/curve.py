@@ -65,7 +65,6 @@ def measure(llm: Llama, windows: Windows, thresholds: Sequence[float], progress:
     for threshold, result in zip(thresholds, results[1:], strict=True):
         if result.skip_rate <= (points[-1].rate if points else 0.0) + 1e-4:
             continue
-        saved = result.ffn_bytes_saved * size.read_ffn_bytes
         points.append(
             Point(
                 rate=result.skip_rate,
@@ -74,7 +73,7 @@ def measure(llm: Llama, windows: Windows, thresholds: Sequence[float], progress:
                 ppl_ratio_se=result.ppl_ratio_se,
                 kld_mean=result.kld_mean,
                 ffn_bytes_saved=result.ffn_bytes_saved,
-                ideal_speedup=size.read_bytes / (size.read_bytes - saved),
+                ideal_speedup=size.ideal_speedup(result.ffn_bytes_saved),
             )
         )
     return points

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["info"]
 
+RATES = (0.1, 0.2, 0.3, 0.4, 0.5)  # of the blocks that can be skipped
+
 
 @click.command()
 @click.argument("model")
@@ -34,6 +36,7 @@ def info(model: str, as_json: bool) -> None:
         layers = list(ui.in_thread(lambda: skippable_layers(path)))
     except PolicyError as error:
         layers, reason = [], str(error)
+    share = len(layers) / gguf.n_layer if gguf.n_layer else 0.0
     profile = find_profile(path, gguf.fingerprint)
     rows = {
         "architecture": gguf.architecture,
@@ -47,6 +50,7 @@ def info(model: str, as_json: bool) -> None:
         "ffn_bytes": gguf.ffn_bytes,
         "ffn_share": round(gguf.ffn_share, 4),
         "skippable_layers": layers,
+        "ideal_speedup": {str(rate): round(gguf.ideal_speedup(rate * share), 4) for rate in RATES},
         "profile": _describe(profile) if profile else None,
     }
     if as_json:
@@ -57,7 +61,7 @@ def info(model: str, as_json: bool) -> None:
     rows["n_params"] = f"{gguf.n_params:,}"
     rows["skippable_layers"] = _ranges(layers) if layers else f"none: {reason}"
     rows["profile"] = str(profile.path) if profile else "none"
-    del rows["ffn_share"]
+    del rows["ffn_share"], rows["ideal_speedup"]
     click.echo(ui.plain(str(path)))
     _table(rows)
     if profile:
@@ -65,6 +69,10 @@ def info(model: str, as_json: bool) -> None:
         for point in profile.curve:
             mark = "  recommended" if point == profile.recommended else ""
             click.echo(f"{point.rate:9.3f}  {point.ppl_ratio:18.3f}  {point.ideal_speedup:13.2f}x{mark}")
+    elif layers:
+        click.echo("skip rate  ideal speed-up, before stand-ins (pyskip calibrate tells what it costs)")
+        for rate in RATES:
+            click.echo(f"{rate:9.3f}  {gguf.ideal_speedup(rate * share):13.2f}x")
 
 
 def _describe(profile: Profile) -> dict[str, object]:
