@@ -182,7 +182,7 @@ class Run:
                 self._set_stand_in(il, {"skip_gate_up": gate_up, "skip_down": own[il]})
 
         def fit(il: int, sums: LayerSums) -> None:
-            fitted, layer = fit_gated_stand_in(sums, own[il]), self.layers[il]
+            fitted, layer = fit_gated_stand_in(sums, own.pop(il)), self.layers[il]
             assert layer is not None
             self.stand_in_r2[il] = fitted.explained
             stored = quantise(fitted.matrices["skip_down"], self.settings.quantisation)
