@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from conftest import REFERENCE, make_profile
+from test_interrupt import finish, started
 
 import pyskip
 
@@ -115,17 +116,17 @@ def test_what_cannot_be_measured(cli: Cli, tiny: Path, args: tuple[str, ...], co
 
 
 def test_ctrl_c_keeps_whole_rounds_and_leaves_no_worker(tiny: Path) -> None:
-    command = [sys.executable, "-m", "pyskip", "bench", str(tiny), "-n", "12", "-r", "99999", "-t", "1"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    children: list[str] = []
-    deadline = time.monotonic() + 60
-    while not children and time.monotonic() < deadline:
-        time.sleep(0.2)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    time.sleep(4)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
+    with started("bench", str(tiny), "-n", "12", "-r", "99999", "-t", "1") as process:
+        own = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        children: list[str] = []
+        deadline = time.monotonic() + 60
+        while not children and time.monotonic() < deadline:
+            time.sleep(0.2)
+            children = own.read_text().split()
+        time.sleep(4)
+        process.send_signal(signal.SIGINT)
+        status, out, err = finish(process)
+    assert status == 0, err
     assert int(re.findall(r"(\d+) rounds", out)[0]) >= 1
     assert children
     assert not any(os.path.exists(f"/proc/{child}") for child in children)
