@@ -77,7 +77,7 @@ def observe(
                 lib.pyskip_gather_get_rows(native, ffi.from_buffer("float[]", kept), kept.size)
                 rows.append(kept)
                 counted.append(np.arange(len(window)) >= profile.warmup)
-                of_mask = []
+                klds, skipped = [], []
                 for k in range(N_MASK):
                     coin = Random(
                         rate=RATE, seed=seed + N_MASK * done + k, warmup=profile.warmup, stand_in=True, error=threshold
@@ -85,12 +85,12 @@ def observe(
                     other.skip.set_policy(coin, profile)
                     logp = log_softmax(other.decode_window(window))
                     trace = other.skip.take_trace(n_window)
-                    of_mask.append(np.where(trace.skipped, trace.similarity, np.inf))
-                    kld.append(_divergence(dense, logp))
-                scores.append(np.stack(of_mask, 1))
+                    klds.append(_divergence(dense, logp))
+                    skipped.append(np.where(trace.skipped, trace.similarity, np.inf))
+                kld.append(np.stack(klds, 1))
+                scores.append(np.stack(skipped, 1))
                 progress(done, len(windows))
-    klds = [np.stack(kld[i : i + N_MASK], 1) for i in range(0, len(kld), N_MASK)]
-    return Observed(np.concatenate(rows), np.concatenate(klds), np.concatenate(scores), np.concatenate(counted))
+    return Observed(np.concatenate(rows), np.concatenate(kld), np.concatenate(scores), np.concatenate(counted))
 
 
 def _threshold(context: BatchContext, profile: Profile, window: npt.NDArray[np.int32]) -> float:
