@@ -6,6 +6,7 @@
 #include "stand-in.h"
 #include "state.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace {
@@ -30,7 +31,8 @@ void share_out(pyskip_slot & slot, int64_t n_run) {
     for (ggml_tensor * node : slot.stand_in) {
         node->ne[1] = n_skip;
     }
-    slot.packed->ne[1]         = n_run; // as its readers in the region see it; the pack writes all rows by their places
+    // as its readers in the region see it; the pack, which an empty tensor would leave out, writes all rows by their places
+    slot.packed->ne[1]         = std::max<int64_t>(n_run, 1);
     slot.packed_skipped->ne[1] = n_skip;
     slot.packed_skipped->data  = (char *) slot.packed->data + n_run * slot.packed->nb[1];
 }
