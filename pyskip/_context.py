@@ -51,7 +51,8 @@ class SkipContext:
                 raise ProfileError(
                     f"skip {str(policy)!r} needs the model's profile and none is given: run pyskip calibrate"
                 )
-            native.type, native.profile, native.warmup = lib.PYSKIP_POLICY_PROFILE, profile.native, profile.warmup
+            native.type, native.profile = lib.PYSKIP_POLICY_PROFILE, profile.native
+            native.warmup = profile.warmup if policy.warmup is None else policy.warmup
             native.threshold, native.prefill = profile.threshold(policy), policy.prefill
         elif isinstance(policy, Random):
             native.type, native.rate, native.seed = lib.PYSKIP_POLICY_RANDOM, policy.rate, policy.seed

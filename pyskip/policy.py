@@ -91,6 +91,7 @@ class Profiled:
     error: instead of a rate, skip where the predicted error |y - stand-in| / |x|, times the layer's sensitivity, is
         below it. Neither: the profile's recommended point.
     prefill: decide prompt tokens too, after the first `warmup` positions; otherwise prompts run dense.
+    warmup: the first generated tokens of a sequence, which run dense. Not given: what the profile was fitted with.
 
     Raises PolicyError for values out of range and for both rate and error.
     """
@@ -98,6 +99,7 @@ class Profiled:
     rate: float | None = None
     error: float | None = None
     prefill: bool = False
+    warmup: int | None = None
 
     def __post_init__(self) -> None:
         if self.rate is not None and self.error is not None:
@@ -106,11 +108,14 @@ class Profiled:
             _check_number("profile rate", self.rate, 1.0)
         if self.error is not None:
             _check_number("profile error", self.error, 1e30)
+        if self.warmup is not None:
+            _check_count("profile warmup", self.warmup)
 
     def __str__(self) -> str:
-        if self.rate is not None and not self.prefill:
+        if self == Profiled(rate=self.rate) and self.rate is not None:
             return str(self.rate)
-        return _spec("profile", rate=self.rate, error=self.error, prefill=1 if self.prefill else None)
+        prefill = 1 if self.prefill else None
+        return _spec("profile", rate=self.rate, error=self.error, prefill=prefill, warmup=self.warmup)
 
 
 @dataclass(frozen=True)
@@ -193,7 +198,7 @@ _SETTINGS: dict[str, tuple[type[Cosine | Profiled | Random], dict[str, Callable[
         Cosine,
         {"threshold": _number, "run": _count, "cold_start": _count, "cold_end": _count, "warmup": _count},
     ),
-    "profile": (Profiled, {"rate": _number, "error": _number, "prefill": _flag}),
+    "profile": (Profiled, {"rate": _number, "error": _number, "prefill": _flag, "warmup": _count}),
     "random": (Random, {"rate": _number, "seed": _count, "warmup": _count, "stand_in": _flag, "error": _number}),
 }
 

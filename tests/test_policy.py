@@ -24,6 +24,8 @@ from pyskip import Cosine, Off, Policy, Profiled, Random, Static, parse_skip
         ("profile", Profiled()),
         ("profile:error=0.12", Profiled(error=0.12)),
         ("profile:rate=0.3,prefill=1", Profiled(rate=0.3, prefill=True)),
+        ("profile:rate=0.25,warmup=0", Profiled(rate=0.25, warmup=0)),
+        ("profile:warmup=3", Profiled(warmup=3)),
         ("random:rate=0.5,seed=7,warmup=0,stand_in=1", Random(0.5, 7, 0, True)),
     ],
 )
@@ -69,6 +71,7 @@ def test_defaults_are_the_contract() -> None:
         ("profile:rate=0.1,error=0.1", "one of them"),
         ("profile:prefill=yes", "0 or 1"),
         ("profile:threshold=1", "key=value"),
+        ("profile:warmup=-1", "whole number"),
         ("random:rate=2", "from 0 to 1"),
         ("random:rate=x", "number"),
         ("random:seed=-1", "whole number"),
@@ -102,7 +105,7 @@ def test_typed_values_are_checked_too(values: dict[str, object]) -> None:
         Cosine(**values)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("values", [{"rate": "x"}, {"rate": True}, {"error": math.inf}, {"error": b"1"}])
+@pytest.mark.parametrize("values", [{"rate": "x"}, {"rate": True}, {"error": math.inf}, {"error": b"1"}, {"warmup": -1}])
 def test_typed_values_of_a_profile_too(values: dict[str, object]) -> None:
     with pytest.raises(pyskip.PolicyError):
         Profiled(**values)  # type: ignore[arg-type]
