@@ -1,39 +1,48 @@
 """What a policy costs in quality, beside dense: perplexity and KL divergence on text, accuracy on tasks.
 
-Used by `pyskip eval`. The dense pass is shared: window by window (item by item) first the dense logits, then those of
-each policy, so that no more than two windows of logits are ever held.
+Used by `pyskip eval` and calibration. The dense pass is shared: window by window (item by item) first the dense logits,
+then those of each policy, so that no more than two windows of logits are ever held. Summaries: pyskip.summaries.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from . import _log
 from ._library import llama_cpp
-from .errors import DecodeError, PyskipError
+from .decoding import decoding_arms
+from .errors import PyskipError
 from .gguf_info import ffn_bytes
+from .journal import Journal, Record
 from .llama import Llama
-from .policy import Off, Policy, Profiled, Random
+from .policy import Policy, Profiled, Random
+from .profile import Profile
 from .tasks import TaskItem, encode, is_right
 
 __all__ = [
     "Progress",
+    "Scores",
     "TaskResult",
     "TextResult",
     "evaluate_task",
     "evaluate_text",
     "evaluate_windows",
     "ffn_bytes_saved",
+    "journal_key",
+    "paired_fields",
+    "score",
+    "skip_fields",
 ]
 
 ROWS = 8  # of logits that are worked on at a time: a few MB, which stay in the cache
+
+DENSE = "off"  # its arm in a journal
 
 Floats = npt.NDArray[np.float32]
 Progress = Callable[[int, int, float], None]
@@ -78,9 +87,24 @@ def ffn_bytes_saved(llm: Llama, policy: Policy, rates: Sequence[float]) -> float
     place is taken off."""
     whole = np.array(ffn_bytes(llm.model_path, len(rates)), np.float64)
     instead, gates = np.zeros_like(whole), np.zeros_like(whole)
-    if llm.profile is not None and (isinstance(policy, Profiled) or (isinstance(policy, Random) and policy.stand_in)):
-        instead[:], gates[:] = llm.profile.stand_in_bytes, llm.profile.gate_bytes
+    profile = _profile(llm, policy)
+    if profile is not None:
+        instead[:], gates[:] = profile.stand_in_bytes, profile.gate_bytes
     return float((np.array(rates) * (whole - instead) - gates).sum() / whole.sum()) if whole.any() else 0.0
+
+
+def _profile(llm: Llama, policy: Policy) -> Profile | None:
+    """The profile that the policy goes by, if any."""
+    uses = isinstance(policy, Profiled) or (isinstance(policy, Random) and policy.stand_in)
+    return llm.profile if uses else None
+
+
+def journal_key(llm: Llama, policy: Policy) -> str:
+    """The policy's arm in a journal. With another profile it is another arm."""
+    profile = _profile(llm, policy)
+    if profile is None:
+        return str(policy)
+    return f"{policy} by profile {hashlib.sha256(profile.path.read_bytes()).hexdigest()[:16]}"
 
 
 def evaluate_text(
@@ -90,6 +114,7 @@ def evaluate_text(
     *,
     n_ctx: int = 512,
     chunks: int | None = None,
+    journal: Journal | None = None,
     progress: Progress | None = None,
 ) -> list[TextResult]:
     """Perplexity as llama.cpp's perplexity tool takes it, and the distance from dense.
@@ -99,11 +124,13 @@ def evaluate_text(
     llm: made with n_ctx and n_batch of at least n_ctx. What it holds is forgotten, its policy kept.
     skips: policies; each is evaluated once, and `off` always and first.
     chunks: windows at most.
+    journal: of this text; what it holds is not computed again, and what is computed it keeps.
 
     Returns one result for each policy. Raises PyskipError where the text is too short or the context too small,
     PolicyError for a policy that does not fit, DecodeError where llama.cpp fails.
     """
-    return evaluate_windows(llm, _windows(llm, text, n_ctx)[:chunks], skips, n_ctx=n_ctx, progress=progress)
+    windows = _windows(llm, text, n_ctx)[:chunks]
+    return evaluate_windows(llm, windows, skips, n_ctx=n_ctx, journal=journal, progress=progress)
 
 
 def evaluate_windows(
@@ -112,22 +139,27 @@ def evaluate_windows(
     skips: Sequence[str | float | Policy] = (),
     *,
     n_ctx: int = 512,
+    journal: Journal | None = None,
     progress: Progress | None = None,
 ) -> list[TextResult]:
     """evaluate_text() of windows of n_ctx tokens each."""
-    first = n_ctx // 2
-    with _arms(llm, skips, n_ctx) as (decoder, arms):
+    first, journal = n_ctx // 2, journal or Journal()
+    with decoding_arms(llm, skips, n_ctx) as (decoder, every):
+        keys = {arm: journal_key(llm, arm.policy) for arm in every}
         dense = np.empty((n_ctx - 1 - first, llm.n_vocab()), np.float32)  # log-probabilities
-        scores: list[list[_Scores]] = [[] for _ in arms]
-        for done, window in enumerate(windows, 1):
-            for arm, arm_scores in zip(arms, scores, strict=True):
+        for i, window in enumerate(windows):
+            missing = [arm for arm in every if (keys[arm], i) not in journal]
+            if missing and missing[0] is not every[0]:
+                missing.insert(0, every[0])  # what they are compared with
+            for arm in missing:
                 decoder.begin(arm)
                 logits = decoder.decode(window, 0, first)
-                arm_scores.append(_score(logits, window[first + 1 :], dense, is_dense=arm is arms[0]))
+                scores = score(logits, window[first + 1 :], dense, is_dense=arm is every[0])
+                journal.put(keys[arm], i, Record(*arm.take(), np.array(scores)))
             if progress is not None:
-                more = [np.mean(d.log_p - s.log_p) for d, s in zip(scores[0], scores[-1], strict=True)]
-                progress(done, len(windows), _exp(float(np.mean(more))))
-        return [_text_result(llm, arm, s, scores[0]) for arm, s in zip(arms, scores, strict=True)]
+                p, q = (Scores(*_values(journal, keys[arm], i + 1)) for arm in (every[0], every[-1]))
+                progress(i + 1, len(windows), _exp(float((p.log_p - q.log_p).mean())))
+        return [_text_result(llm, arm.policy, journal, key, len(windows)) for arm, key in keys.items()]
 
 
 def evaluate_task(
@@ -136,144 +168,77 @@ def evaluate_task(
     skips: Sequence[str | float | Policy] = (),
     *,
     n_ctx: int = 512,
+    journal: Journal | None = None,
     progress: Progress | None = None,
 ) -> list[TaskResult]:
     """Accuracy on the items of a task file (pyskip.tasks). Every token counts as generated.
 
     A choice is scored by the log-likelihood of its tokens / bytes of its text; of equal ones the first counts.
-    llm, skips, result and errors as for evaluate_text().
+    The rest as for evaluate_text().
     """
     if not items:
         raise PyskipError("the task has no items, expected at least one")
-    encoded = encode(llm, items, n_ctx)
-    with _arms(llm, skips, n_ctx) as (decoder, arms):
-        right = np.zeros((len(arms), len(encoded)))
+    encoded, journal = encode(llm, items, n_ctx), journal or Journal()
+    with decoding_arms(llm, skips, n_ctx) as (decoder, every):
+        keys = {arm: journal_key(llm, arm.policy) for arm in every}
         for i, item in enumerate(encoded):
-            for a, arm in enumerate(arms):
-                decoder.begin(arm)
-                right[a, i] = is_right(decoder, item)
+            for arm in every:
+                if (keys[arm], i) not in journal:
+                    decoder.begin(arm)
+                    right = np.array([[is_right(decoder, item)]], np.float64)
+                    journal.put(keys[arm], i, Record(*arm.take(), right))
             if progress is not None:
-                progress(i + 1, len(encoded), float(right[-1, : i + 1].mean()))
-        return [_task_result(llm, arm, r, right[0]) for arm, r in zip(arms, right, strict=True)]
+                progress(i + 1, len(encoded), float(_values(journal, keys[every[-1]], i + 1).mean()))
+        n = len(encoded)
+        return [
+            TaskResult(*skip_fields(llm, arm.policy, journal.records(key, n)), *paired_fields(journal, key, n), n)
+            for arm, key in keys.items()
+        ]
 
 
-# Decoding
+# Results
 
 
-class _Arm:
-    """A policy, and the blocks that it skipped, by layer, for tokens that were scored."""
-
-    def __init__(self, policy: Policy, n_layer: int) -> None:
-        self.policy = policy
-        self.n_tokens = 0
-        self.skipped = np.zeros(n_layer, np.int64)
-
-    def rates(self) -> tuple[float, ...]:
-        return tuple(float(n) / self.n_tokens if n else 0.0 for n in self.skipped)
-
-
-@contextmanager
-def _arms(llm: Llama, skips: Sequence[str | float | Policy], n_ctx: int) -> Iterator[tuple[Decoder, list[_Arm]]]:
-    """Each policy once, dense first. The Llama is empty afterwards, with the policy that it had."""
-    if llm.n_batch < n_ctx or llm.n_ctx() < n_ctx:
-        raise PyskipError(
-            f"the model was loaded with n_ctx={llm.n_ctx()} and n_batch={llm.n_batch}, expected at least {n_ctx} each"
-        )
-    before = llm.skip
-    policies: dict[str, Policy] = {}
-    batch = llama_cpp.llama_batch_init(n_ctx, 0, 1)
-    try:
-        for skip in ("off", *skips):
-            llm.skip = skip  # all of them before the first is decoded: one may not fit the model
-            policies.setdefault(str(llm.skip), llm.skip)
-        llm.start_trace(n_ctx)
-        n_layer = llm._skip_context.n_layer
-        yield Decoder(llm, batch, n_ctx), [_Arm(policy, n_layer) for policy in policies.values()]
-    finally:
-        llama_cpp.llama_batch_free(batch)
-        llm.start_trace(0)
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(llm.ctx), True)
-        llm.reset()
-        llm.skip = before
-
-
-class Decoder:
-    """Decodes stretches of one sequence, and asks for the logits that are scored only."""
-
-    def __init__(self, llm: Llama, batch: Any, n_max: int) -> None:
-        self._llm, self._batch, self._n_max = llm, batch, n_max
-        self._memory = llama_cpp.llama_get_memory(llm.ctx)
-        self._n_vocab = llm.n_vocab()
-        self._arm: _Arm
-        for i in range(n_max):
-            batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
-
-    def begin(self, arm: _Arm) -> None:
-        """An empty sequence under the arm's policy, generated from its first token on."""
-        self._llm.skip = arm.policy
-        self._arm = arm
-        llama_cpp.llama_memory_clear(self._memory, True)
-        self._llm._skip_context.set_generated_from(0, 0)
-
-    def rewind(self, pos: int) -> int:
-        """Forget positions >= pos; all of them where the model's memory cannot. Returns how many are left."""
-        if llama_cpp.llama_memory_seq_rm(self._memory, 0, pos, -1):
-            return pos
-        self.begin(self._arm)
-        return 0
-
-    def decode(self, tokens: Sequence[int], pos: int, first: int) -> Floats:
-        """Decode tokens[pos:] at their positions. Logits [len(tokens) - 1 - first, n_vocab] of positions first to the
-        last but one (the last has nothing to be scored by), valid until the next call."""
-        n, last = len(tokens) - pos, len(tokens) - 1
-        positions = np.arange(pos, len(tokens))
-        wanted = (positions >= first) & (positions < last)
-        batch = self._batch
-        batch.n_tokens = n
-        np.ctypeslib.as_array(batch.token, (n,))[:] = tokens[pos:]
-        np.ctypeslib.as_array(batch.pos, (n,))[:] = positions
-        np.ctypeslib.as_array(batch.logits, (n,))[:] = wanted
-        _log.forget()
-        status = llama_cpp.llama_decode(self._llm.ctx, batch)
-        if status != 0:
-            raise DecodeError(f"llama.cpp cannot decode ({_log.last_complaint() or f'status {status}'})")
-        n_wanted = int(wanted.sum())
-        self._count(first, last, n_wanted)
-        if n_wanted == 0:
-            return np.empty((0, self._n_vocab), np.float32)
-        logits = llama_cpp.llama_get_logits(self._llm.ctx)
-        if not logits:
-            raise DecodeError("the model gives no logits, expected one that generates text")
-        return np.ctypeslib.as_array(logits, (n_wanted, self._n_vocab))
-
-    def _count(self, first: int, last: int, n_expected: int) -> None:
-        arm = self._arm
-        arm.n_tokens += n_expected
-        if isinstance(arm.policy, Off):
-            return
-        trace = self._llm.take_trace(self._n_max)
-        scored = (trace.positions >= first) & (trace.positions < last)
-        if scored.sum() != n_expected:
-            raise DecodeError(f"{scored.sum()} of {n_expected} scored tokens were traced under {arm.policy}")
-        arm.skipped += trace.skipped[scored].sum(axis=0)
-
-
-def _skipped(llm: Llama, arm: _Arm) -> tuple[str, float, tuple[float, ...], float]:
+def skip_fields(llm: Llama, policy: Policy, records: Sequence[Record]) -> tuple[str, float, tuple[float, ...], float]:
     """The fields that every result begins with."""
-    rates = arm.rates()
-    return str(arm.policy), float(np.mean(rates)), rates, ffn_bytes_saved(llm, arm.policy, rates)
+    n_tokens = sum(record.n_tokens for record in records)
+    by_layer = np.sum([record.skipped for record in records], axis=0)
+    rates = tuple(float(n) / n_tokens if n else 0.0 for n in by_layer)
+    return str(policy), float(np.mean(rates)), rates, ffn_bytes_saved(llm, policy, rates)
+
+
+def paired_fields(journal: Journal, key: str, n: int) -> tuple[float, float, float, float]:
+    """Of one figure an item: mean, its standard error, mean difference to dense, its standard error."""
+    values, dense = (_values(journal, k, n)[0] for k in (key, DENSE))
+    return float(values.mean()), _se(values), float((values - dense).mean()), _se(values - dense)
+
+
+def _values(journal: Journal, key: str, n: int) -> npt.NDArray[np.float64]:
+    """[n_kinds, of all n windows or items]"""
+    return np.concatenate([record.values for record in journal.records(key, n)], axis=1)
+
+
+def _se(values: npt.NDArray[np.float64]) -> float:
+    """Standard error of the mean, as llama.cpp's perplexity tool takes it."""
+    return float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
 
 
 # Text
 
 
-@dataclass(frozen=True)
-class _Scores:
-    """Of the scored tokens of a window."""
+class Scores(NamedTuple):
+    """Of scored tokens. Figures by kind, [3, n] as an array: a Record's values."""
 
     log_p: npt.NDArray[np.float64]
     kld: npt.NDArray[np.float64]
-    top: npt.NDArray[np.intp]
+    top: npt.NDArray[Any]
 
 
 def _windows(llm: Llama, text: str, n_ctx: int) -> list[list[int]]:
@@ -293,7 +258,7 @@ def _windows(llm: Llama, text: str, n_ctx: int) -> list[list[int]]:
     return windows
 
 
-def _score(logits: Floats, targets: Sequence[int], dense: Floats, *, is_dense: bool) -> _Scores:
+def score(logits: Floats, targets: Sequence[int], dense: Floats, *, is_dense: bool) -> Scores:
     """Scores of logits [n, n_vocab]; `dense`, the log-probabilities to compare with, is filled where is_dense."""
     n = len(logits)
     log_p, kld, top = np.empty(n), np.zeros(n), logits.argmax(axis=1)
@@ -308,47 +273,21 @@ def _score(logits: Floats, targets: Sequence[int], dense: Floats, *, is_dense: b
         else:
             np.subtract(dense[rows], log_q, out=log_q)
             kld[rows] = np.einsum("ij,ij->i", np.exp(dense[rows]), log_q)
-    return _Scores(log_p, kld, top)
+    return Scores(log_p, kld, top)
 
 
-def _text_result(llm: Llama, arm: _Arm, scores: list[_Scores], dense: list[_Scores]) -> TextResult:
-    log_p, kld, top = (np.concatenate([getattr(s, name) for s in scores]) for name in ("log_p", "kld", "top"))
-    more = np.concatenate([s.log_p for s in dense]) - log_p
-    ppl, ratio = _exp(-float(log_p.mean())), _exp(float(more.mean()))
+def _text_result(llm: Llama, policy: Policy, journal: Journal, key: str, n_windows: int) -> TextResult:
+    mine, dense = (Scores(*_values(journal, k, n_windows)) for k in (key, DENSE))
+    more = dense.log_p - mine.log_p
+    ppl, ratio = _exp(-float(mine.log_p.mean())), _exp(float(more.mean()))
     return TextResult(
-        *_skipped(llm, arm),
+        *skip_fields(llm, policy, journal.records(key, n_windows)),
         ppl=ppl,
-        ppl_se=ppl * _se(log_p),
+        ppl_se=ppl * _se(mine.log_p),
         ppl_ratio=ratio,
         ppl_ratio_se=ratio * _se(more),
-        kld_mean=float(kld.mean()),
-        kld_p99=float(np.quantile(kld, 0.99)),
-        same_top=float(np.mean(top == np.concatenate([s.top for s in dense]))),
-        n_tokens=len(log_p),
-    )
-
-
-def _se(values: npt.NDArray[np.float64]) -> float:
-    """Standard error of the mean, as llama.cpp's perplexity tool takes it."""
-    return float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-
-
-def _exp(value: float) -> float:
-    try:
-        return math.exp(value)
-    except OverflowError:
-        return math.inf
-
-
-# Tasks
-
-
-def _task_result(llm: Llama, arm: _Arm, right: npt.NDArray[np.float64], dense: npt.NDArray[np.float64]) -> TaskResult:
-    return TaskResult(
-        *_skipped(llm, arm),
-        accuracy=float(right.mean()),
-        accuracy_se=_se(right),
-        accuracy_diff=float((right - dense).mean()),
-        accuracy_diff_se=_se(right - dense),
-        n=len(right),
+        kld_mean=float(mine.kld.mean()),
+        kld_p99=float(np.quantile(mine.kld, 0.99)),
+        same_top=float(np.mean(mine.top == dense.top)),
+        n_tokens=len(more),
     )

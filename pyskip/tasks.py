@@ -1,10 +1,14 @@
 """Text and task files of `pyskip eval`: read, checked, split into the tokens that are given and those that are scored;
 and whether an item is right.
 
-A task file holds one JSON object a line, of two kinds, which may be mixed:
+A task file holds one JSON object a line. Two kinds, which may be mixed, have a right answer:
 
     {"context": ..., "continuation": ...}          right when greedy decoding yields the continuation
     {"query": ..., "choices": [...], "gold": 0}    right when the gold choice is the likeliest for its length
+
+A third, in files of its own, is summarised (pyskip.summaries):
+
+    {"article": ..., "highlights": ...}
 """
 
 from __future__ import annotations
@@ -13,19 +17,21 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from .decoding import Decoder
 from .errors import PyskipError
 from .llama import Llama
 
-if TYPE_CHECKING:
-    from .evaluation import Decoder
+__all__ = ["Article", "EncodedItem", "Option", "TaskItem", "encode", "is_right", "read_task", "read_text"]
 
-__all__ = ["EncodedItem", "Option", "TaskItem", "encode", "is_right", "read_task", "read_text"]
-
-KEYS = {"continuation": ("context", "continuation"), "choices": ("query", "choices", "gold")}
+KEYS = {
+    "choices": ("query", "choices", "gold"),
+    "article": ("article", "highlights"),
+    "continuation": ("context", "continuation"),
+}
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,15 @@ class TaskItem:
     context: str
     answers: tuple[str, ...]  # the continuation, or the choices
     gold: int | None  # the right choice; None where the one answer has to be what greedy decoding yields
+
+
+@dataclass(frozen=True)
+class Article:
+    """One line of a task file to be summarised."""
+
+    where: str  # "FILE, line N"
+    text: str
+    highlights: str
 
 
 @dataclass(frozen=True)
@@ -75,33 +90,47 @@ def read_text(path: str | os.PathLike[str]) -> str:
     return text
 
 
-def read_task(path: str | os.PathLike[str], limit: int | None = None) -> list[TaskItem]:
+def read_task(path: str | os.PathLike[str], limit: int | None = None) -> list[TaskItem] | list[Article]:
     """The first `limit` items of a task file (default: all). Empty lines do not count.
 
-    Raises PyskipError with the line for what is no item.
+    Raises PyskipError with the line for what is no item, or of another kind than those before.
     """
     items: list[TaskItem] = []
+    articles: list[Article] = []
     for number, line in enumerate(read_text(path).split("\n"), 1):
-        if limit is not None and len(items) >= limit:
+        if limit is not None and len(items) + len(articles) >= limit:
             break
-        if line.strip():
-            items.append(_item(f"{os.fspath(path)}, line {number}", line))
-    return items
+        if not line.strip():
+            continue
+        item = _item(f"{os.fspath(path)}, line {number}", line)
+        if isinstance(item, Article):
+            articles.append(item)
+        else:
+            items.append(item)
+        if items and articles:
+            found, before = ("an article", "none") if isinstance(item, Article) else ("no article", "articles")
+            raise PyskipError(
+                f"{item.where}: {found}, expected {before} as before it: put articles into their own file"
+            )
+    return articles or items
 
 
-def _item(where: str, line: str) -> TaskItem:
+def _item(where: str, line: str) -> TaskItem | Article:
     try:
         document = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise PyskipError(f"{where}: not JSON ({error}), expected one JSON object a line") from None
     if not isinstance(document, dict):
         raise PyskipError(f"{where}: a JSON {type(document).__name__}, expected an object")
-    kind = "choices" if any(key in document for key in KEYS["choices"]) else "continuation"
+    kind = next((kind for kind, keys in KEYS.items() if any(key in document for key in keys)), "continuation")
     for key in KEYS[kind]:
         if key not in document:
             raise PyskipError(
-                f'{where}: no "{key}", expected the keys "context" and "continuation", or "query", "choices" and "gold"'
+                f'{where}: no "{key}", expected the keys "context" and "continuation", or "query", "choices" and '
+                '"gold", or "article" and "highlights"'
             )
+    if kind == "article":
+        return Article(where, *(_text(where, key, document[key]) for key in KEYS[kind]))
     if kind == "continuation":
         context, answer = (_text(where, key, document[key]) for key in KEYS[kind])
         return TaskItem(where, context, (answer,), None)

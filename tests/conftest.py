@@ -79,6 +79,27 @@ def llm(demo_llm: pyskip.Llama) -> Iterator[pyskip.Llama]:
     demo_llm.skip = "off"
 
 
+def open_llm(path: Path, n_ctx: int, **kwargs: Any) -> pyskip.Llama:
+    """One whose window is one batch, unless told otherwise."""
+    sizes = {"n_batch": n_ctx, "n_ubatch": n_ctx, **kwargs}
+    return pyskip.Llama(path, n_ctx=n_ctx, n_threads=2, verbose=False, **sizes)
+
+
+@pytest.fixture(scope="module")
+def exact_llm(demo_f32: Path) -> Iterator[pyskip.Llama]:
+    """As Raw(exact=True)."""
+    llm = open_llm(demo_f32, 128, type_k=0, type_v=0)
+    yield llm
+    llm.close()
+
+
+@pytest.fixture(scope="module")
+def tiny_llm(tiny: Path) -> Iterator[pyskip.Llama]:
+    llm = open_llm(tiny, 128)
+    yield llm
+    llm.close()
+
+
 Logits = Callable[..., dict[str, np.ndarray[Any, Any]]]
 
 

@@ -105,7 +105,9 @@ def test_typed_values_are_checked_too(values: dict[str, object]) -> None:
         Cosine(**values)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("values", [{"rate": "x"}, {"rate": True}, {"error": math.inf}, {"error": b"1"}, {"warmup": -1}])
+@pytest.mark.parametrize(
+    "values", [{"rate": "x"}, {"rate": True}, {"error": math.inf}, {"error": b"1"}, {"warmup": -1}]
+)
 def test_typed_values_of_a_profile_too(values: dict[str, object]) -> None:
     with pytest.raises(pyskip.PolicyError):
         Profiled(**values)  # type: ignore[arg-type]

@@ -1,12 +1,14 @@
-"""`pyskip eval`: what a policy costs in quality, on a text or on a task."""
+"""`pyskip eval`: what a policy costs in quality, on a text, on a task or on articles to be summarised."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,28 +17,43 @@ from . import ui
 
 if TYPE_CHECKING:
     from pyskip.evaluation import TaskResult, TextResult
+    from pyskip.journal import Journal
     from pyskip.llama import Llama
+    from pyskip.summaries import SummaryResult
+    from pyskip.tasks import Article, TaskItem
+
+    Result = TextResult | TaskResult | SummaryResult
 
 __all__ = ["eval"]
 
 COUNT = click.IntRange(1, 2**31 - 1)
-TEXT_COLUMNS = ("skip", "skipped", "FFN bytes saved", "ppl", "ppl / dense", "KLD", "KLD 99 %", "same top")
-TASK_COLUMNS = ("skip", "skipped", "FFN bytes saved", "accuracy", "accuracy - dense")
+N_CTX = {"text": 512, "items": 512, "articles": 2048}
+FIGURE = {"text": "windows, ppl / dense", "items": "items, accuracy", "articles": "articles, ROUGE-L"}
+N_BATCH = 512  # where nothing but the prompt's end is scored
 
 
 @click.command()
 @click.argument("model")
 @click.option("--text", metavar="FILE", help="UTF-8 text: perplexity, and the distance from dense.")
-@click.option("--task", metavar="FILE.jsonl", help="Task items, one JSON object a line: accuracy.")
+@click.option("--task", metavar="FILE.jsonl", help="Task items, one JSON object a line: accuracy, or ROUGE-L.")
 @click.option("--skip", "skips", multiple=True, metavar="SPEC", help="A policy; may be given several times.")
 @click.option("--chunks", type=COUNT, metavar="N", help="Windows of the text, or items of the task, at most.")
 @click.option(
-    "-c", "--ctx", "n_ctx", type=click.IntRange(8, 2**31 - 1), metavar="N", help="Window in tokens. [default: 512]"
+    "-c",
+    "--ctx",
+    "n_ctx",
+    type=click.IntRange(8, 2**31 - 1),
+    metavar="N",
+    help="Window in tokens. [default: 512, for articles 2048]",
+)
+@click.option(
+    "-n", "n_predict", type=COUNT, default=96, show_default=True, metavar="N", help="Tokens of a summary at most."
 )
 @click.option(
     "-t", "n_threads", type=click.IntRange(1, 512), metavar="N", help="Threads. [default: the physical cores]"
 )
 @click.option("--profile", metavar="FILE", help="Profile to use instead of the one beside the model.")
+@click.option("--resume", metavar="FILE", help="Keep what was scored in this file, and compute only what it lacks.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout instead of a table.")
 def eval(
     model: str,
@@ -45,55 +62,89 @@ def eval(
     skips: tuple[str, ...],
     chunks: int | None,
     n_ctx: int | None,
+    n_predict: int,
     n_threads: int | None,
     profile: str | None,
+    resume: str | None,
     as_json: bool,
 ) -> None:
     """Measure what policies cost MODEL (a path, or demo) in quality. Dense is the first row, asked for or not."""
-    if (text is None) == (task is None):
+    path = text if text is not None else task
+    if path is None or (text is not None and task is not None):
         raise click.UsageError("Give either --text or --task.", click.get_current_context())
-    from pyskip.evaluation import evaluate_task, evaluate_text
     from pyskip.policy import parse_skip
-    from pyskip.tasks import read_task, read_text
+    from pyskip.tasks import Article, read_task, read_text
 
     for spec in skips:
         parse_skip(spec)  # these, and the file, before a model is loaded
     start = time.monotonic()
-    results: Sequence[TextResult | TaskResult]
+    content = read_task(path, chunks) if text is None else read_text(path)
+    kind = "text" if isinstance(content, str) else "articles" if isinstance(content[0], Article) else "items"
+    llm = _load(model, kind, n_ctx, n_threads, profile)
+    journal = _journal(resume, llm, kind, path, {"n_predict": n_predict} if kind == "articles" else {})
     with ui.progress_line() as show:
-        if text is not None:
-            content = read_text(text)
-            llm = _load(model, n_ctx, n_threads, profile)
-            n_ctx = llm.n_ctx()
-            on_text = _shown(show, "windows, ppl / dense")
-            results = ui.in_thread(
-                lambda: evaluate_text(llm, content, skips, n_ctx=llm.n_ctx(), chunks=chunks, progress=on_text)
-            )
-        else:
-            items = read_task(str(task), chunks)
-            llm = _load(model, n_ctx, n_threads, profile)
-            on_task = _shown(show, "items, accuracy")
-            results = ui.in_thread(lambda: evaluate_task(llm, items, skips, n_ctx=llm.n_ctx(), progress=on_task))
+        given: dict[str, Any] = {"journal": journal, "progress": _shown(show, FIGURE[kind])}
+        results = ui.in_thread(lambda: _evaluate(llm, content, skips, chunks, n_predict, given))
     if as_json:
-        _print_json(results, model, text, task, llm, time.monotonic() - start)
-    elif text is not None:
-        _print_table(TEXT_COLUMNS, [_text_row(result) for result in results])  # type: ignore[arg-type]
+        _print_json(results, model, {"text": text} if task is None else {"task": task}, llm, time.monotonic() - start)
     else:
-        _print_table(TASK_COLUMNS, [_task_row(result) for result in results])  # type: ignore[arg-type]
+        _print_table(results)
 
 
-def _load(model: str, n_ctx: int | None, n_threads: int | None, profile: str | None) -> Llama:
+def _load(model: str, kind: str, n_ctx: int | None, n_threads: int | None, profile: str | None) -> Llama:
     """With one batch for a whole window."""
     from pyskip.gguf_info import inspect
     from pyskip.llama import Llama
     from pyskip.models import resolve
 
     path = resolve(model)
-    n_ctx = n_ctx or min(512, inspect(path).n_ctx_train or 512)
-    sizes: dict[str, Any] = {"n_ctx": n_ctx, "n_batch": n_ctx, "n_ubatch": n_ctx}
+    n_ctx = n_ctx or min(N_CTX[kind], inspect(path).n_ctx_train or N_CTX[kind])
+    n_batch = min(n_ctx, N_BATCH) if kind == "articles" else n_ctx
+    sizes: dict[str, Any] = {"n_ctx": n_ctx, "n_batch": n_batch, "n_ubatch": n_batch}
     threads: dict[str, Any] = {"n_threads": n_threads, "n_threads_batch": n_threads}
     chosen: dict[str, Any] = {} if profile is None else {"profile": profile}
     return ui.in_thread(lambda: Llama(path, verbose=False, **sizes, **threads, **chosen))
+
+
+def _journal(resume: str | None, llm: Llama, kind: str, path: str, more: dict[str, int]) -> Journal:
+    """What was scored already, of the same file by the same model and build."""
+    from pyskip._library import BUILD
+    from pyskip.journal import Journal
+
+    if resume is None:
+        return Journal()
+    header: dict[str, str | int] = {
+        "kind": kind,
+        "file_name": Path(path).name,
+        "file_sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
+        "model_name": Path(llm.model_path).name,
+        "model": llm._info.fingerprint,
+        "n_ctx": llm.n_ctx(),
+        **more,
+        "build": BUILD,
+    }
+    return Journal(resume, header)
+
+
+def _evaluate(
+    llm: Llama,
+    content: str | Sequence[TaskItem] | Sequence[Article],
+    skips: Sequence[str],
+    chunks: int | None,
+    n_predict: int,
+    given: dict[str, Any],
+) -> Sequence[Result]:
+    from pyskip.evaluation import evaluate_task, evaluate_text
+    from pyskip.summaries import evaluate_summaries
+    from pyskip.tasks import Article, TaskItem
+
+    if isinstance(content, str):
+        return evaluate_text(llm, content, skips, n_ctx=llm.n_ctx(), chunks=chunks, **given)
+    articles = [item for item in content if isinstance(item, Article)]
+    if articles:
+        return evaluate_summaries(llm, articles, skips, n_predict=n_predict, **given)
+    items = [item for item in content if isinstance(item, TaskItem)]
+    return evaluate_task(llm, items, skips, n_ctx=llm.n_ctx(), **given)
 
 
 def _shown(show: Callable[[int, int, str], None], words: str) -> Callable[[int, int, float], None]:
@@ -101,12 +152,7 @@ def _shown(show: Callable[[int, int, str], None], words: str) -> Callable[[int, 
 
 
 def _print_json(
-    results: Sequence[TextResult | TaskResult],
-    model: str,
-    text: str | None,
-    task: str | None,
-    llm: Llama,
-    seconds: float,
+    results: Sequence[Result], model: str, source: dict[str, str | None], llm: Llama, seconds: float
 ) -> None:
     from pyskip._library import BUILD
 
@@ -116,7 +162,7 @@ def _print_json(
             for row in (asdict(result).items() for result in results)
         ],
         "model": model,
-        **({"text": text} if task is None else {"task": task}),
+        **source,
         "n_ctx": llm.n_ctx(),
         "n_threads": llm.n_threads_batch,
         "seconds": round(seconds, 1),
@@ -125,32 +171,42 @@ def _print_json(
     click.echo(json.dumps(document))
 
 
-def _text_row(result: TextResult) -> tuple[str, ...]:
-    return (
-        result.skip,
-        f"{result.skip_rate:.1%}",
-        f"{result.ffn_bytes_saved:.1%}",
-        f"{result.ppl:.3f} ± {result.ppl_se:.3f}",
-        f"{result.ppl_ratio:.4f} ± {result.ppl_ratio_se:.4f}",
-        f"{result.kld_mean:.4f}",
-        f"{result.kld_p99:.3f}",
-        f"{result.same_top:.1%}",
-    )
+def _cells(result: Result) -> dict[str, str]:
+    """A row of the table, by column."""
+    from pyskip.evaluation import TaskResult, TextResult
+
+    cells = {
+        "skip": result.skip,
+        "skipped": f"{result.skip_rate:.1%}",
+        "FFN bytes saved": f"{result.ffn_bytes_saved:.1%}",
+    }
+    if isinstance(result, TextResult):
+        return {
+            **cells,
+            "ppl": f"{result.ppl:.3f} ± {result.ppl_se:.3f}",
+            "ppl / dense": f"{result.ppl_ratio:.4f} ± {result.ppl_ratio_se:.4f}",
+            "KLD": f"{result.kld_mean:.4f}",
+            "KLD 99 %": f"{result.kld_p99:.3f}",
+            "same top": f"{result.same_top:.1%}",
+        }
+    if isinstance(result, TaskResult):
+        return {
+            **cells,
+            "accuracy": f"{result.accuracy:.1%} ± {result.accuracy_se:.1%}",
+            "accuracy - dense": f"{result.accuracy_diff:+.1%} ± {result.accuracy_diff_se:.1%}",
+        }
+    return {
+        **cells,
+        "ROUGE-L": f"{result.rouge_l:.4f} ± {result.rouge_l_se:.4f}",
+        "ROUGE-L - dense": f"{result.rouge_l_diff:+.4f} ± {result.rouge_l_diff_se:.4f}",
+    }
 
 
-def _task_row(result: TaskResult) -> tuple[str, ...]:
-    return (
-        result.skip,
-        f"{result.skip_rate:.1%}",
-        f"{result.ffn_bytes_saved:.1%}",
-        f"{result.accuracy:.1%} ± {result.accuracy_se:.1%}",
-        f"{result.accuracy_diff:+.1%} ± {result.accuracy_diff_se:.1%}",
-    )
-
-
-def _print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _print_table(results: Sequence[Result]) -> None:
     """Columns aligned by blanks; the first to the left, figures to the right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    for row in (header, *rows):
+    cells = [_cells(result) for result in results]
+    rows = [tuple(cells[0]), *(tuple(row.values()) for row in cells)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
         figures = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
         click.echo("  ".join((row[0].ljust(widths[0]), *figures)))
