@@ -2,6 +2,7 @@
 # make test   set everything up and run every test
 # make lint   ruff and mypy
 # make bench  what skipping costs and brings on this machine: docs/benchmarks.md
+# make results DATA=FOLDER [ONLY="STEP ..."]  docs/results.md: quality against skip rate (benchmarks/results.py)
 #
 # Needs Python 3.10 or newer with venv, a C++17 compiler and a network for pip. Everything goes into .venv and build.
 
@@ -16,7 +17,7 @@ NATIVE  := $(wildcard native/*/* native/*/*/* models/profiles/*) CMakeLists.txt 
 
 BUILD_TOOLS := "scikit-build-core>=0.10" "cmake>=3.21" "ninja>=1.11" "cffi>=1.15.1" "patch-ng>=1.17" tomli
 
-.PHONY: chat test lint bench clean
+.PHONY: chat test lint bench results clean
 
 chat: $(VENV)/.built
 	@$(BIN)/pyskip chat
@@ -32,6 +33,11 @@ lint: $(VENV)/.built $(VENV)/.dev
 
 bench: $(VENV)/.built build/reference/.built build/never-built/.built $(VENV)/.dev
 	$(BIN)/python benchmarks/skip_cost.py
+
+results: $(VENV)/.built build/reference/.built $(VENV)/.results
+	$(BIN)/python benchmarks/results.py $(if $(DATA),--text $(DATA)/dev_wiki.txt --lambada $(DATA)/dev_lambada.jsonl \
+	  --factoid $(DATA)/dev_factoid.jsonl --arc-easy $(DATA)/dev_arc_easy.jsonl --cnn $(DATA)/dev_cnn_dailymail.jsonl) \
+	  $(if $(ONLY),--only $(ONLY)) $(RESULTS_ARGS)
 
 clean:
 	rm -rf build $(VENV)
@@ -66,7 +72,11 @@ $(VENV)/.built: $(VENV)/.runtime $(NATIVE)
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/.built
-	@$(PIP) install "pytest>=8" "ruff>=0.8" "mypy>=1.13" types-cffi
+	@$(PIP) install "pytest>=8" "ruff>=0.8" "mypy>=1.13" types-cffi "rouge-score>=0.1.2" "matplotlib>=3.8"
+	@touch $@
+
+$(VENV)/.results: pyproject.toml | $(VENV)/.built
+	@$(PIP) install "matplotlib>=3.8" "rouge-score>=0.1.2" "matplotlib>=3.8"
 	@touch $@
 
 # Unpatched libllama of the same release and the same flags: what tests and benchmarks compare with. `never-built` is

@@ -1,0 +1,288 @@
+"""Writes docs/results.md and its plots from the JSON files that results.py measured. No model is needed.
+
+The same files give the same page, byte for byte. What was not measured is left out, and the page says so.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import results_plots
+
+from pyskip.errors import PyskipError
+
+__all__ = ["write"]
+
+COLD = 4  # layers at each end that `cosine` always runs
+POLICIES = ("random", "static", "cosine", "profile")
+TITLES = {
+    "text": "Wiki text",
+    "lambada": "LAMBADA",
+    "factoid": "Factoid",
+    "arc_easy": "ARC easy",
+    "cnn": "CNN/DailyMail",
+}
+MEASURES = {
+    "text": "perplexity / dense",
+    "lambada": "accuracy, %: the last word by greedy decoding",
+    "factoid": "accuracy, %: the fact by greedy decoding (the paper's Factoid-QA asks such questions)",
+    "arc_easy": "accuracy, %: the right one of about four choices the likeliest for its length",
+    "cnn": "ROUGE-L F1, %, of summaries against the highlights (the paper has summaries judged by GPT-4)",
+}
+UNITS = {"text": "windows of 512 tokens, the second half of each"}
+Row = dict[str, Any]
+
+
+def write(folder: Path) -> Path:
+    """The page beside the folder of measurements, FOLDER.md, the plots inside. Raises PyskipError without any."""
+    documents = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    quality = {name: documents[name] for name in TITLES if name in documents}
+    if not quality or "arms" not in documents:
+        raise PyskipError(
+            f"{folder}: no measurements, expected arms.json and text.json at least: run those steps first"
+        )
+    parts = [_head(documents, quality), _glance(quality), _quality(folder, quality)]
+    if "cos" in documents:
+        parts.append(_cosines(folder, documents["cos"]))
+    if "bench" in documents and "text" in quality:
+        parts.append(_speed(folder, documents["bench"], quality["text"]))
+    parts.append(_arms(documents["arms"], quality))
+    page = folder.with_suffix(".md")
+    page.write_text("\n\n".join(_filled(part) for part in parts if part) + "\n")
+    return page
+
+
+# Sections
+
+
+def _head(documents: dict[str, Any], quality: dict[str, Any]) -> str:
+    first = documents["arms"]
+    model = first["model"]
+    inputs = [
+        [
+            TITLES[name],
+            f"`{d['input']['name']}`",
+            f"{_counted(d)} {UNITS.get(name, 'items')}",
+            f"`{d['input']['sha256']}`",
+        ]
+        for name, d in quality.items()
+    ]
+    wanted = {**TITLES, "cos": "cosines by layer", "bench": "speed"}
+    missing = [title for name, title in wanted.items() if name not in documents]
+    return f"""# Results
+
+What four policies cost in quality, and bring in speed, on {model["name"]} (`{model["file"]}`,
+{model["n_layer"]} layers, fingerprint `{model["fingerprint"]}`). `make results DATA=FOLDER` wrote this page; FOLDER
+holds the inputs under these names:
+
+{_table(["input", "file", "scored", "sha256"], inputs)}
+{first["cpu"]}, {first["n_threads"]} threads; {first["build"]}. ± is one standard error. A command below, run in the
+repository root with the inputs there, measures one table again; `make results` draws the page.
+{"" if not missing else f"{chr(10)}Not measured: {', '.join(missing)}.{chr(10)}"}
+| policy | |
+|---|---|
+| `random` | a coin for each token and layer; nothing in a skipped block's place |
+| `static` | the layers that cost least when each alone is skipped; the same for every token |
+| `cosine` | the paper's, `run=1`: where a block turned the stream by little, the next one is skipped |
+| `profile` | pyskip's: a gate predicts the harm token by token, a small stand-in serves in the block's place |
+
+The paper's models have 7 to 13 billion parameters, this one {model["n_params"] / 1e6:,.0f} million: a small model has
+less to spare, so these are not the paper's figures. Of its three tables, that on conversations (MT-bench) needs another
+model as a judge and is not here.
+"""
+
+
+def _glance(quality: dict[str, Any]) -> str:
+    """Every input at one rate, the highest up to a quarter that all of them have."""
+    shared = set.intersection(*({row["nominal"] for row in d["rows"]} for d in quality.values()))
+    rate = max((r for r in shared if r <= 0.25), default=min(shared, default=None))
+    if rate is None:
+        return ""
+    rows = []
+    for name, document in quality.items():
+        found = {row["policy"]: row for row in document["rows"] if row["nominal"] == rate}
+        rows.append(
+            [f"{TITLES[name]}, {_unit(name)}", _dense(name, document), *(_cell(name, found[p]) for p in POLICIES)]
+        )
+    return f"""## At a rate of {_percent(rate)}
+
+{_table(["", "dense", *POLICIES], rows)}
+In brackets the share of FFN blocks that was skipped. A rate is what a policy was asked for; gates and cosines skip more
+or less on text that they were not set on, so compare at like shares, in the plot.
+"""
+
+
+def _quality(folder: Path, quality: dict[str, Any]) -> str:
+    results_plots.quality(quality, folder / "quality.svg")
+    parts = [
+        f"""## Quality against skip rate
+
+![Quality of four policies against the share of FFN blocks skipped, a panel for each input]({folder.name}/quality.svg)
+
+Bands and ± of a policy: one standard error of its difference to dense, from differences token by token or item by item.
+What lies within two of them cannot be told from dense with so few items.
+"""
+    ]
+    for name, document in quality.items():
+        rates = sorted({row["nominal"] for row in document["rows"]})
+        found = {(row["policy"], row["nominal"]): row for row in document["rows"]}
+        rows = [[_percent(rate), *(_cell(name, found[policy, rate]) for policy in POLICIES)] for rate in rates]
+        parts.append(f"""### {TITLES[name]}
+
+{MEASURES[name][0].upper() + MEASURES[name][1:]}. Dense: {_dense(name, document)}; {_warmup(name, document)}
+
+{_table(["rate", *POLICIES], rows)}
+{_made(document)}
+""")
+    return "\n".join(parts)
+
+
+def _cosines(folder: Path, cos: Row) -> str:
+    results_plots.cosines(cos, COLD, folder / "cos.svg")
+    inner = range(COLD, len(cos["mean"]) - COLD)
+    low, high = min(cos["mean"][il] for il in inner), max(cos["mean"][il] for il in inner)
+    rows = [[str(il), *(f"{cos[key][il]:.3f}" for key in ("mean", "p10", "p90"))] for il in range(len(cos["mean"]))]
+    return f"""## How far a block turns the stream: cos(x, z) by layer
+
+![Cosine between the stream entering and leaving an FFN block, by layer]({folder.name}/cos.svg)
+
+x enters an FFN block, z = x + FFN(norm(x)) leaves it; {cos["n_tokens"]:,} tokens of the text, dense. The paper's
+plateau is there: means of {low:.3f} to {high:.3f} from layer {inner[0]} to {inner[-1]}. What a rule on it costs,
+`cosine` shows above.
+
+<details><summary>Figures</summary>
+
+{_table(["layer", "mean", "10 %", "90 %"], rows)}
+</details>
+
+{_made(cos)}
+"""
+
+
+def _speed(folder: Path, bench: Row, text: Row) -> str:
+    results_plots.speed(bench, text, folder / "speed.svg")
+    ratios = {(row["policy"], row["nominal"]): row for row in text["rows"]}
+    rows = []
+    for row in bench["rows"]:
+        cost = ratios.get((row["policy"], row["nominal"]))
+        rows.append([
+            row["policy"] if row["nominal"] is None else f"{row['policy']}, {_percent(row['nominal'])}",
+            f"{row['avg_ts']:.1f} ± {row['spread_ts']:.1f}", f"{row['speedup']:.3f}",
+            "" if row["ideal_speedup"] is None else f"{row['ideal_speedup']:.3f}", _percent(row["skip_rate"]),
+            "" if cost is None else _ratio(cost["ppl_ratio"]),
+        ])  # fmt: skip
+    return f"""## Speed-up against quality
+
+![Perplexity ratio against measured speed-up, three policies]({folder.name}/speed.svg)
+
+64 generated tokens behind 256 others, all the model's own text; {bench["rounds"]} rounds in turns. Speed-up: the median
+of the rounds' ratios to pyskip's `off`; ± is half the distance between the quartiles here. "Bytes allow": what bytes
+that are not read bring where all time is reading. Policies decide from the first generated token on. Perplexity is the
+wiki text's, above; gates and cosines skip another share of it than here, so look at the shares too.
+
+{_table(["policy, rate", "tokens/s", "speed-up", "bytes allow", "skipped", "perplexity / dense"], rows)}
+{_made(bench)}
+"""
+
+
+def _arms(arms: Row, quality: dict[str, Any]) -> str:
+    first = next(iter(quality.values()))
+    specs = {(row["policy"], row["nominal"]): row["skip"] for row in first["rows"]}
+    rates = sorted({row["nominal"] for row in first["rows"]})
+    rows = [[_percent(rate), *(f"`{specs[p, rate]}`" for p in ("static", "cosine"))] for rate in rates]
+    single = [[str(il), _ratio(arms["single"][il])] for il in arms["order"]]
+    return f"""## How `static` and `cosine` were set
+
+On the first {arms["n_windows"]} windows of the wiki text, which are scored too: a favour to these two that the profile
+does without. `static`: the layers that cost least when each alone is skipped, as many as make the rate. `cosine`: the
+threshold that met the rate best on the first two windows; with `run=1` and 4 cold layers at each end no more than every
+second block between them can be skipped.
+
+{_table(["rate", "static", "cosine"], rows)}
+<details><summary>Perplexity / dense with one layer skipped, cheapest first</summary>
+
+{_table(["layer", "perplexity / dense"], single)}
+</details>
+
+{_made(arms)}
+"""
+
+
+# Words and cells
+
+
+def _filled(section: str) -> str:
+    """Paragraphs filled to the width of the other documents; tables, headings and the like as they are."""
+    return "\n\n".join(
+        block if block.startswith(("|", "#", "!", "<", "`")) else _wrapped(block)
+        for block in re.split(r"\n\n+", section.strip())
+    )
+
+
+def _wrapped(block: str) -> str:
+    return textwrap.fill(block, 120, break_long_words=False, break_on_hyphens=False)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _made(document: Row) -> str:
+    return f"`{document['command']}`; {document['date']}."
+
+
+def _warmup(name: str, document: Row) -> str:
+    if name == "text":
+        return f"{document['dense']['n_tokens']:,} tokens scored."
+    if name == "cnn":
+        return "articles run dense (but for `static`), and so do the first 16 tokens of a summary."
+    return "policies decide from the first token on, without their usual 16 dense ones: the items are short."
+
+
+def _counted(document: Row) -> int:
+    return int(document["dense"].get("n", document["n"]))
+
+
+def _unit(name: str) -> str:
+    return "perplexity / dense" if name == "text" else "ROUGE-L, %" if name == "cnn" else "accuracy, %"
+
+
+def _key(name: str) -> str:
+    return "rouge_l" if name == "cnn" else "accuracy"
+
+
+def _dense(name: str, document: Row) -> str:
+    row = document["dense"]
+    if name == "text":
+        return f"1 (perplexity {row['ppl']:.2f} ± {row['ppl_se']:.2f})"
+    return f"{100 * row[_key(name)]:.1f} ± {_error(row[_key(name) + '_se'])}"
+
+
+def _cell(name: str, row: Row) -> str:
+    if name == "text":
+        value = f"{_ratio(row['ppl_ratio'])} ± {_ratio(row['ppl_ratio_se'], row['ppl_ratio'])}"
+    else:
+        value = f"{100 * row[_key(name)]:.1f} ± {_error(row[_key(name) + '_diff_se'])}"
+    return f"{value} ({_percent(row['skip_rate'], 1)})"
+
+
+def _error(value: float | None) -> str:
+    return "?" if value is None else f"{100 * value:.1f}"
+
+
+def _ratio(value: float | None, like: float | None = None) -> str:
+    """About four digits, or those that another value has; an infinity is null in JSON."""
+    if value is None:
+        return "∞"
+    size = value if like is None else like
+    return f"{value:,.{3 if size < 10 else 1 if size < 1000 else 0}f}"
+
+
+def _percent(share: float, digits: int = 0) -> str:
+    return f"{100 * share:.{digits}f} %"
