@@ -5,6 +5,8 @@
 
 Steps, in this order; each needs the ones that it names to have run, in this or an earlier call:
 
+    headline  the profile's and the paper's policy at three rates, on 80 windows of the text
+    accuracy  the profile at a rate of 0.25 on every item of lambada, factoid and arc_easy
     cos       cos(x, z) of each block on the text, dense
     arms      what to compare: the layers of `static` by single ablation, the thresholds of `cosine` (cos)
     text, lambada, factoid, arc_easy, cnn     quality of each policy at each rate, by `pyskip eval` (arms)
@@ -12,8 +14,8 @@ Steps, in this order; each needs the ones that it names to have run, in this or 
     page      the page and the plots
 
 Every score goes to a journal in build/results first: after Ctrl-C the same command goes on where it was, and more
-windows or items (--chunks, --items) add to what is there. On two slow cores, with the default counts, about 75 minutes:
-arms 6, text 17, lambada 19, factoid 6, arc_easy 8, cnn 13, bench 5.
+windows or items (--chunks, --items) add to what is there. On two slow cores, with the default counts, two hours:
+headline 22, accuracy 30, arms 6, text 17, lambada 19, factoid 6, arc_easy 8, cnn 13, bench 5.
 """
 
 from __future__ import annotations
@@ -52,10 +54,21 @@ FORMATS = {
     "arc_easy": 'JSON lines with "query", "choices" and "gold"',
     "cnn": 'JSON lines with "article" and "highlights"',
 }
-STEPS = ("cos", "arms", *FORMATS, "bench", "page")
-READS = {"cos": ("text",), "arms": ("text",), **{name: (name,) for name in FORMATS}}
+EXACT = ("lambada", "factoid", "arc_easy")  # accuracies, of short items
+FIXED = ("headline", "accuracy", "cos")  # steps that do not go by --rates
+STEPS = ("headline", "accuracy", "cos", "arms", *FORMATS, "bench", "page")
+READS = {
+    "headline": ("text",),
+    "accuracy": EXACT,
+    "cos": ("text",),
+    "arms": ("text",),
+    **{name: (name,) for name in FORMATS},
+}
 ITEMS = {"lambada": 100, "factoid": 200, "arc_easy": 60, "cnn": 8}  # by default
 RATES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35)
+HEADLINE = (0.1, 0.25, 0.4)
+PAPER = {0.1: (0.984, 2), 0.25: (0.97, 2), 0.4: (0.95, 4)}  # threshold and run of `cosine` that about meet these rates
+HEADLINE_WINDOWS = 80
 N_CTX = 512
 COLD = 4  # first and last layers that `cosine` leaves alone, its default
 ARM_WINDOWS = 4  # of the text, to choose arms on
@@ -98,11 +111,12 @@ class Setup:
 # The command line that measures, and what it says
 
 
-def evaluate(setup: Setup, journal: str, name: str, n: int, skips: Iterable[str]) -> dict[str, Any]:
-    """`pyskip eval` of n windows or items: its rows by policy."""
+def evaluate(setup: Setup, journal: str, name: str, n: int | None, skips: Iterable[str]) -> dict[str, Any]:
+    """`pyskip eval` of n windows or items (None: all): its rows by policy."""
     what = "--text" if name == "text" else "--task"
     command = [sys.executable, "-m", "pyskip", "eval", setup.model, what, str(setup.inputs[name])]
-    command += ["--chunks", str(n), "--json", "--resume", str(setup.work / f"{journal}.jsonl")]
+    command += ["--json", "--resume", str(setup.work / f"{journal}.jsonl")]
+    command += [] if n is None else ["--chunks", str(n)]
     command += [flag for skip in skips for flag in ("--skip", skip)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
@@ -115,10 +129,10 @@ def save(setup: Setup, step: str, found: dict[str, Any], *, date: float | None =
     info = pyskip.inspect(setup.path)
     sizes = {"n_layer": info.n_layer, "n_params": info.n_params}
     day = datetime.date.fromtimestamp(time.time() if date is None else date)
-    name = READS.get(step, (None,))[0]
+    names = READS.get(step, ())
     words = [".venv/bin/python benchmarks/results.py --only", step, "--model", Path(setup.model).name]
-    words += [f"--{name.replace('_', '-')} {setup.inputs[name].name}"] if name else []
-    words += [] if setup.rates == RATES or step == "cos" else ["--rates", *map(str, setup.rates)]
+    words += [f"--{name.replace('_', '-')} {setup.inputs[name].name}" for name in names]
+    words += [] if setup.rates == RATES or step in FIXED else ["--rates", *map(str, setup.rates)]
     document = {
         "step": step,
         "command": " ".join([*words, flags]).strip(),
@@ -127,7 +141,7 @@ def save(setup: Setup, step: str, found: dict[str, Any], *, date: float | None =
         "cpu": cpu_name(),
         "n_threads": physical_cores(),
         "build": BUILD,
-        **({"input": {"name": setup.inputs[name].name, "sha256": sha256(setup.inputs[name])}} if name else {}),
+        "inputs": {name: {"name": setup.inputs[name].name, "sha256": sha256(setup.inputs[name])} for name in names},
         **found,
     }
     setup.out.mkdir(parents=True, exist_ok=True)
@@ -148,6 +162,31 @@ def rounded(value: Any) -> Any:
 
 
 # Steps
+
+
+def measure_headline(setup: Setup) -> None:
+    """What the README shows: the profile, and the paper's policy at about the same rates."""
+    chosen = [("profile", rate, str(rate)) for rate in HEADLINE]
+    chosen += [("cosine", rate, "cosine:threshold={},run={}".format(*PAPER[rate])) for rate in HEADLINE]
+    rows = evaluate(setup, "headline", "text", HEADLINE_WINDOWS, [spec for _, _, spec in chosen])
+    save_rows(setup, "headline", "headline", HEADLINE_WINDOWS, chosen, rows)
+
+
+def save_rows(
+    setup: Setup, step: str, journal: str, n: int, chosen: list[tuple[str, float, str]], rows: dict[str, Any],
+    warmup: int = 16, flags: str = "",
+) -> None:  # fmt: skip
+    """The rows that were chosen, by policy and nominal rate, beside the dense one."""
+    compared = [{"policy": p, "nominal": rate, **rows[str(parse_skip(spec))]} for p, rate, spec in chosen]
+    found = {"warmup": warmup, "n": n, "dense": rows["off"], "rows": compared}
+    save(setup, step, found, date=(setup.work / f"{journal}.jsonl").stat().st_mtime, flags=flags)
+
+
+def measure_accuracy(setup: Setup) -> None:
+    """Every item of the short tasks, without a warm-up, within which the shortest would end."""
+    skip = "profile:rate=0.25,warmup=0"
+    rows = {name: evaluate(setup, f"accuracy-{name}", name, None, [skip]) for name in EXACT}
+    save(setup, "accuracy", {"tasks": {name: {"dense": r["off"], "row": r[skip]} for name, r in rows.items()}})
 
 
 def measure_cos(setup: Setup) -> None:
@@ -228,14 +267,12 @@ def policies(arms: dict[str, Any], rates: Sequence[float], warmup: int) -> list[
 
 def measure_quality(setup: Setup, name: str) -> None:
     """Every policy at every rate, on one of the inputs. Short items, within a warm-up's length, are taken without."""
-    eager = name in ("lambada", "factoid", "arc_easy")
-    chosen = policies(setup.load("arms"), setup.rates_of(name), 0 if eager else 16)
+    warmup = 0 if name in EXACT else 16
+    chosen = policies(setup.load("arms"), setup.rates_of(name), warmup)
     n = setup.chunks if name == "text" else setup.count(name)
     rows = evaluate(setup, name, name, n, [spec for _, _, spec in chosen])
-    compared = [{"policy": p, "nominal": rate, **rows[str(parse_skip(spec))]} for p, rate, spec in chosen]
-    found = {"warmup": 0 if eager else 16, "n": n, "dense": rows["off"], "rows": compared}
-    count = f"--chunks {n}" if name == "text" else f"--items {n}"
-    save(setup, name, found, date=(setup.work / f"{name}.jsonl").stat().st_mtime, flags=count)
+    flags = f"--chunks {n}" if name == "text" else f"--items {n}"
+    save_rows(setup, name, name, n, chosen, rows, warmup, flags)
 
 
 def measure_speed(setup: Setup) -> None:
@@ -260,13 +297,22 @@ def show(done: int, total: int) -> None:
         print(f"{chr(13) if live else ''}{done}/{total} samples", end="" if done < total else "\n", file=sys.stderr)
 
 
+MEASURES = {
+    "headline": measure_headline,
+    "accuracy": measure_accuracy,
+    "cos": measure_cos,
+    "arms": choose_arms,
+    "bench": measure_speed,
+}
+
+
 def run(setup: Setup, step: str) -> None:
     if step in FORMATS:
         measure_quality(setup, step)
     elif step == "page":
         results_page.write(setup.out)
     else:
-        {"cos": measure_cos, "arms": choose_arms, "bench": measure_speed}[step](setup)
+        MEASURES[step](setup)
 
 
 # The command line

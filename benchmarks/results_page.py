@@ -46,7 +46,12 @@ def write(folder: Path) -> Path:
         raise PyskipError(
             f"{folder}: no measurements, expected arms.json and text.json at least: run those steps first"
         )
-    parts = [_head(documents, quality), _glance(quality), _quality(folder, quality)]
+    parts = [_head(documents, quality)]
+    if "headline" in documents:
+        parts.append(_headline(documents["headline"]))
+    if "accuracy" in documents:
+        parts.append(_accuracy(documents["accuracy"]))
+    parts += [_glance(quality), _quality(folder, quality)]
     if "cos" in documents:
         parts.append(_cosines(folder, documents["cos"]))
     if "bench" in documents and "text" in quality:
@@ -66,13 +71,19 @@ def _head(documents: dict[str, Any], quality: dict[str, Any]) -> str:
     inputs = [
         [
             TITLES[name],
-            f"`{d['input']['name']}`",
+            f"`{d['inputs'][name]['name']}`",
             f"{_counted(d)} {UNITS.get(name, 'items')}",
-            f"`{d['input']['sha256']}`",
+            f"`{d['inputs'][name]['sha256']}`",
         ]
         for name, d in quality.items()
     ]
-    wanted = {**TITLES, "cos": "cosines by layer", "bench": "speed"}
+    wanted = {
+        "headline": "the headline",
+        "accuracy": "whole tasks",
+        **TITLES,
+        "cos": "cosines by layer",
+        "bench": "speed",
+    }
     missing = [title for name, title in wanted.items() if name not in documents]
     return f"""# Results
 
@@ -80,7 +91,7 @@ What four policies cost in quality, and bring in speed, on {model["name"]} (`{mo
 {model["n_layer"]} layers, fingerprint `{model["fingerprint"]}`). `make results DATA=FOLDER` wrote this page; FOLDER
 holds the inputs under these names:
 
-{_table(["input", "file", "scored", "sha256"], inputs)}
+{_table(["input", "file", "compared on", "sha256"], inputs)}
 {first["cpu"]}, {first["n_threads"]} threads; {first["build"]}. ± is one standard error. A command below, run in the
 repository root with the inputs there, measures one table again; `make results` draws the page.
 {"" if not missing else f"{chr(10)}Not measured: {', '.join(missing)}.{chr(10)}"}
@@ -95,6 +106,48 @@ The paper's models have 7 to 13 billion parameters, this one {model["n_params"] 
 less to spare, so these are not the paper's figures. Of its three tables, that on conversations (MT-bench) needs another
 model as a judge and is not here.
 """
+
+
+def _headline(document: Row) -> str:
+    rows = [
+        [
+            f"`{row['skip']}`", f"{row['skip_rate']:.3f}", f"{row['ppl']:.2f}",
+            f"{_ratio(row['ppl_ratio'])} ± {_ratio(row['ppl_ratio_se'], row['ppl_ratio'])}", f"{row['kld_mean']:.4f}",
+            f"{_percent(row['same_top'], 1)}", f"{row['ffn_bytes_saved']:.3f}",
+        ]
+        for row in (document["dense"], *document["rows"])
+    ]  # fmt: skip
+    return f"""## The profile and the paper's policy on wiki text
+
+{document["dense"]["n_tokens"]:,} scored tokens: {document["n"]} {UNITS["text"]}.
+
+{_table(["skip", "rate", "perplexity", "/ dense", "KL, nats", "same top token", "FFN bytes saved"], rows)}
+{_made(document)}
+"""
+
+
+def _accuracy(document: Row) -> str:
+    rows = [
+        [
+            TITLES[name], str(task["row"]["n"]), f"{_points(task['dense'], 'accuracy')} %",
+            f"{_points(task['row'], 'accuracy')} %", f"{_points(task['row'], 'accuracy_diff', '+')}",
+            _percent(task["row"]["skip_rate"], 1),
+        ]
+        for name, task in document["tasks"].items()
+    ]  # fmt: skip
+    skip = next(iter(document["tasks"].values()))["row"]["skip"]
+    return f"""## Whole tasks under `{skip}`
+
+Without the usual 16 dense tokens, which the shortest items never leave. The difference is that of paired items, in
+points.
+
+{_table(["task", "items", "dense", "profile", "difference", "skipped"], rows)}
+{_made(document)}
+"""
+
+
+def _points(row: Row, key: str, sign: str = "") -> str:
+    return f"{100 * row[key]:{sign}.1f} ± {_error(row[key + '_se'])}"
 
 
 def _glance(quality: dict[str, Any]) -> str:
@@ -261,7 +314,7 @@ def _dense(name: str, document: Row) -> str:
     row = document["dense"]
     if name == "text":
         return f"1 (perplexity {row['ppl']:.2f} ± {row['ppl_se']:.2f})"
-    return f"{100 * row[_key(name)]:.1f} ± {_error(row[_key(name) + '_se'])}"
+    return _points(row, _key(name))
 
 
 def _cell(name: str, row: Row) -> str:

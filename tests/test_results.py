@@ -76,18 +76,27 @@ def measure(folder: Path) -> Path:
         for policy in ("static", "cosine", "profile") for rate in RATES
     ]  # fmt: skip
     speed = {"avg_ts": 30.0, "spread_ts": 1.0, "ideal_speedup": 1.2}
+    score = {"ppl": 16.5, "ppl_ratio": 1.1, "ppl_ratio_se": 0.02, "kld_mean": 0.1, "same_top": 0.8}
+    headline = {
+        "dense": {**score, "skip": "off", "skip_rate": 0.0, "ffn_bytes_saved": 0.0, "n_tokens": 20400},
+        "rows": [{**score, "skip": "0.25", "skip_rate": 0.26, "ffn_bytes_saved": 0.23}],
+    }
+    right = {"accuracy": 0.3, "accuracy_se": 0.011, "n": 600, "skip": "0.25", "skip_rate": 0.2}
+    whole = {"dense": right, "row": {**right, "accuracy_diff": -0.012, "accuracy_diff_se": 0.006}}
     documents = [
         document("cos", n_tokens=512, **cos),
         document(
             "arms", n_windows=2, single=[2 - 0.01 * il for il in range(N_LAYER)], order=ORDER, thresholds=THRESHOLDS
         ),
-        document("text", input={"name": "wiki.txt", "sha256": "ab" * 32}, warmup=16, **text),
+        document("text", inputs={"text": {"name": "wiki.txt", "sha256": "ab" * 32}}, warmup=16, **text),
+        document("headline", n=80, **headline),
+        document("accuracy", tasks={name: whole for name in ("lambada", "factoid", "arc_easy")}),
         document("bench", rounds=3, rows=[{**row, **speed} for row in speeds]),
     ]
     for name, key in TASKS.items():
         dense = {key: 0.4, f"{key}_se": 0.05, "n": 40}
         where = {"name": f"{name}.jsonl", "sha256": "cd" * 32}
-        documents.append(document(name, input=where, warmup=0, n=40, dense=dense, rows=rows(key)))
+        documents.append(document(name, inputs={name: where}, warmup=0, n=40, dense=dense, rows=rows(key)))
     for each in documents:
         (folder / f"{each['step']}.json").write_text(json.dumps(each))
     return folder
@@ -109,6 +118,8 @@ def test_page_holds_every_table(page: Path) -> None:
     assert "| 35 % | 5.5 ± 2.0 (31.5 %) |" in text  # 0.4 / (1 + 9 x 0.35 x 2)
     assert "| profile, 35 % | 30.0 ± 1.0 | 1.350 | 1.200 | 35 % | 1.073 |" in text
     assert "| 29 | 0.958 | 0.800 | 0.970 |" in text
+    assert "| `0.25` | 0.260 | 16.50 | 1.100 ± 0.020 | 0.1000 | 80.0 % | 0.230 |" in text
+    assert "| ARC easy | 600 | 30.0 ± 1.1 % | 30.0 ± 1.1 % | -1.2 ± 0.6 | 20.0 % |" in text
     assert "`wiki.txt`" in text
     assert "Not measured" not in text
 
@@ -128,13 +139,13 @@ def test_same_measurements_same_bytes(benchmarks: tuple[ModuleType, ModuleType],
 
 
 def test_page_says_what_is_missing(benchmarks: tuple[ModuleType, ModuleType], folder: Path) -> None:
-    for name in ("cnn", "bench", "cos", "lambada"):
+    for name in ("cnn", "bench", "cos", "lambada", "headline"):
         (folder / f"{name}.json").unlink()
     text = json.loads((folder / "text.json").read_text())
     text["rows"][2] |= {"ppl_ratio": None, "ppl_ratio_se": None}  # infinite
     (folder / "text.json").write_text(json.dumps(text))
     page = benchmarks[1].write(folder).read_text()
-    assert "Not measured: LAMBADA, CNN/DailyMail, cosines by layer, speed." in page
+    assert "Not measured: the headline, LAMBADA, CNN/DailyMail, cosines by layer, speed." in page
     assert "speed.svg" not in page
     assert "| 35 % | ∞ ± ∞ (31.5 %) |" in page
 
