@@ -1,5 +1,6 @@
 # make chat   set everything up and chat on the demo model (prompts from stdin where it is no terminal)
 # make test   set everything up and run every test
+# make test-extras  install torch, transformers and lm-eval, and run the tests that `make test` skips without them
 # make lint   ruff and mypy
 # make bench  what skipping costs and brings on this machine: docs/benchmarks.md
 # make results DATA=FOLDER [ONLY="STEP ..."]  docs/results.md: quality against skip rate (benchmarks/results.py)
@@ -17,7 +18,7 @@ NATIVE  := $(wildcard native/*/* native/*/*/* models/profiles/*) CMakeLists.txt 
 
 BUILD_TOOLS := "scikit-build-core>=0.10" "cmake>=3.21" "ninja>=1.11" "cffi>=1.15.1" "patch-ng>=1.17" tomli
 
-.PHONY: chat test lint bench results clean
+.PHONY: chat test test-extras lint bench results clean
 
 chat: $(VENV)/.built
 	@$(BIN)/pyskip chat
@@ -25,6 +26,10 @@ chat: $(VENV)/.built
 test: $(VENV)/.built build/reference/.built build/native-tests/.built $(VENV)/.dev
 	ctest --test-dir build/native-tests --output-on-failure
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-extras: $(VENV)/.built $(VENV)/.dev
+	@$(PIP) install "torch>=2.1" "transformers>=4.46" "lm-eval>=0.4.13"
+	$(BIN)/python -m pytest tests/test_distill.py tests/test_lm_eval.py
 
 lint: $(VENV)/.built $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -62,6 +62,7 @@ READS = {
     "accuracy": EXACT,
     "cos": ("text",),
     "arms": ("text",),
+    "bench": ("text",),
     **{name: (name,) for name in FORMATS},
 }
 ITEMS = {"lambada": 100, "factoid": 200, "arc_easy": 60, "cnn": 8}  # by default
@@ -276,15 +277,15 @@ def measure_quality(setup: Setup, name: str) -> None:
 
 
 def measure_speed(setup: Setup) -> None:
-    """Decode rates in turns, behind as many tokens as are before the scored ones of a text. Without warm-ups, which
-    would be a quarter of what is timed."""
+    """Decode rates in turns on the text, behind as many tokens as are before the scored ones of a window. Without
+    warm-ups, which would be a quarter of what is timed."""
     chosen = [p for p in policies(setup.load("arms"), setup.rates_of("bench"), 0) if p[0] != "random"]
     arms = [Arm("off", "off"), *(Arm(f"{p} {rate}", spec) for p, rate, spec in chosen)]
     if (UNPATCHED / "libllama.so").exists():
         arms.append(Arm("unpatched", None, env={"LLAMA_CPP_LIB_PATH": str(UNPATCHED)}))
     result = run_bench(
         setup.path, arms, [Test("tg", 64, depth=N_CTX // 2)], rounds=setup.rounds, n_threads=physical_cores(),
-        progress=show,
+        text=read_text(setup.inputs["text"]), progress=show,
     )  # fmt: skip
     named = {f"{p} {rate}": {"policy": p, "nominal": rate} for p, rate, _ in chosen}
     rows = [{"policy": row.arm, "nominal": None, **named.get(row.arm, {}), **asdict(row)} for row in result.rows]

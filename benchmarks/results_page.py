@@ -233,10 +233,10 @@ def _speed(folder: Path, bench: Row, text: Row) -> str:
 
 ![Perplexity ratio against measured speed-up, three policies]({folder.name}/speed.svg)
 
-64 generated tokens behind 256 others, all the model's own text; {bench["rounds"]} rounds in turns. Speed-up: the median
-of the rounds' ratios to pyskip's `off`; ± is half the distance between the quartiles here. "Bytes allow": what bytes
-that are not read bring where all time is reading. Policies decide from the first generated token on. Perplexity is the
-wiki text's, above; gates and cosines skip another share of it than here, so look at the shares too.
+64 tokens of the wiki text, one by one behind 256 others; {bench["rounds"]} rounds in turns. Speed-up: the median of the
+rounds' ratios to pyskip's `off`; ± is half the distance between the quartiles here. "Bytes allow": what bytes that are
+not read bring where all time is reading. Policies decide from the first generated token on. Perplexity is that of the
+table above, on more text.
 
 {_table(["policy, rate", "tokens/s", "speed-up", "bytes allow", "skipped", "perplexity / dense"], rows)}
 {_made(bench)}

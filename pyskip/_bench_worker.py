@@ -47,6 +47,9 @@ class Worker:
             self.build = BUILD
         self.held: list[int] = []
 
+    def tokenize(self, text: str) -> dict[str, Any]:
+        return {"tokens": self.llm.tokenize(text.encode(), add_bos=True, special=False)}
+
     def sample(self, n: int, seed: int) -> dict[str, Any]:
         """n tokens that the model writes at temperature 1."""
         llm = self.llm

@@ -27,7 +27,8 @@ from .gguf_info import GGUFInfo, inspect
 __all__ = ["Arm", "BenchResult", "Row", "Test", "run_bench"]
 
 N_CONTEXT = 16  # tokens that a test at depth 0 follows
-N_PROMPT = 256  # tokens of the model's own text that prompts repeat
+N_PROMPT = 256  # tokens before those that are timed; deeper contexts repeat them
+N_CHARS = 32  # of a text, which are enough for a token
 # not as a file of this folder, which would then be where the worker looks for modules first
 _FILE = str(Path(__file__).with_name("_bench_worker.py"))
 WORKER = ("-c", f"import runpy; runpy.run_path({_FILE!r}, run_name='__main__')")
@@ -134,19 +135,21 @@ def run_bench(
     rounds: int = 10,
     n_threads: int = 1,
     profile: str | os.PathLike[str] | None = None,
+    text: str | None = None,
     seed: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> BenchResult:
     """Measure every arm in every test. The first arm, one of pyskip's, is what the others are compared with.
 
-    The tokens are the model's own, sampled at temperature 1, so that policies skip as they do on text. Ctrl-C ends with
-    the rounds that are whole. Raises PyskipError where an arm cannot be started, and KeyboardInterrupt before the first
-    round is whole.
+    text: what is decoded, so that policies skip as they do on it; without one what the model samples at temperature 1.
+
+    Ctrl-C ends with the rounds that are whole. Raises PyskipError where an arm cannot be started or the text is too
+    short, and KeyboardInterrupt before the first round is whole.
     """
     n_max = max(test.n for test in tests)
     n_ctx = n_max + max(max(test.depth for test in tests), N_CONTEXT) + 8
     setup = {
-        "model": os.fspath(model), "n_ctx": max(n_ctx, N_PROMPT + 8), "n_threads": n_threads,
+        "model": os.fspath(model), "n_ctx": max(n_ctx, N_PROMPT + n_max + 8), "n_threads": n_threads,
         "profile": None if profile is None else os.fspath(profile),
     }  # fmt: skip
     workers: list[_Worker] = []
@@ -154,15 +157,13 @@ def run_bench(
     try:
         for arm in arms:
             workers.append(_Worker(arm, setup))
-        prompt = workers[0].ask({"do": "sample", "n": N_PROMPT, "seed": seed})["tokens"]
-        text = workers[0].ask({"do": "sample", "n": n_max, "seed": seed + 1})["tokens"]
+        tokens = _tokens(workers[0], N_PROMPT + n_max, text, seed)
 
         def measure(a: int, test: Test) -> dict[str, Any]:
             depth = test.depth or N_CONTEXT
-            context = [prompt[i % len(prompt)] for i in range(depth)]
-            return workers[a].ask(
-                {"do": "run", "context": context, "tokens": text[: test.n], "batch": test.kind == "pp"}
-            )
+            context = [tokens[i % N_PROMPT] for i in range(-depth, 0)]
+            timed = tokens[N_PROMPT : N_PROMPT + test.n]
+            return workers[a].ask({"do": "run", "context": context, "tokens": timed, "batch": test.kind == "pp"})
 
         done, total = 0, (rounds + 1) * len(arms) * len(tests)
         for i in range(-1, rounds):  # the first one warms up
@@ -200,6 +201,16 @@ def run_bench(
         rounds=min(map(len, taken.values())),
         rows=tuple(rows),
     )
+
+
+def _tokens(worker: _Worker, n: int, text: str | None, seed: int) -> list[int]:
+    """The first n tokens of the text, or of what the model writes."""
+    if text is None:
+        return list(worker.ask({"do": "sample", "n": n, "seed": seed})["tokens"])
+    tokens = worker.ask({"do": "tokenize", "text": text[: N_CHARS * n]})["tokens"]
+    if len(tokens) < n:
+        raise PyskipError(f"the text has {len(tokens)} tokens, expected at least {n}: take a longer text or lower -n")
+    return list(tokens[:n])
 
 
 def _row(

@@ -20,6 +20,7 @@ from conftest import REFERENCE, make_profile
 from test_interrupt import finish, started
 
 import pyskip
+from pyskip import bench
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = ("-n", "12", "-r", "3", "-t", "1")
@@ -81,6 +82,27 @@ def test_a_profile_is_an_arm_by_itself(cli: Cli, tiny: Path, tmp_path: Path) -> 
     assert 0 < own["skip_rate"] < 1
     info = pyskip.inspect(tiny)
     assert 0.8 < own["ideal_speedup"] < info.read_bytes / (info.read_bytes - info.read_ffn_bytes)
+
+
+def test_a_text_of_ones_own(cli: Cli, tiny: Path, tmp_path: Path) -> None:
+    """Every arm decodes the file's first tokens, and a text that is too short is no text."""
+    text = tmp_path / "text.txt"
+    text.write_text("A fox dreamt of a river. " * 60, encoding="utf-8")
+    run_bench, seen = bench.run_bench, []
+    with pytest.MonkeyPatch.context() as patch:
+        ask = bench._Worker.ask
+        patch.setattr(bench._Worker, "ask", lambda self, question: seen.append(question) or ask(self, question))
+        arms = [bench.Arm("off", "off"), bench.Arm("static", "static:2")]
+        run_bench(tiny, arms, [bench.Test("tg", 8, depth=300)], rounds=1, text=text.read_text())
+    llm = pyskip.Llama(tiny, n_ctx=64, verbose=False)
+    tokens = llm.tokenize(text.read_bytes(), add_bos=True, special=False)
+    timed = [question for question in seen if question.get("do") == "run"]
+    assert len(timed) == 4
+    assert all(question["tokens"] == tokens[256:264] for question in timed)
+    assert all(question["context"] == [*tokens[256 - 44 : 256], *tokens[:256]] for question in timed)
+    result = cli("bench", str(tiny), *SMALL, "-n", "9999", "--text", str(text))
+    assert result.returncode == 1
+    assert "expected at least 10255" in result.stderr
 
 
 def test_an_unpatched_peer(cli: Cli, tiny: Path, tmp_path: Path) -> None:

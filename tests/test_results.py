@@ -156,7 +156,7 @@ def test_page_says_what_is_missing(benchmarks: tuple[ModuleType, ModuleType], fo
         (("--only", "factoid"), "no file given, expected JSON lines with"),
         (("--only", "cnn", "--cnn", "nowhere.jsonl"), "nowhere.jsonl: no such file, expected JSON lines with"),
         (("--only", "page"), "no measurements, expected arms.json"),
-        (("--only", "bench"), "arms.json: no such file, expected what the step arms writes"),
+        (("--only", "bench", "--text", __file__), "arms.json: no such file, expected what the step arms writes"),
     ],
 )
 def test_one_line_errors(

@@ -37,7 +37,7 @@ except ImportError as error:
 __all__ = ["Distiller", "distill"]
 
 WINDOW = 512
-GATE_PRIOR = 0.01  # strength of what a gate's weights, per standard deviation of their input, are drawn back with
+GATE_PRIOR = 0.3  # strength of what a gate's weights, per standard deviation of their input, are drawn back with
 RATES = (0.10, 0.18, 0.25, 0.33, 0.40, 0.48)
 RATE_ODDS = (0.15, 0.15, 0.25, 0.15, 0.20, 0.10)
 

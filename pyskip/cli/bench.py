@@ -52,6 +52,7 @@ class Counts(click.ParamType):  # type: ignore[type-arg]  # generic in newer cli
 @click.option("-p", "n_prompt", type=Counts(0), default="0", show_default=True, help="Prompt tokens; 0: none.")
 @click.option("-n", "n_gen", type=Counts(0), default="64", show_default=True, help="Generated tokens; 0: none.")
 @click.option("-d", "depth", type=Counts(0), default="0", show_default=True, help="Tokens in the context before.")
+@click.option("--text", metavar="FILE", help="UTF-8 text to decode. [default: what the model writes itself]")
 @click.option("-r", "--rounds", type=COUNT, default=10, show_default=True, metavar="N", help="Samples of each arm.")
 @click.option(
     "-t", "n_threads", type=click.IntRange(1, 512), metavar="N", help="Threads. [default: the physical cores]"
@@ -68,6 +69,7 @@ def bench(
     n_prompt: tuple[int, ...],
     n_gen: tuple[int, ...],
     depth: tuple[int, ...],
+    text: str | None,
     rounds: int,
     n_threads: int | None,
     profile: str | None,
@@ -83,9 +85,11 @@ def bench(
     from pyskip.bench import Test, run_bench
     from pyskip.models import resolve
     from pyskip.policy import parse_skip
+    from pyskip.tasks import read_text
 
     for spec in skips:
         parse_skip(spec)
+    content = None if text is None else read_text(text)
     path = resolve(model)
     tests = [Test("pp", n, d) for d in depth for n in n_prompt if n]
     tests += [Test("tg", n, d) for d in depth for n in n_gen if n]
@@ -95,7 +99,7 @@ def bench(
     with ui.progress_line() as show:
         result = run_bench(
             path, arms, tests, rounds=rounds, n_threads=n_threads or physical_cores(), profile=profile,
-            progress=lambda done, total: show(done, total, " samples"),
+            text=content, progress=lambda done, total: show(done, total, " samples"),
         )  # fmt: skip
     click.echo(FORMATS[form](result))
 
