@@ -184,10 +184,11 @@ def save_rows(
 
 
 def measure_accuracy(setup: Setup) -> None:
-    """Every item of the short tasks, without a warm-up, within which the shortest would end."""
+    """Every item of the short tasks (--items: so many), without a warm-up, within which the shortest would end."""
     skip = "profile:rate=0.25,warmup=0"
-    rows = {name: evaluate(setup, f"accuracy-{name}", name, None, [skip]) for name in EXACT}
-    save(setup, "accuracy", {"tasks": {name: {"dense": r["off"], "row": r[skip]} for name, r in rows.items()}})
+    rows = {name: evaluate(setup, f"accuracy-{name}", name, setup.items, [skip]) for name in EXACT}
+    tasks = {name: {"dense": r["off"], "row": r[skip]} for name, r in rows.items()}
+    save(setup, "accuracy", {"tasks": tasks}, flags="" if setup.items is None else f"--items {setup.items}")
 
 
 def measure_cos(setup: Setup) -> None:

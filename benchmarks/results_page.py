@@ -79,7 +79,7 @@ def _head(documents: dict[str, Any], quality: dict[str, Any]) -> str:
     ]
     wanted = {
         "headline": "the headline",
-        "accuracy": "whole tasks",
+        "accuracy": "accuracy on the tasks",
         **TITLES,
         "cos": "cosines by layer",
         "bench": "speed",
@@ -136,7 +136,7 @@ def _accuracy(document: Row) -> str:
         for name, task in document["tasks"].items()
     ]  # fmt: skip
     skip = next(iter(document["tasks"].values()))["row"]["skip"]
-    return f"""## Whole tasks under `{skip}`
+    return f"""## Tasks under `{skip}`
 
 Without the usual 16 dense tokens, which the shortest items never leave. The difference is that of paired items, in
 points.
