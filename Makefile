@@ -39,7 +39,7 @@ lint: $(VENV)/.built $(VENV)/.dev
 bench: $(VENV)/.built build/reference/.built build/never-built/.built $(VENV)/.dev
 	$(BIN)/python benchmarks/skip_cost.py
 
-results: $(VENV)/.built build/reference/.built $(VENV)/.results
+results: $(VENV)/.built build/reference/.built $(VENV)/.dev
 	$(BIN)/python benchmarks/results.py $(if $(DATA),--text $(DATA)/dev_wiki.txt --lambada $(DATA)/dev_lambada.jsonl \
 	  --factoid $(DATA)/dev_factoid.jsonl --arc-easy $(DATA)/dev_arc_easy.jsonl --cnn $(DATA)/dev_cnn_dailymail.jsonl) \
 	  $(if $(ONLY),--only $(ONLY)) $(RESULTS_ARGS)
@@ -78,10 +78,6 @@ $(VENV)/.built: $(VENV)/.runtime $(NATIVE)
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/.built
 	@$(PIP) install "pytest>=8" "ruff>=0.8" "mypy>=1.13" types-cffi "rouge-score>=0.1.2" "matplotlib>=3.8"
-	@touch $@
-
-$(VENV)/.results: pyproject.toml | $(VENV)/.built
-	@$(PIP) install "matplotlib>=3.8" "rouge-score>=0.1.2" "matplotlib>=3.8"
 	@touch $@
 
 # Unpatched libllama of the same release and the same flags: what tests and benchmarks compare with. `never-built` is

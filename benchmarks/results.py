@@ -71,7 +71,6 @@ HEADLINE = (0.1, 0.25, 0.4)
 PAPER = {0.1: (0.984, 2), 0.25: (0.97, 2), 0.4: (0.95, 4)}  # threshold and run of `cosine` that about meet these rates
 HEADLINE_WINDOWS = 80
 N_CTX = 512
-COLD = 4  # first and last layers that `cosine` leaves alone, its default
 ARM_WINDOWS = 4  # of the text, to choose arms on
 SEARCHES = 4  # rounds of the search for thresholds, 2 windows each
 CLOSE = 0.003  # a rate that is met so closely is found
@@ -231,7 +230,8 @@ def choose_arms(setup: Setup) -> None:
 def find_thresholds(setup: Setup, n: int) -> dict[str, float]:
     """A threshold for each rate, on n windows: a grid over the cosines, then again and again between its points."""
     cos = setup.load("cos")
-    low, high = min(cos["p10"][COLD:-COLD]), max(cos["p90"][COLD:-COLD])
+    inner = slice(results_page.COLD, -results_page.COLD)
+    low, high = min(cos["p10"][inner]), max(cos["p90"][inner])
     wanted = np.linspace(low, high, 9).tolist()
     met: dict[float, float] = {}  # rates by threshold
     for _ in range(SEARCHES):

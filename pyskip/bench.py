@@ -147,9 +147,9 @@ def run_bench(
     short, and KeyboardInterrupt before the first round is whole.
     """
     n_max = max(test.n for test in tests)
-    n_ctx = n_max + max(max(test.depth for test in tests), N_CONTEXT) + 8
+    n_ctx = max(N_PROMPT, *(test.depth for test in tests)) + n_max + 8
     setup = {
-        "model": os.fspath(model), "n_ctx": max(n_ctx, N_PROMPT + n_max + 8), "n_threads": n_threads,
+        "model": os.fspath(model), "n_ctx": n_ctx, "n_threads": n_threads,
         "profile": None if profile is None else os.fspath(profile),
     }  # fmt: skip
     workers: list[_Worker] = []
