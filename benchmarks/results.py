@@ -11,11 +11,12 @@ Steps, in this order; each needs the ones that it names to have run, in this or 
     arms      what to compare: the layers of `static` by single ablation, the thresholds of `cosine` (cos)
     text, lambada, factoid, arc_easy, cnn     quality of each policy at each rate, by `pyskip eval` (arms)
     bench     decode rates of the policies, by pyskip.bench; wants an otherwise idle machine (arms)
+    calibration  profiles that `pyskip calibrate` makes with other flags, and from other text, on the text
     page      the page and the plots
 
 Every score goes to a journal in build/results first: after Ctrl-C the same command goes on where it was, and more
-windows or items (--chunks, --items) add to what is there. On two slow cores, with the default counts, two hours:
-headline 22, accuracy 30, arms 6, text 17, lambada 19, factoid 6, arc_easy 8, cnn 13, bench 5.
+windows or items (--chunks, --items) add to what is there. On two slow cores, with the default counts, near three hours:
+headline 22, accuracy 30, arms 6, text 17, lambada 19, factoid 6, arc_easy 8, cnn 13, bench 5, calibration 35.
 """
 
 from __future__ import annotations
@@ -55,14 +56,15 @@ FORMATS = {
     "cnn": 'JSON lines with "article" and "highlights"',
 }
 EXACT = ("lambada", "factoid", "arc_easy")  # accuracies, of short items
-FIXED = ("headline", "accuracy", "cos")  # steps that do not go by --rates
-STEPS = ("headline", "accuracy", "cos", "arms", *FORMATS, "bench", "page")
+FIXED = ("headline", "accuracy", "cos", "calibration")  # steps that do not go by --rates
+STEPS = ("headline", "accuracy", "cos", "arms", *FORMATS, "bench", "calibration", "page")
 READS = {
     "headline": ("text",),
     "accuracy": EXACT,
     "cos": ("text",),
     "arms": ("text",),
     "bench": ("text",),
+    "calibration": ("text", "fit"),
     **{name: (name,) for name in FORMATS},
 }
 ITEMS = {"lambada": 100, "factoid": 200, "arc_easy": 60, "cnn": 8}  # by default
@@ -70,6 +72,11 @@ RATES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35)
 HEADLINE = (0.1, 0.25, 0.4)
 PAPER = {0.1: (0.984, 2), 0.25: (0.97, 2), 0.4: (0.95, 4)}  # threshold and run of `cosine` that about meet these rates
 HEADLINE_WINDOWS = 80
+CALIBRATIONS = (  # flags of `pyskip calibrate`; FIT stands for the text to fit on
+    "", "--text FIT", "--text FIT --harm 0", "--text FIT --quantisation f16", "--text FIT --width 448",
+    "--text FIT --rank 576",
+)  # fmt: skip
+CALIBRATION_RATES, CALIBRATION_WINDOWS = (0.1, 0.2, 0.3), 12
 N_CTX = 512
 ARM_WINDOWS = 4  # of the text, to choose arms on
 SEARCHES = 4  # rounds of the search for thresholds, 2 windows each
@@ -111,17 +118,25 @@ class Setup:
 # The command line that measures, and what it says
 
 
-def evaluate(setup: Setup, journal: str, name: str, n: int | None, skips: Iterable[str]) -> dict[str, Any]:
-    """`pyskip eval` of n windows or items (None: all): its rows by policy."""
-    what = "--text" if name == "text" else "--task"
-    command = [sys.executable, "-m", "pyskip", "eval", setup.model, what, str(setup.inputs[name])]
-    command += ["--json", "--resume", str(setup.work / f"{journal}.jsonl")]
-    command += [] if n is None else ["--chunks", str(n)]
-    command += [flag for skip in skips for flag in ("--skip", skip)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+def pyskip_json(*args: str) -> dict[str, Any]:
+    """The document that the command line prints."""
+    done = subprocess.run([sys.executable, "-m", "pyskip", *args, "--json"], stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
         raise SystemExit(done.returncode)  # it has said why
-    return {row["skip"]: row for row in json.loads(done.stdout)["results"]}
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+def evaluate(
+    setup: Setup, journal: str, name: str, n: int | None, skips: Iterable[str], flags: Sequence[str] = ()
+) -> dict[str, Any]:
+    """`pyskip eval` of n windows or items (None: all): its rows by policy."""
+    what = "--text" if name == "text" else "--task"
+    command = ["eval", setup.model, what, str(setup.inputs[name]), *flags]
+    command += ["--resume", str(setup.work / f"{journal}.jsonl")]
+    command += [] if n is None else ["--chunks", str(n)]
+    command += [flag for skip in skips for flag in ("--skip", skip)]
+    return {row["skip"]: row for row in pyskip_json(*command)["results"]}
 
 
 def save(setup: Setup, step: str, found: dict[str, Any], *, date: float | None = None, flags: str = "") -> None:
@@ -293,6 +308,29 @@ def measure_speed(setup: Setup) -> None:
     save(setup, "bench", {"rounds": result.rounds, "rows": rows}, flags=f"--rounds {setup.rounds}")
 
 
+def measure_calibrations(setup: Setup) -> None:
+    """Profiles by closed form, made here unless they are there already."""
+    kept = setup.work / f"calibrations-{sha256(setup.inputs['fit'])[:8]}.json"
+    made: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    found = []
+    for i, flags in enumerate(CALIBRATIONS):
+        profile = setup.work / f"calibration-{i}.skip.gguf"
+        if flags not in made:
+            words = [str(setup.inputs["fit"]) if word == "FIT" else word for word in flags.split()]
+            made[flags] = pyskip_json("calibrate", setup.model, *words, "-o", str(profile))
+            kept.write_text(json.dumps(made))
+        top = made[flags]["curve"][-1]["rate"]
+        skips = [str(rate) for rate in CALIBRATION_RATES if rate <= top]
+        rows = evaluate(
+            setup, "calibration", "text", CALIBRATION_WINDOWS, skips, ["--profile", str(profile)]
+        )  # fmt: skip
+        found.append({
+            "flags": flags, "seconds": made[flags]["seconds"], "n_tokens": made[flags]["n_tokens"],
+            "rows": [row for skip, row in rows.items() if skip != "off"],
+        })  # fmt: skip
+    save(setup, "calibration", {"n": CALIBRATION_WINDOWS, "dense": rows["off"], "calibrations": found})
+
+
 def show(done: int, total: int) -> None:
     live = sys.stderr.isatty()
     if live or done == total:
@@ -305,6 +343,7 @@ MEASURES = {
     "cos": measure_cos,
     "arms": choose_arms,
     "bench": measure_speed,
+    "calibration": measure_calibrations,
 }
 
 
@@ -325,6 +364,7 @@ def parse(argv: Sequence[str] | None) -> tuple[Setup, list[str]]:
     parser.add_argument("--model", default="demo", help="a path, or demo")
     for name, form in FORMATS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", f"--{name}", type=Path, metavar="FILE", help=form)
+    parser.add_argument("--fit", type=Path, metavar="FILE", help="UTF-8 text to calibrate on")
     parser.add_argument("--chunks", type=int, default=16, help="windows of the text")
     parser.add_argument("--items", type=int, help=f"of each task; default {ITEMS}")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES)
@@ -333,12 +373,14 @@ def parse(argv: Sequence[str] | None) -> tuple[Setup, list[str]]:
     parser.add_argument("-o", "--out", type=Path, default=ROOT / "docs" / "results", help="folder; the page beside it")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "results", help="folder of the journals")
     args = parser.parse_args(argv)
-    inputs = {name: getattr(args, name) for name in FORMATS}
+    inputs = {name: getattr(args, name) for name in (*FORMATS, "fit")}
     steps = [step for step in STEPS if step in args.only]
     for name in dict.fromkeys(name for step in steps for name in READS.get(step, ())):
         if inputs[name] is None or not inputs[name].is_file():
             found = "no file given" if inputs[name] is None else f"{inputs[name]}: no such file"
-            raise PyskipError(f"{found}, expected {FORMATS[name]}: name it with --{name.replace('_', '-')}")
+            raise PyskipError(
+                f"{found}, expected {FORMATS.get(name, 'UTF-8 text')}: name it with --{name.replace('_', '-')}"
+            )
     setup = Setup(args.model, inputs, args.out, args.work, args.chunks, args.items, tuple(args.rates), args.rounds)
     return setup, steps
 

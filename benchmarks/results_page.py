@@ -56,6 +56,8 @@ def write(folder: Path) -> Path:
         parts.append(_cosines(folder, documents["cos"]))
     if "bench" in documents and "text" in quality:
         parts.append(_speed(folder, documents["bench"], quality["text"]))
+    if "calibration" in documents:
+        parts.append(_calibrations(documents["calibration"]))
     parts.append(_arms(documents["arms"], quality))
     page = folder.with_suffix(".md")
     page.write_text("\n\n".join(_filled(part) for part in parts if part) + "\n")
@@ -83,6 +85,7 @@ def _head(documents: dict[str, Any], quality: dict[str, Any]) -> str:
         **TITLES,
         "cos": "cosines by layer",
         "bench": "speed",
+        "calibration": "other calibrations",
     }
     missing = [title for name, title in wanted.items() if name not in documents]
     return f"""# Results
@@ -240,6 +243,31 @@ table above, on more text.
 
 {_table(["policy, rate", "tokens/s", "speed-up", "bytes allow", "skipped", "perplexity / dense"], rows)}
 {_made(bench)}
+"""
+
+
+def _calibrations(document: Row) -> str:
+    rows = [
+        [
+            f"`pyskip calibrate {' '.join(['demo', *each['flags'].split()])}`", f"{each['n_tokens']:,}",
+            *(
+                f"{_ratio(row['ppl_ratio'])} ± {_ratio(row['ppl_ratio_se'], row['ppl_ratio'])} "
+                f"({_percent(row['skip_rate'], 1)})"
+                for row in each["rows"]
+            ),
+            *[""] * (len(document["calibrations"][0]["rows"]) - len(each["rows"])),
+        ]
+        for each in document["calibrations"]
+    ]  # fmt: skip
+    rates = [f"`{row['skip']}`" for row in document["calibrations"][0]["rows"]]
+    return f"""## Closed-form profiles
+
+Perplexity / dense of profiles that `pyskip calibrate` makes without training, on {document["n"]} windows of the wiki
+text, {document["dense"]["n_tokens"]:,} tokens scored. Without `--text` it calibrates on what the model writes itself;
+FIT is `{document["inputs"]["fit"]["name"]}`. A profile's rates are those of its own held-out windows.
+
+{_table(["profile", "tokens", *rates], rows)}
+{_made(document)}
 """
 
 

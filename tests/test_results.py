@@ -91,6 +91,20 @@ def measure(folder: Path) -> Path:
         document("text", inputs={"text": {"name": "wiki.txt", "sha256": "ab" * 32}}, warmup=16, **text),
         document("headline", n=80, **headline),
         document("accuracy", tasks={name: whole for name in ("lambada", "factoid", "arc_easy")}),
+        document(
+            "calibration",
+            n=12,
+            inputs={"fit": {"name": "fit.txt"}},
+            dense={"n_tokens": 3060},
+            calibrations=[
+                {
+                    "flags": "",
+                    "n_tokens": 6144,
+                    "rows": [{**score, "skip": rate, "skip_rate": 0.1} for rate in ("0.1", "0.2")],
+                },
+                {"flags": "--text FIT", "n_tokens": 6000, "rows": [{**score, "skip": "0.1", "skip_rate": 0.12}]},
+            ],
+        ),
         document("bench", rounds=3, rows=[{**row, **speed} for row in speeds]),
     ]
     for name, key in TASKS.items():
@@ -120,6 +134,8 @@ def test_page_holds_every_table(page: Path) -> None:
     assert "| 29 | 0.958 | 0.800 | 0.970 |" in text
     assert "| `0.25` | 0.260 | 16.50 | 1.100 ± 0.020 | 0.1000 | 80.0 % | 0.230 |" in text
     assert "| ARC easy | 600 | 30.0 ± 1.1 % | 30.0 ± 1.1 % | -1.2 ± 0.6 | 20.0 % |" in text
+    assert "| `pyskip calibrate demo` | 6,144 | 1.100 ± 0.020 (10.0 %) | 1.100 ± 0.020 (10.0 %) |" in text
+    assert "| `pyskip calibrate demo --text FIT` | 6,000 | 1.100 ± 0.020 (12.0 %) |  |" in text
     assert "`wiki.txt`" in text
     assert "Not measured" not in text
 
@@ -139,13 +155,13 @@ def test_same_measurements_same_bytes(benchmarks: tuple[ModuleType, ModuleType],
 
 
 def test_page_says_what_is_missing(benchmarks: tuple[ModuleType, ModuleType], folder: Path) -> None:
-    for name in ("cnn", "bench", "cos", "lambada", "headline"):
+    for name in ("cnn", "bench", "cos", "lambada", "headline", "calibration"):
         (folder / f"{name}.json").unlink()
     text = json.loads((folder / "text.json").read_text())
     text["rows"][2] |= {"ppl_ratio": None, "ppl_ratio_se": None}  # infinite
     (folder / "text.json").write_text(json.dumps(text))
     page = benchmarks[1].write(folder).read_text()
-    assert "Not measured: the headline, LAMBADA, CNN/DailyMail, cosines by layer, speed." in page
+    assert "Not measured: the headline, LAMBADA, CNN/DailyMail, cosines by layer, speed, other calibrations." in page
     assert "speed.svg" not in page
     assert "| 35 % | ∞ ± ∞ (31.5 %) |" in page
 

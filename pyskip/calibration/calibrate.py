@@ -28,9 +28,8 @@ __all__ = ["Calibration", "Settings", "calibrate"]
 
 N_WINDOW = 512
 WARMUP = 16
-N_FIT, N_FIT_SAMPLED, ALL = 16, 160, 1 << 30
+N_FIT, N_FIT_SAMPLED, ALL = 12, 160, 1 << 30
 N_CHOOSE = 2  # windows that neurons are chosen on
-N_HARM = 6  # windows that the harm is measured on
 
 F32 = npt.NDArray[np.float32]
 Progress = Callable[[str, int, int, str], None]  # stage, done, total, what to show
@@ -45,6 +44,7 @@ class Settings:
     width: neurons of gated ones.
     n_fit, n_curve: windows of 512 tokens to fit on, and to measure on. n_fit None: N_FIT; to distill, all of a text or
         N_FIT_SAMPLED of the model's own.
+    n_harm: of those to fit on, windows that the harm is measured on; 0: gates predict the relative error alone.
     distill: seconds of end-to-end training instead of the closed form; 0: none.
     """
 
@@ -53,6 +53,7 @@ class Settings:
     quantisation: str = "Q4_0"
     n_fit: int | None = None
     n_curve: int = 4
+    n_harm: int = 6
     seed: int = 1
     distill: float = 0.0
     width: int | None = None
@@ -158,7 +159,8 @@ class Run:
                 "or no block's input can be told: give more text"
             )
         self._gather(text.fitted, Kind.ERRORS, self._fit_gate, "gates")
-        self._add_harm(text.fitted[-N_HARM:])
+        if self.settings.n_harm:
+            self._add_harm(text.fitted[-self.settings.n_harm :])
 
     def _gather(
         self, windows: Sequence[Tokens], kind: Kind, visit: Callable[[int, LayerSums], None], stage: str,
@@ -248,7 +250,7 @@ class Run:
         self._draft()
         self.llm.profile = self.draft
         thresholds = curve.find_thresholds(
-            self.llm, held[: max(1, len(held) // 2)], curve.RATES, self._stage("thresholds")
+            self.llm, held[: max(1, len(held) // 4)], curve.RATES, self._stage("thresholds")
         )
         points = curve.measure(self.llm, held, thresholds, self._stage("curve"))
         if not points:

@@ -17,7 +17,7 @@ from .context import BatchContext
 
 __all__ = ["CalibrationText", "Tokens", "read_text", "sample_text"]
 
-N_SEQ = 20  # sequences that are sampled side by side
+N_SEQ = 20  # sequences that are sampled side by side at most
 TOP = 1000  # likeliest tokens that are sampled from
 TOP_P = 0.97
 
@@ -77,10 +77,11 @@ def sample_text(llm: Llama, n_window: int, n_fit: int, n_held: int, seed: int, p
     starts = _starts(llm)
     windows: list[Tokens] = []
     n_round = -(-(n_fit + n_held) // N_SEQ)
-    with BatchContext(llm, N_SEQ, n_window, N_SEQ) as context:
+    n_seq = -(-(n_fit + n_held) // n_round)
+    with BatchContext(llm, n_seq, n_window, n_seq) as context:
         for i in range(n_round):
             context.clear()
-            prefixes = [starts[s % len(starts)] for s in range(N_SEQ)]
+            prefixes = [starts[s % len(starts)] for s in range(n_seq)]
             windows += _sample(context, prefixes, n_window, rng, lambda done, i=i: progress(  # type: ignore[misc]
                 "sample", i * n_window + done, n_round * n_window, ""))  # fmt: skip
     order = rng.permutation(len(windows))

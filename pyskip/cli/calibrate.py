@@ -41,7 +41,7 @@ __all__ = ["calibrate"]
     "n_fit",
     type=click.IntRange(1, 1 << 20),
     metavar="N",
-    help="Windows of 512 tokens to fit on. [default: 16; to distill, all of a text, or 160 of the model's own]",
+    help="Windows of 512 tokens to fit on. [default: 12; to distill, all of a text, or 160 of the model's own]",
 )
 @click.option(
     "--curve",
@@ -51,6 +51,15 @@ __all__ = ["calibrate"]
     show_default=True,
     metavar="N",
     help="Windows to measure on.",
+)
+@click.option(
+    "--harm",
+    "n_harm",
+    type=click.IntRange(0, 1 << 20),
+    default=6,
+    show_default=True,
+    metavar="N",
+    help="Of those to fit on, windows that the harm is measured on; 0: gates predict the relative error alone.",
 )
 @click.option(
     "--distill",
@@ -85,6 +94,7 @@ def calibrate(
     quantisation: str,
     n_fit: int | None,
     n_curve: int,
+    n_harm: int,
     distill: float | None,
     width: int | None,
     seed: int,
@@ -103,6 +113,7 @@ def calibrate(
         quantisation=quantisation.upper(),
         n_fit=n_fit,
         n_curve=n_curve,
+        n_harm=n_harm,
         seed=seed,
         distill=distill or 0.0,
         width=width,
