@@ -25,6 +25,7 @@ import argparse
 import datetime
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -47,6 +48,7 @@ from pyskip.tasks import read_text
 
 ROOT = Path(__file__).resolve().parent.parent
 UNPATCHED = ROOT / "build" / "reference" / "lib"
+LOAD_UNPATCHED = {"LLAMA_CPP_LIB_PATH": str(UNPATCHED)}
 PAIRS = 'JSON lines with "context" and "continuation"'
 FORMATS = {
     "text": "UTF-8 text",
@@ -71,7 +73,7 @@ ITEMS = {"lambada": 100, "factoid": 200, "arc_easy": 60, "cnn": 8}  # by default
 RATES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35)
 HEADLINE = (0.1, 0.25, 0.4)
 PAPER = {0.1: (0.984, 2), 0.25: (0.97, 2), 0.4: (0.95, 4)}  # threshold and run of `cosine` that about meet these rates
-HEADLINE_WINDOWS = 80
+HEADLINE_WINDOWS, UNPATCHED_WINDOWS = 80, 20
 CALIBRATIONS = (  # flags of `pyskip calibrate`; FIT stands for the text to fit on
     "", "--text FIT", "--text FIT --harm 0", "--text FIT --quantisation f16", "--text FIT --width 448",
     "--text FIT --rank 576",
@@ -184,16 +186,29 @@ def measure_headline(setup: Setup) -> None:
     chosen = [("profile", rate, str(rate)) for rate in HEADLINE]
     chosen += [("cosine", rate, "cosine:threshold={},run={}".format(*PAPER[rate])) for rate in HEADLINE]
     rows = evaluate(setup, "headline", "text", HEADLINE_WINDOWS, [spec for _, _, spec in chosen])
-    save_rows(setup, "headline", "headline", HEADLINE_WINDOWS, chosen, rows)
+    save_rows(setup, "headline", "headline", HEADLINE_WINDOWS, chosen, rows, more=compare_unpatched(setup))
+
+
+def compare_unpatched(setup: Setup) -> dict[str, Any]:
+    """Perplexity by pyskip, dense, and by unpatched llama.cpp, where that is built."""
+    if not (UNPATCHED / "libllama.so").exists():
+        return {}
+    ours = evaluate(setup, "headline", "text", UNPATCHED_WINDOWS, [])["off"]["ppl"]
+    script = [str(ROOT / "tests" / "perplexity.py"), str(setup.path), str(setup.inputs["text"])]
+    theirs = subprocess.run(
+        [sys.executable, *script, str(N_CTX), str(UNPATCHED_WINDOWS)], env={**os.environ, **LOAD_UNPATCHED},
+        stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    return {"unpatched": {"n": UNPATCHED_WINDOWS, "ppl": float(theirs.stdout), "ppl_off": ours}}
 
 
 def save_rows(
     setup: Setup, step: str, journal: str, n: int, chosen: list[tuple[str, float, str]], rows: dict[str, Any],
-    warmup: int = 16, flags: str = "",
+    warmup: int = 16, flags: str = "", more: dict[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """The rows that were chosen, by policy and nominal rate, beside the dense one."""
     compared = [{"policy": p, "nominal": rate, **rows[str(parse_skip(spec))]} for p, rate, spec in chosen]
-    found = {"warmup": warmup, "n": n, "dense": rows["off"], "rows": compared}
+    found = {"warmup": warmup, "n": n, "dense": rows["off"], "rows": compared, **(more or {})}
     save(setup, step, found, date=(setup.work / f"{journal}.jsonl").stat().st_mtime, flags=flags)
 
 
@@ -298,7 +313,7 @@ def measure_speed(setup: Setup) -> None:
     chosen = [p for p in policies(setup.load("arms"), setup.rates_of("bench"), 0) if p[0] != "random"]
     arms = [Arm("off", "off"), *(Arm(f"{p} {rate}", spec) for p, rate, spec in chosen)]
     if (UNPATCHED / "libllama.so").exists():
-        arms.append(Arm("unpatched", None, env={"LLAMA_CPP_LIB_PATH": str(UNPATCHED)}))
+        arms.append(Arm("unpatched", None, env=LOAD_UNPATCHED))
     result = run_bench(
         setup.path, arms, [Test("tg", 64, depth=N_CTX // 2)], rounds=setup.rounds, n_threads=physical_cores(),
         text=read_text(setup.inputs["text"]), progress=show,

@@ -125,8 +125,18 @@ def _headline(document: Row) -> str:
 {document["dense"]["n_tokens"]:,} scored tokens: {document["n"]} {UNITS["text"]}.
 
 {_table(["skip", "rate", "perplexity", "/ dense", "KL, nats", "same top token", "FFN bytes saved"], rows)}
-{_made(document)}
+{_unpatched(document)}{_made(document)}
 """
+
+
+def _unpatched(document: Row) -> str:
+    if "unpatched" not in document:
+        return ""
+    found = document["unpatched"]
+    return (
+        f"Unpatched llama.cpp, by the arithmetic of llama-perplexity, has {found['ppl']:.4f} on the first {found['n']} "
+        f"windows, `off` {found['ppl_off']:.4f}.\n\n"
+    )
 
 
 def _accuracy(document: Row) -> str:
