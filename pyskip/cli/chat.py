@@ -34,7 +34,7 @@ def chat(
     seed: int | None,
     verbose: bool,
 ) -> int:
-    """Chat with MODEL (a path, or demo, which is also the default).
+    """Chat with MODEL (a path, a name of pyskip list, hf:REPO[:FILE] or demo, which is the default).
 
     With no terminal on stdin, each line is a turn of the conversation and each answer goes to stdout.
     """
