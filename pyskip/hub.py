@@ -116,10 +116,9 @@ def _listing(repo: str) -> tuple[str, list[RepoFile]]:
 def _wanted(repo: str, files: list[RepoFile], asked: str | None, tell: Tell) -> Model:
     models = models_in(files)
     if not models:
-        base = repo.rpartition("/")[2]
         raise ModelLoadError(
             f"no whole GGUF model among its {len(files)} files: look for one that was converted"
-            f"{nearest(f'{base}-GGUF', _similar(f'{base} GGUF'))}"
+            f"{nearest(f'{repo}-GGUF', _similar(repo))}"
         )
     if asked is None:
         model, why = choose(models, total_memory())
@@ -177,10 +176,12 @@ def _status(code: int, retry_after: str | None) -> str:
     return f"{constants.ENDPOINT} answers {code}: try again later"
 
 
-def _similar(words: str) -> list[str]:
-    """Repositories with GGUF files whose name has the words in it; none where the Hub does not answer."""
+def _similar(repo: str) -> list[str]:
+    """Repositories with GGUF files, of the same owner or with that name in theirs; none where the Hub does not tell."""
+    owner, _, name = repo.partition("/")
     try:
-        return [found.id for found in HfApi().list_models(search=words.rpartition("/")[2], filter="gguf", limit=50)]
+        theirs = HfApi().list_models(author=owner, filter="gguf", limit=500)
+        return [found.id for found in (*theirs, *HfApi().list_models(search=name, filter="gguf", limit=50))]
     except (httpx.HTTPError, OSError, ValueError, KeyError, TypeError):
         return []
 

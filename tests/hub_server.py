@@ -1,5 +1,5 @@
-"""A Hugging Face Hub on 127.0.0.1, as far as downloads need one: model lists, searches, HEADs that redirect to a content
-server of another port, ranges; and faults on demand. Used by test_hub.py."""
+"""A Hugging Face Hub on 127.0.0.1, as far as downloads need one: lists of files, searches, HEADs that redirect to
+content on another port, ranges; and faults on demand. Used by test_hub.py."""
 
 from __future__ import annotations
 
@@ -73,9 +73,10 @@ class Handler(BaseHTTPRequestHandler):
         if fault is not None:
             self._send(fault[0], fault[1], b"<html>fault</html>" if has_body else b"")
         elif url.path == "/api/models":
-            words = parse_qs(url.query).get("search", [""])[0].lower().split()
-            found = [{"id": name} for name in self.hub.repos if any(word in name.lower() for word in words)]
-            self._json(found)
+            query = parse_qs(url.query)
+            word, owner = query.get("search", [""])[0].lower(), query.get("author", [""])[0]
+            with_gguf = [name for name, repo in self.hub.repos.items() if any(".gguf" in path for path in repo.files)]
+            self._json([{"id": name} for name in with_gguf if word in name.lower() and name.startswith(owner)])
         elif url.path.startswith("/api/models/"):
             self._info(url.path.removeprefix("/api/models/").partition("/revision/")[0])
         elif url.path.startswith("/content/"):

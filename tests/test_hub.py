@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -289,9 +292,7 @@ def test_ctrl_c_says_where_it_stopped(hub: Hub, env: dict[str, str], run: Pull, 
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
-    assert re.fullmatch(
-        r"pyskip: stopped at 10 MB of 2\d MB: the same command goes on from there", err.splitlines()[-1]
-    )
+    assert re.search(r"\npyskip: stopped at 10 MB of 2\d MB: the same command goes on from there\n+$", err)
     hub.hold_after = None
     hub.released.set()
     assert Path(run("pull", BIG).stdout.strip()).read_bytes() == big
@@ -315,6 +316,7 @@ def test_two_at_once_download_once(hub: Hub, env: dict[str, str], big: bytes) ->
 
 def test_a_bar_on_a_terminal(env: dict[str, str]) -> None:
     master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     process = started(["pull", "some-one/Tiny-GGUF:Q8_0"], env, stdout=subprocess.PIPE, stderr=slave)
     os.close(slave)
     seen = b""
@@ -350,10 +352,10 @@ def test_bytes_that_are_not_the_file(run: Pull, hub: Hub, env: dict[str, str], t
     [
         ("hf:Tiny-GGUF", "names no repository, expected hf:OWNER/NAME or hf:OWNER/NAME:FILE"),
         ("hf:some--one/x..y", "Cannot have -- or .."),
-        ("some-one/Tinny-GGUF", r"no such repository, or a private one .*: did you mean some-one/Tiny-GGUF\?"),
+        ("some-one/Tinny-GGUF", r"no such repository, or a private one .*: did you mean some-one/Tiny-GGUF"),
         ("some-one/Tiny-GGUF:Tiny-Q8.gguf", r"no such file among its 4 models: did you mean Tiny-Q8_0\.gguf"),
         ("some-one/Tiny-GGUF:Q7", "no such file among its 4 models"),
-        ("some-one/Tiny", r"no whole GGUF model among its 2 files: .*: did you mean some-one/Tiny-GGUF\?"),
+        ("some-one/Tiny", r"no whole GGUF model among its 2 files: .*: did you mean some-one/Tiny-GGUF"),
         ("some-one/Two:Q8_0", r"2 files are Q8_0: name one, such as a-Q8_0\.gguf or b-Q8_0\.gguf"),
         ("no-such-model", r"neither a file nor a model of the catalogue"),
         ("./no/such.gguf", "no such file, and no name of a model"),
