@@ -22,7 +22,9 @@ import pytest
 from conftest import make_random
 from hub_server import Hub, Repo, running_hub, sha256
 
+import pyskip
 from pyskip.catalog import read_catalog
+from pyskip.gguf_info import ffn_bytes
 
 MB = 10**6
 TINY = make_random.SHAPES["tiny"]
@@ -137,7 +139,8 @@ def split(path: Path, folder: Path, n: int) -> dict[str, bytes]:
         writer.add_uint16("split.no", i)
         writer.add_uint16("split.count", n)
         writer.add_int32("split.tensors.count", len(reader.tensors))
-        for tensor in reader.tensors[i::n]:
+        n_tensor = -(-len(reader.tensors) // n)
+        for tensor in reader.tensors[i * n_tensor : (i + 1) * n_tensor]:
             writer.add_tensor(tensor.name, tensor.data)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -158,6 +161,20 @@ def test_pieces_are_fetched_all(run: Pull, hub: Hub, tiny: Path, tmp_path: Path)
     os.unlink(path.with_name("Tiny-F32-00002-of-00003.gguf"))  # what is not whole is fetched again
     assert run("info", "hf:some-one/Split").returncode == 0
     assert path.with_name("Tiny-F32-00002-of-00003.gguf").exists()
+
+
+def test_pieces_are_read_as_one_model(tiny: Path, tmp_path: Path) -> None:
+    split(tiny, tmp_path, 3)
+    first, second = (tmp_path / f"Tiny-F32-0000{i}-of-00003.gguf" for i in (1, 2))
+    assert pyskip.inspect(first) == pyskip.inspect(tiny)  # the fingerprint too: a profile serves both
+    assert ffn_bytes(first, 6) == ffn_bytes(tiny, 6)
+    with pytest.raises(
+        pyskip.ModelLoadError, match=r"is a piece of a model, expected the first, .* -00001-of-00003\.gguf"
+    ):
+        pyskip.inspect(second)
+    second.rename(tmp_path / "elsewhere.gguf")
+    with pytest.raises(pyskip.ModelLoadError, match=r"-00002-of-00003\.gguf: no such file"):
+        pyskip.inspect(first)
 
 
 def test_in_python(env: dict[str, str]) -> None:
