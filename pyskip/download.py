@@ -35,7 +35,7 @@ def download(repo: str, file: RepoFile, revision: str, store: Path, tell: Callab
     """
     url = hf_hub_url(repo, file.path, revision=revision)
     found = get_hf_file_metadata(url)
-    if found.etag is None or found.size != file.size:
+    if found.etag is None or os.sep in found.etag or found.size != file.size:
         raise ModelLoadError(
             f"{url}: found ETag {found.etag} and {found.size} bytes, expected {file.size} as the repository lists it: "
             "check HF_ENDPOINT, or try again in a while"

@@ -100,7 +100,9 @@ def _snapshot(repo: str) -> Path | None:
 def _listing(repo: str) -> tuple[str, list[RepoFile]]:
     """The newest commit of a repository, and its files."""
     try:
-        info = HfApi().model_info(repo, revision=constants.DEFAULT_REVISION, files_metadata=True)
+        info = HfApi().model_info(
+            repo, revision=constants.DEFAULT_REVISION, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
+        )
         return info.sha or constants.DEFAULT_REVISION, [
             RepoFile(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else None)
             for file in info.siblings or []

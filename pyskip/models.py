@@ -34,7 +34,7 @@ def resolve(name: str, *, refresh: bool = False, tell: Callable[[str], None] | N
         return _from_hub(repo, file or None, None, refresh, tell)
     if not name:
         raise ModelLoadError("the model has no name, expected a path, demo, a name of pyskip list or hf:OWNER/NAME")
-    if os.path.exists(name) or os.sep in name or "\0" in name or name.endswith(".gguf"):
+    if os.sep in name or "\0" in name or name.endswith(".gguf") or os.path.isfile(name):
         return Path(name)
     from .catalog import read_catalog
 
@@ -42,6 +42,8 @@ def resolve(name: str, *, refresh: bool = False, tell: Callable[[str], None] | N
     if name in catalog:
         entry = catalog[name]
         return _from_hub(entry.repo, entry.file, entry.sha256, refresh, tell)
+    if os.path.exists(name):  # a folder, a pipe: whoever reads it says what is wrong
+        return Path(name)
     from .quantisations import nearest
 
     raise ModelLoadError(

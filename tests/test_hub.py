@@ -437,6 +437,12 @@ def test_nobody_answers(run: Pull) -> None:
     assert re.search(r"cannot go on with http://127\.0\.0\.1:9 \(.*refused.*\): check the network", said)
 
 
+def test_a_hub_that_is_silent(run: Pull, hub: Hub) -> None:
+    hub.is_silent = True
+    said = error(run("pull", "some-one/Tiny-GGUF", HF_HUB_ETAG_TIMEOUT="1"))
+    assert re.search(r"cannot go on with .* \(.*timed out.*\): check the network", said)
+
+
 def test_no_room_is_seen_beforehand(run: Pull, hub: Hub, env: dict[str, str]) -> None:
     hub.repos["some-one/Tiny-GGUF"].sizes = {"Tiny-Q8_0.gguf": 10**17}
     said = error(run("pull", "some-one/Tiny-GGUF:Q8_0"))
