@@ -76,10 +76,11 @@ def bench(
     peer: str | None,
     form: str,
 ) -> None:
-    """Measure decode rates of MODEL (a path, demo, a name of pyskip list, or hf:REPO[:FILE]) under policies.
+    """Measure decode rates of MODEL under policies, in turns, against off.
 
-    They take turns with off. speed-up is the median of the rounds' own ratios; what the bytes allow is a machine whose
-    time is all reading weights; efficiency is the one over the other.
+    MODEL is a path, demo, a name of pyskip list, or hf:REPO[:FILE]. speed-up is the median of the rounds'
+    own ratios; what the bytes allow is a machine whose time is all reading weights; efficiency is the one over the
+    other.
     """
     from pyskip._system import physical_cores
     from pyskip.bench import Test, run_bench

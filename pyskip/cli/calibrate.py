@@ -91,10 +91,10 @@ def calibrate(
     n_threads: int | None,
     as_json: bool,
 ) -> None:
-    """Make the profile of MODEL (a path, demo, a name of pyskip list, or hf:REPO[:FILE]).
+    """Make the profile of MODEL.
 
-    Fits stand-ins and gates on text, measures what each skip rate costs, and writes it all to one file. The model's own
-    text serves where none is given.
+    MODEL is a path, demo, a name of pyskip list, or hf:REPO[:FILE]. Fits stand-ins and gates on text, measures
+    what each skip rate costs, and writes it all to one file. The model's own text serves where none is given.
     """
     from pyskip.calibration.calibrate import Settings
     from pyskip.calibration.calibrate import calibrate as run

@@ -68,9 +68,9 @@ def eval(
     resume: str | None,
     as_json: bool,
 ) -> None:
-    """Measure what policies cost MODEL (a path, demo, a name of pyskip list, or hf:REPO[:FILE]) in quality.
+    """Measure what policies cost MODEL in quality.
 
-    Dense is the first row, asked for or not.
+    MODEL is a path, demo, a name of pyskip list, or hf:REPO[:FILE]. Dense is the first row, asked for or not.
     """
     path = text if text is not None else task
     if path is None or (text is not None and task is not None):

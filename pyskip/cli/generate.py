@@ -31,9 +31,9 @@ def generate(
     verbose: bool,
     as_json: bool,
 ) -> int:
-    """Continue a prompt with MODEL (a path, demo, a name of pyskip list, or hf:REPO[:FILE]).
+    """Continue a prompt with MODEL.
 
-    The text goes to stdout, the rest to stderr.
+    MODEL is a path, demo, a name of pyskip list, or hf:REPO[:FILE]. The text goes to stdout, the rest to stderr.
     """
     try:
         raw = prompt.encode("utf-8")

@@ -22,9 +22,10 @@ RATES = (0.1, 0.2, 0.3, 0.4, 0.5)  # of the blocks that can be skipped
 @click.argument("model")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout instead of a table.")
 def info(model: str, as_json: bool) -> None:
-    """Tell what MODEL (a path, demo, a name of pyskip list, or hf:REPO[:FILE]) is.
+    """Tell what MODEL is, and how much of it skipping can reach.
 
-    Its shape, the share of its FFN weights, the layers that can skip, and its size against this machine's memory.
+    MODEL is a path, demo, a name of pyskip list, or hf:REPO[:FILE]. Tells its shape, the share of its FFN weights, the
+    layers that can skip, and its size against this machine's memory.
     """
     from pyskip._system import available_memory, total_memory
     from pyskip.errors import PolicyError

@@ -9,7 +9,10 @@ __all__ = ["list", "table"]
 
 @click.command()
 def list() -> None:
-    """Show the models that can be named, with their size, licence and place on the Hugging Face Hub."""
+    """Show the models that have a name.
+
+    With their size, licence, whether they are in the cache, and their place on the Hugging Face Hub.
+    """
     click.echo(table())
 
 

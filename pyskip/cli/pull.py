@@ -15,10 +15,11 @@ __all__ = ["pull"]
 @click.command()
 @click.argument("model", required=False)
 def pull(model: str | None) -> None:
-    """Download MODEL (a name of pyskip list, or hf:REPO[:FILE]) into huggingface-hub's cache, and print its path.
+    """Download MODEL and print its path.
 
-    FILE is a file of the repository or a quantisation such as Q4_K_M. Without it, what suits this machine's memory is
-    taken. What was downloaded before is looked up on the Hub again. Without MODEL: the same as pyskip list.
+    MODEL is a name of pyskip list, or REPO[:FILE]; it comes into huggingface-hub's cache. FILE is a file of the
+    repository or a quantisation such as Q4_K_M; without it, what suits this machine's memory is taken. What was
+    downloaded before is looked up on the Hub again. Without MODEL: the same as pyskip list.
     """
     if model is None:
         click.echo(table())
