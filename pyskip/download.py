@@ -62,10 +62,17 @@ def _locked(blob: Path, tell: Callable[[str], None]) -> Iterator[BinaryIO | None
                 tell("another process downloads this file: waiting for it")
                 fcntl.flock(partial, fcntl.LOCK_EX)
             # the process that held it may have finished the blob, or thrown away the bytes
-            if not blob.exists() and path.exists() and os.path.samestat(path.stat(), os.fstat(partial.fileno())):
+            if not blob.exists() and _is_at(partial, path):
                 yield partial
                 return
     yield None
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _fill(partial: BinaryIO, url: str, file: RepoFile, tell: Callable[[str], None]) -> None:
@@ -103,11 +110,13 @@ def _no_room(file: RepoFile, folder: Path, found: str) -> ModelLoadError:
 
 def _verify(partial: BinaryIO, file: RepoFile) -> None:
     """Raises ModelLoadError, and drops the bytes, where they are not the file's."""
+    if file.sha256 is None:
+        return
     partial.seek(0)
     digest = hashlib.sha256()
     while chunk := partial.read(1 << 20):
         digest.update(chunk)
-    if file.sha256 is not None and digest.hexdigest() != file.sha256:
+    if digest.hexdigest() != file.sha256:
         os.unlink(partial.name)
         raise ModelLoadError(
             f"{file.path}: sha256 is {digest.hexdigest()}, expected {file.sha256}: what came was damaged on the way "

@@ -136,7 +136,7 @@ def resolve(model: str, *, refresh: bool = False) -> Path:
     """The file of the model that a command line names. Downloads it where need be, and says so on stderr."""
     from pyskip.models import resolve
 
-    return resolve(model, refresh=refresh, tell=note)
+    return resolve(model, refresh=refresh, tell=lambda line: note(plain(line)))  # names of files are the Hub's words
 
 
 def load(
