@@ -1,15 +1,17 @@
 """A Hugging Face Hub on 127.0.0.1, as far as downloads need one: lists of files, searches, HEADs that redirect to
-content on another port, ranges; and faults on demand. Used by test_hub.py."""
+content on another port, ranges; and faults on demand. Used by test_hub*.py."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -52,6 +54,20 @@ class Hub:
 
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+def error_line(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line that a failed command leaves, after its notes."""
+    assert done.returncode == 1, done
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert not any("Traceback" in line or "\r" in line for line in lines)
+    return lines[-1]
+
+
+def incomplete(env: dict[str, str]) -> list[Path]:
+    """The partial files in the cache."""
+    return list(Path(env["HF_HOME"]).rglob("*.incomplete"))
 
 
 class Handler(BaseHTTPRequestHandler):
