@@ -14,6 +14,7 @@ from ._pieces import token_bytes
 from ._system import physical_cores
 from .errors import DecodeError, ModelLoadError, ProfileError
 from .gguf_info import check_context, inspect
+from .models import resolve
 from .policy import Policy, Profiled, Random, parse_skip
 from .profile import Profile, find_profile, path_beside
 from .stats import SkipStats, SkipTrace
@@ -25,6 +26,9 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     """A GGUF model whose FFN blocks can be skipped, token by token, while it generates.
 
     Everything that llama_cpp.Llama takes and does, and:
+
+    model_path: a path, or as a string all that names a model on the command line: demo, a name of the catalogue
+        (pyskip list), hf:OWNER/NAME[:FILE]; the last two download what huggingface-hub's cache has not.
 
     skip: a specification such as "cosine:threshold=0.98" or "static:5,14,25", or a policy of pyskip.policy. May be
         changed at any time; counts from the next token on, and keeps the KV cache.
@@ -54,7 +58,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         policy = parse_skip(skip)
-        path = os.fsdecode(model_path)
+        path = os.fsdecode(resolve(model_path) if isinstance(model_path, str) else model_path)
         vocab_only = bool(kwargs.get("vocab_only"))
         info = inspect(path, weights=not vocab_only)
         if not vocab_only:

@@ -3,17 +3,27 @@
 #include "ggml.h"
 #include "gguf-file.h"
 #include "gguf.h"
+#include "llama.h"
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <vector>
 
 namespace {
 
-bool fail(std::string & error, const char * path, const std::string & found) {
-    error = std::string(path) + ": " + found;
+// A model is one file, or several that gguf-split made of it: then all keys are in the first.
+struct piece {
+    std::string     path;
+    int64_t         size = 0;
+    pyskip_gguf_ptr gguf;
+};
+using pieces = std::vector<piece>;
+
+bool fail(std::string & error, const std::string & path, const std::string & found) {
+    error = path + ": " + found;
     return false;
 }
 
@@ -66,15 +76,17 @@ bool is_ffn(const char * name) {
 // How much of a tensor decoding one token reads.
 class reading {
 public:
-    explicit reading(const gguf_context * gguf) : gguf(gguf) {
+    explicit reading(const pieces & model) {
         char arch[64];
-        read_text(gguf, "general.architecture", arch, sizeof(arch));
-        n_expert = read_int(gguf, std::string(arch) + ".expert_count", 0, 0);
-        n_used   = read_int(gguf, std::string(arch) + ".expert_used_count", 0, n_expert);
-        is_tied  = gguf_find_tensor(gguf, "output.weight") < 0;
+        const gguf_context * first = model.front().gguf.get();
+        read_text(first, "general.architecture", arch, sizeof(arch));
+        n_expert = read_int(first, std::string(arch) + ".expert_count", 0, 0);
+        n_used   = read_int(first, std::string(arch) + ".expert_used_count", 0, n_expert);
+        is_tied  = std::none_of(model.begin(), model.end(),
+                                [](const piece & p) { return gguf_find_tensor(p.gguf.get(), "output.weight") >= 0; });
     }
 
-    int64_t bytes(int64_t i) const {
+    int64_t bytes(const gguf_context * gguf, int64_t i) const {
         const char *  name  = gguf_get_tensor_name(gguf, i);
         const int64_t whole = (int64_t) gguf_get_tensor_size(gguf, i);
         if (std::strcmp(name, "token_embd.weight") == 0 && !is_tied) {
@@ -84,31 +96,30 @@ public:
     }
 
 private:
-    const gguf_context * gguf;
-    int64_t              n_expert = 0;
-    int64_t              n_used   = 0;
-    bool                 is_tied  = false;
+    int64_t n_expert = 0;
+    int64_t n_used   = 0;
+    bool    is_tied  = false;
 };
 
-bool read_tensors(const gguf_context * gguf, const char * path, int64_t size, pyskip_gguf_info & info, std::string & error) {
-    const reading read(gguf);
+bool read_tensors(const piece & part, const reading & read, pyskip_gguf_info & info, std::string & error) {
+    const gguf_context * gguf = part.gguf.get();
     const int64_t data_offset = (int64_t) gguf_get_data_offset(gguf);
 
-    info.n_tensors = gguf_get_n_tensors(gguf);
-    for (int64_t i = 0; i < info.n_tensors; ++i) {
+    for (int64_t i = 0; i < gguf_get_n_tensors(gguf); ++i) {
         const int64_t   bytes = (int64_t) gguf_get_tensor_size(gguf, i);
         const ggml_type type  = gguf_get_tensor_type(gguf, i);
         const int64_t   end   = data_offset + (int64_t) gguf_get_tensor_offset(gguf, i) + bytes;
-        if (end > size) {
-            return fail(error, path, "is cut off: tensor " + std::string(gguf_get_tensor_name(gguf, i)) + " ends at byte " +
-                        std::to_string(end) + ", the file has " + std::to_string(size) + ": download it again");
+        if (end > part.size) {
+            return fail(error, part.path, "is cut off: tensor " + std::string(gguf_get_tensor_name(gguf, i)) + " ends at byte " +
+                        std::to_string(end) + ", the file has " + std::to_string(part.size) + ": download it again");
         }
+        info.n_tensors += 1;
         info.bytes      += bytes;
-        info.read_bytes += read.bytes(i);
+        info.read_bytes += read.bytes(gguf, i);
         info.n_params += bytes / (int64_t) ggml_type_size(type) * ggml_blck_size(type);
         if (is_ffn(gguf_get_tensor_name(gguf, i))) {
             info.ffn_bytes      += bytes;
-            info.read_ffn_bytes += read.bytes(i);
+            info.read_ffn_bytes += read.bytes(gguf, i);
         }
     }
     return true;
@@ -126,10 +137,10 @@ struct hasher {
 };
 
 // Names, types and sizes of all tensors, and some bytes from the middle of every FFN weight.
-bool read_fingerprint(const gguf_context * gguf, const char * path, pyskip_gguf_info & info, std::string & error) {
-    const std::unique_ptr<std::FILE, int (*)(std::FILE *)> file(std::fopen(path, "rb"), std::fclose);
-    hasher hash;
-    for (int64_t i = 0; i < info.n_tensors; ++i) {
+bool add_fingerprint(const piece & part, hasher & hash, std::string & error) {
+    const gguf_context * gguf = part.gguf.get();
+    const std::unique_ptr<std::FILE, int (*)(std::FILE *)> file(std::fopen(part.path.c_str(), "rb"), std::fclose);
+    for (int64_t i = 0; i < gguf_get_n_tensors(gguf); ++i) {
         const char *  name = gguf_get_tensor_name(gguf, i);
         const int32_t type = gguf_get_tensor_type(gguf, i);
         const int64_t size = (int64_t) gguf_get_tensor_size(gguf, i);
@@ -143,11 +154,10 @@ bool read_fingerprint(const gguf_context * gguf, const char * path, pyskip_gguf_
         const size_t n          = (size_t) std::min<int64_t>(size, sizeof(sample));
         const size_t offset     = gguf_get_data_offset(gguf) + gguf_get_tensor_offset(gguf, i) + (size - n) / 2;
         if (!file || std::fseek(file.get(), (long) offset, SEEK_SET) != 0 || std::fread(sample, 1, n, file.get()) != n) {
-            return fail(error, path, "cannot be read at tensor " + std::string(name) + ": download it again");
+            return fail(error, part.path, "cannot be read at tensor " + std::string(name) + ": download it again");
         }
         hash.add(sample, n);
     }
-    std::snprintf(info.fingerprint, sizeof(info.fingerprint), "fnv1a64:%016llx", (unsigned long long) hash.value);
     return true;
 }
 
@@ -170,49 +180,89 @@ void read_shape(const gguf_context * gguf, pyskip_gguf_info & info) {
     }
 }
 
-} // namespace
-
-static bool open_model(const char * path, int64_t & size, pyskip_gguf_ptr & gguf, std::string & error) {
-    if (!pyskip_gguf_check(path, "model", size, error)) {
+bool open_piece(const std::string & path, pieces & model, std::string & error) {
+    piece part;
+    part.path = path;
+    if (!pyskip_gguf_check(path.c_str(), "model", part.size, error)) {
         return false;
     }
     const gguf_init_params params = { /*.no_alloc =*/ true, /*.ctx =*/ nullptr };
-    gguf.reset(gguf_init_from_file(path, params));
-    return gguf || fail(error, path, "has a GGUF header that llama.cpp cannot read (cut off, damaged, or of a newer version): download it again");
+    part.gguf.reset(gguf_init_from_file(path.c_str(), params));
+    if (!part.gguf) {
+        return fail(error, path, "has a GGUF header that llama.cpp cannot read (cut off, damaged, or of a newer version): download it again");
+    }
+    model.push_back(std::move(part));
+    return true;
 }
 
-bool pyskip_gguf_read_ffn(const char * path, int64_t * bytes, size_t n, std::string & error) {
-    int64_t         size = 0;
-    pyskip_gguf_ptr gguf;
-    if (!open_model(path, size, gguf, error)) {
+// The file, and the others where it is the first of several, which lie beside it as llama.cpp will look for them.
+bool open_model(const char * path, pieces & model, std::string & error) {
+    if (!open_piece(path, model, error)) {
         return false;
     }
-    const reading read(gguf.get());
-    std::fill(bytes, bytes + n, 0);
-    for (int64_t i = 0; i < gguf_get_n_tensors(gguf.get()); ++i) {
-        const char *  name = gguf_get_tensor_name(gguf.get(), i);
-        const int64_t il   = is_ffn(name) ? std::atol(name + 4) : -1;
-        if (il < 0 || il >= (int64_t) n) {
-            continue;
+    const gguf_context * first   = model.front().gguf.get();
+    const int64_t        id      = gguf_find_key(first, "split.count");
+    const int64_t        n_piece = id < 0 || gguf_get_kv_type(first, id) != GGUF_TYPE_UINT16 ? 1 : gguf_get_val_u16(first, id);
+    if (n_piece <= 1) {
+        return true;
+    }
+    std::vector<char> prefix(std::strlen(path) + 1);
+    std::vector<char> other(prefix.size() + 32);
+    if (llama_split_prefix(prefix.data(), prefix.size(), path, 0, (int32_t) n_piece) <= 0) {
+        char name[64];
+        std::snprintf(name, sizeof(name), "-00001-of-%05d.gguf", (int) n_piece);
+        return fail(error, path, "is a piece of a model, expected the first, with a name that ends in " + std::string(name));
+    }
+    for (int32_t i = 1; i < n_piece; ++i) {
+        llama_split_path(other.data(), other.size(), prefix.data(), i, (int32_t) n_piece);
+        if (!open_piece(other.data(), model, error)) {
+            return false;
         }
-        bytes[il] += read.bytes(i);
+    }
+    return true;
+}
+
+} // namespace
+
+bool pyskip_gguf_read_ffn(const char * path, int64_t * bytes, size_t n, std::string & error) {
+    pieces model;
+    if (!open_model(path, model, error)) {
+        return false;
+    }
+    const reading read(model);
+    std::fill(bytes, bytes + n, 0);
+    for (const piece & part : model) {
+        for (int64_t i = 0; i < gguf_get_n_tensors(part.gguf.get()); ++i) {
+            const char *  name = gguf_get_tensor_name(part.gguf.get(), i);
+            const int64_t il   = is_ffn(name) ? std::atol(name + 4) : -1;
+            if (il < 0 || il >= (int64_t) n) {
+                continue;
+            }
+            bytes[il] += read.bytes(part.gguf.get(), i);
+        }
     }
     return true;
 }
 
 bool pyskip_gguf_read(const char * path, pyskip_gguf_info & info, std::string & error) {
     info = {};
-    int64_t         size = 0;
-    pyskip_gguf_ptr gguf;
-    if (!open_model(path, size, gguf, error)) {
+    pieces model;
+    if (!open_model(path, model, error)) {
         return false;
     }
-    read_text(gguf.get(), "general.architecture", info.architecture, sizeof(info.architecture));
-    read_text(gguf.get(), "general.name", info.name, sizeof(info.name));
-    info.has_chat_template = gguf_find_key(gguf.get(), "tokenizer.chat_template") >= 0;
-    if (!read_tensors(gguf.get(), path, size, info, error)) {
-        return false;
+    const gguf_context * first = model.front().gguf.get();
+    read_text(first, "general.architecture", info.architecture, sizeof(info.architecture));
+    read_text(first, "general.name", info.name, sizeof(info.name));
+    info.has_chat_template = gguf_find_key(first, "tokenizer.chat_template") >= 0;
+    read_shape(first, info);
+
+    const reading read(model);
+    hasher        hash;
+    for (const piece & part : model) {
+        if (!read_tensors(part, read, info, error) || !add_fingerprint(part, hash, error)) {
+            return false;
+        }
     }
-    read_shape(gguf.get(), info);
-    return read_fingerprint(gguf.get(), path, info, error);
+    std::snprintf(info.fingerprint, sizeof(info.fingerprint), "fnv1a64:%016llx", (unsigned long long) hash.value);
+    return true;
 }

@@ -34,9 +34,10 @@ def chat(
     seed: int | None,
     verbose: bool,
 ) -> int:
-    """Chat with MODEL (a path, or demo, which is also the default).
+    """Chat with MODEL.
 
-    With no terminal on stdin, each line is a turn of the conversation and each answer goes to stdout.
+    MODEL is a path, a name of pyskip list, hf:REPO[:FILE], or demo, which is the default. With no terminal on stdin,
+    each line is a turn of the conversation and each answer goes to stdout.
     """
     llm = ui.load(model, skip=skip, profile=profile, n_ctx=n_ctx, n_threads=n_threads, verbose=verbose)
     if "tokenizer.chat_template" not in llm.metadata:

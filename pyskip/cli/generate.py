@@ -31,7 +31,10 @@ def generate(
     verbose: bool,
     as_json: bool,
 ) -> int:
-    """Continue a prompt with MODEL (a path, or demo). The text goes to stdout, the rest to stderr."""
+    """Continue a prompt with MODEL.
+
+    MODEL is a path, demo, a name of pyskip list, or hf:REPO[:FILE]. The text goes to stdout, the rest to stderr.
+    """
     try:
         raw = prompt.encode("utf-8")
     except UnicodeEncodeError:

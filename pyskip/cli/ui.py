@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -27,6 +28,7 @@ __all__ = [
     "note",
     "plain",
     "progress_line",
+    "resolve",
     "stage_line",
     "stream",
 ]
@@ -130,6 +132,13 @@ def in_thread(work: Callable[[], T]) -> T:
     return value  # type: ignore[return-value]
 
 
+def resolve(model: str, *, refresh: bool = False) -> Path:
+    """The file of the model that a command line names. Downloads it where need be, and says so on stderr."""
+    from pyskip.models import resolve
+
+    return resolve(model, refresh=refresh, tell=lambda line: note(plain(line)))  # names of files are the Hub's words
+
+
 def load(
     model: str, *, skip: str | None, profile: str | None, n_ctx: int | None, n_threads: int | None, verbose: bool
 ) -> Llama:
@@ -140,7 +149,6 @@ def load(
 
     from pyskip.gguf_info import inspect
     from pyskip.llama import Llama
-    from pyskip.models import resolve
 
     path = resolve(model)
     n_ctx = n_ctx or min(4096, inspect(path).n_ctx_train or 4096)
