@@ -2,9 +2,9 @@
 
     python benchmarks/pace.py [--model demo] [--share 0.95] [--max-skip 0.44] [--hogs 1] [--nice 8] [-t N] [-o FOLDER]
 
-First decodes dense for a while: the target is `--share` of that rate. Then three phases: alone, beside hogs, alone. Hogs
-are processes that spin; their niceness says how much of a core they get. Answers of 200 tokens from a short prompt, one
-after another, with a sampling seed, so that the context stays short. Writes pace.json and pace.svg.
+First decodes dense for a while: the target is `--share` of that rate. Then three phases: alone, beside hogs, alone.
+Hogs are processes that spin; their niceness says how much of a core they get. Answers of 200 tokens from a short
+prompt, one after another, with a sampling seed, so that the context stays short. Writes pace.json and pace.svg.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Token:
 def decode(llm: pyskip.Llama, prompt: str, is_over: Callable[[float], bool]) -> list[Token]:
     """Answers until is_over(seconds). The first token of an answer, which takes the prompt with it, does not count."""
     tokens: list[Token] = []
+    point = 0.0
     start = time.perf_counter()
     while True:
         llm.set_seed(7)

@@ -36,6 +36,9 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
 
     target_tps, max_skip: a pace to keep, as by keep_pace().
 
+    low_memory: for a model larger than memory. Weights stay in the mapped file, and under a policy other than off only
+        those of blocks that run are read.
+
     Prompts run dense, except under `static` and `profile:prefill=1`. Tokens that generate() and all that builds on it
     (completion, chat) feed back are decided by the policy; embeddings and eval() are dense unless mark_generated() says
     otherwise.
@@ -54,6 +57,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         profile: str | os.PathLike[str] | None = None,
         target_tps: float | None = None,
         max_skip: float | None = None,
+        low_memory: bool = False,
         n_ctx: int = 512,
         n_threads: int | None = None,
         n_threads_batch: int | None = None,
@@ -68,11 +72,17 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         self._info = info
         self._profile_path = profile
         self._profile: Profile | None = None
+        if low_memory and (kwargs.get("use_mmap") is False or kwargs.get("use_mlock") or kwargs.get("lora_path")):
+            raise ModelLoadError(
+                "low_memory found use_mmap=False, use_mlock or lora_path, expected none of them: they load the whole "
+                "model; leave them out"
+            )
         check_arguments({"n_threads": n_threads, "n_threads_batch": n_threads_batch, **kwargs})
         self._generating_from: int | None = None  # by generate(), while its own code runs
         self._native: SkipContext | None = None
         self._marked_from = -1  # by mark_generated()
         self._policy = parse_skip("off")
+        self._low_memory = low_memory
         self._pace: Pace | None = None
         self._pace_from = Profiled(rate=0.0)
         _log.forget()
@@ -91,11 +101,24 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
                 raise ModelLoadError(
                     f"{self.lora_path}: not a LoRA for this model ({_log.last_complaint() or 'no reason given'})"
                 )
+            if low_memory:
+                self._native.set_streaming(True)
             self.skip = policy
             self.keep_pace(target_tps, max_skip)
         except BaseException:
             self.close()
             raise
+
+    @property
+    def model_params(self) -> Any:
+        """llama_model_params; llama_cpp.Llama sets it before it loads the model."""
+        return self._model_params
+
+    @model_params.setter
+    def model_params(self, params: Any) -> None:
+        if self._low_memory:
+            params.use_extra_bufts = False  # repacked weights are copies in memory
+        self._model_params = params
 
     @property
     def _skip_context(self) -> SkipContext:
@@ -315,6 +338,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
         state = {**super().__getstate__(), "skip": str(self._policy), "profile": self._profile_path}
+        state["low_memory"] = self._low_memory
         if self._pace is None:
             return state
         pace = {"target_tps": self._pace.target_tps, "max_skip": self._pace.max_skip}

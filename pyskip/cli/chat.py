@@ -29,6 +29,7 @@ def chat(
     profile: str | None,
     target_tps: float | None,
     max_skip: float | None,
+    low_memory: bool,
     n_ctx: int | None,
     n_predict: int,
     n_threads: int | None,
@@ -41,8 +42,8 @@ def chat(
     With no terminal on stdin, each line is a turn of the conversation and each answer goes to stdout.
     """
     llm = ui.load(
-        model, skip=skip, profile=profile, target_tps=target_tps, max_skip=max_skip, n_ctx=n_ctx, n_threads=n_threads,
-        verbose=verbose,
+        model, skip=skip, profile=profile, target_tps=target_tps, max_skip=max_skip, low_memory=low_memory,
+        n_ctx=n_ctx, n_threads=n_threads, verbose=verbose,
     )  # fmt: skip
     if "tokenizer.chat_template" not in llm.metadata:
         ui.note("the model has no chat template: using ChatML")

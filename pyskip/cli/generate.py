@@ -26,6 +26,7 @@ def generate(
     profile: str | None,
     target_tps: float | None,
     max_skip: float | None,
+    low_memory: bool,
     n_ctx: int | None,
     n_predict: int,
     n_threads: int | None,
@@ -43,8 +44,8 @@ def generate(
         raise click.BadParameter("the prompt is empty.", param_hint="-p")
 
     llm = ui.load(
-        model, skip=skip, profile=profile, target_tps=target_tps, max_skip=max_skip, n_ctx=n_ctx, n_threads=n_threads,
-        verbose=verbose,
+        model, skip=skip, profile=profile, target_tps=target_tps, max_skip=max_skip, low_memory=low_memory,
+        n_ctx=n_ctx, n_threads=n_threads, verbose=verbose,
     )  # fmt: skip
     from pyskip.generation import Generation
 

@@ -84,6 +84,9 @@ def common_options(command: Callable[..., T]) -> Callable[..., T]:
             help="Rate that --target-tps may come to. [default: the profile's recommended one]",
         ),
         click.option(
+            "--low-memory", is_flag=True, help="The model is larger than memory: read what runs, when it runs."
+        ),
+        click.option(
             "-c",
             "n_ctx",
             type=click.IntRange(1, 2**31 - 1),
@@ -149,6 +152,7 @@ def load(
     profile: str | None,
     target_tps: float | None,
     max_skip: float | None,
+    low_memory: bool,
     n_ctx: int | None,
     n_threads: int | None,
     verbose: bool,
@@ -171,6 +175,7 @@ def load(
             profile=profile,
             target_tps=target_tps,
             max_skip=max_skip,
+            low_memory=low_memory,
             n_ctx=n_ctx,
             n_threads=n_threads,
             n_threads_batch=n_threads,
