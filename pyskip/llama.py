@@ -72,12 +72,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         self._info = info
         self._profile_path = profile
         self._profile: Profile | None = None
-        if low_memory and (kwargs.get("use_mmap") is False or kwargs.get("use_mlock") or kwargs.get("lora_path")):
-            raise ModelLoadError(
-                "low_memory found use_mmap=False, use_mlock or lora_path, expected none of them: they load the whole "
-                "model; leave them out"
-            )
-        check_arguments({"n_threads": n_threads, "n_threads_batch": n_threads_batch, **kwargs})
+        arguments = {"n_threads": n_threads, "n_threads_batch": n_threads_batch, "low_memory": low_memory, **kwargs}
+        check_arguments(arguments)
         self._generating_from: int | None = None  # by generate(), while its own code runs
         self._native: SkipContext | None = None
         self._marked_from = -1  # by mark_generated()

@@ -48,6 +48,12 @@ def test_a_cool_board_without_sensors(tmp_path: Path) -> None:
     assert done.stderr.startswith("no sensor, 0.0% of FFN blocks skipped")
 
 
+def test_the_oldest_turns_go_and_a_line_that_never_fits_is_refused(tmp_path: Path) -> None:
+    done = kiosk(tmp_path, "word " * 1100 + "\n" + "term " * 1100 + "\n" + "word " * 3000 + "\n", "--target-tps", "0.5")
+    assert done.returncode == 0
+    assert [line.startswith("kiosk: ") for line in done.stderr.splitlines()] == [False, False, True, False]
+
+
 def test_mistakes_are_one_line(tmp_path: Path, tiny: Path) -> None:
     done = kiosk(tmp_path, "Hi\n", str(tiny))
     assert done.returncode == 1
