@@ -162,23 +162,25 @@ def plot(result: dict[str, Any], path: Path) -> None:
     from results_plots import DASHES, DENSE, SETTINGS, STYLES
 
     data, blue, orange = result["series"], STYLES["profile"][0], STYLES["random"][0]
+    target, most = result["target_tps"], max([result["max_skip"], *data["skipped"]])
     with matplotlib.rc_context(SETTINGS):
-        figure, (above, below) = plt.subplots(2, 1, figsize=(8, 5.4), sharex=True, layout="constrained")
+        figure, (above, below) = plt.subplots(2, 1, figsize=(8, 5.8), sharex=True, layout="constrained")
         for axis in (above, below):
-            axis.axvspan(result["hog_from"], result["hog_to"], color="#EDEDED", zorder=0, linewidth=0)
-        above.plot(data["seconds"], data["tps"], color=blue)
-        above.axhline(result["target_tps"], color=DENSE, linestyle=DASHES)
-        above.axhspan(NEAR * result["target_tps"], result["target_tps"], color=DENSE, alpha=0.18, linewidth=0)
-        top = max(data["tps"]) * 1.12
-        above.set(title="Tokens/s", ylabel="tokens/s", ylim=(0, top))
-        above.text((result["hog_from"] + result["hog_to"]) / 2, 0.06 * top, "a hog runs", ha="center", color="#444444")
-        above.text(0.2, 0.97 * result["target_tps"] - 0.16 * top, "dashed: target; band: 10 % below", color="#444444")
-        below.step(data["seconds"], data["point"], color=blue, where="pre", label="operating point")
+            axis.axvspan(
+                result["hog_from"], result["hog_to"], color="#EDEDED", zorder=0, linewidth=0, label="a hog runs"
+            )
+        above.plot(data["seconds"], data["tps"], color=blue, label="tokens/s; operating point")
+        above.axhline(target, color=DENSE, linestyle=DASHES, label="target; max-skip")
+        above.axhspan(NEAR * target, target, color=DENSE, alpha=0.3, linewidth=0, label="10 % below the target")
+        above.set(title="Rate", ylabel="tokens/s", ylim=(0, 1.12 * max(data["tps"])))
         below.plot(data["seconds"], data["skipped"], color=orange, linestyle=":", label="blocks skipped")
-        below.axhline(result["max_skip"], color=DENSE, linestyle=DASHES, label="max-skip")
+        below.step(data["seconds"], data["point"], color=blue, where="post")
+        below.axhline(result["max_skip"], color=DENSE, linestyle=DASHES)
         below.set(title="Skip rate", xlabel="seconds", ylabel="skip rate", xlim=(0, data["seconds"][-1]))
-        below.set_ylim(-0.01, 1.12 * result["max_skip"])
-        below.legend(loc="upper left", ncols=1)
+        below.set_ylim(-0.015, 1.12 * most)
+        entries = dict(zip(*reversed(above.get_legend_handles_labels()), strict=True))
+        entries |= dict(zip(*reversed(below.get_legend_handles_labels()), strict=True))
+        figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=3)
         figure.savefig(path, metadata={"Date": None, "Creator": None})
         plt.close(figure)
 
@@ -191,7 +193,7 @@ def main() -> int:
     parser.add_argument("--hogs", type=int, default=1)
     parser.add_argument("--nice", type=int, default=8, help="niceness of the hogs: 0 takes half of a core")
     parser.add_argument("--phase", type=float, default=10.0, metavar="SECONDS")
-    parser.add_argument("--prompt", default="One, two, three, four, five, six, seven, eight, nine, ten, eleven,")
+    parser.add_argument("--prompt", default="The history of the city of Rome begins")
     parser.add_argument("-t", "--threads", type=int, default=physical_cores())
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "docs" / "results")
     args = parser.parse_args()
