@@ -158,7 +158,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         if not isinstance(policy, Profiled) or policy.rate is None:
             raise PolicyError(f"skip is {str(policy)!r}, expected off or a rate to keep a pace from, such as 0.1")
         profile = self._needed_profile("target_tps")
-        most = profile.recommended.rate if max_skip is None else profile.point(max_skip).rate
+        most = profile.recommended.rate if max_skip is None else max_skip
+        profile.threshold(replace(policy, rate=most))  # raises where the curve does not reach
         pace = Pace(target_tps, most, floor=policy.rate)
         self._set_policy(policy)
         self._pace, self._pace_from = pace, policy

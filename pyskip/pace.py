@@ -60,8 +60,8 @@ class Pace:
     def __init__(
         self, target_tps: float, max_skip: float, *, floor: float = 0.0, clock: Callable[[], float] = time.perf_counter
     ) -> None:
-        if not (math.isfinite(target_tps) and target_tps > 0):
-            raise PolicyError(f"target_tps is {target_tps}, expected tokens/s above 0")
+        if isinstance(target_tps, bool) or not isinstance(target_tps, (int, float)) or not 0 < target_tps < math.inf:
+            raise PolicyError(f"target_tps is {target_tps!r}, expected tokens/s above 0")
         if not 0 <= floor < max_skip <= 1:
             raise PolicyError(
                 f"max_skip is {max_skip:g}, expected a rate above {floor:g}, which skip asks for at least, up to 1"

@@ -210,6 +210,11 @@ def test_a_floor_and_what_has_none(llm: pyskip.Llama, tiny: Path) -> None:
     copy.close()
     with pytest.raises(pyskip.PolicyError, match="beyond the profile's curve"):
         llm.keep_pace(20, 0.99)
+    for bad in (-1, float("nan"), "0.3"):
+        with pytest.raises(pyskip.PolicyError, match="expected a number from 0 to 1"):
+            llm.keep_pace(20, bad)  # type: ignore[arg-type]
+    with pytest.raises(pyskip.PolicyError, match="target_tps is 'fast'"):
+        llm.keep_pace("fast")  # type: ignore[arg-type]
     llm.keep_pace(None)
     assert llm.pace is None
     for skip in ("static:5", "cosine", "profile", "profile:error=0.1"):
