@@ -16,6 +16,7 @@ from .policy import Cosine, Off, Policy, Profiled, Random, Static, parse_skip
 if TYPE_CHECKING:
     from .gguf_info import GGUFInfo, inspect
     from .llama import Llama
+    from .pace import Pace, PaceStats
     from .profile import Profile
     from .stats import SkipStats, SkipTrace
 
@@ -34,6 +35,8 @@ __all__ = [
     "Llama",
     "ModelLoadError",
     "Off",
+    "Pace",
+    "PaceStats",
     "Policy",
     "PolicyError",
     "Profile",
@@ -53,6 +56,8 @@ _LAZY = {
     "GGUFInfo": "gguf_info",
     "inspect": "gguf_info",
     "Llama": "llama",
+    "Pace": "pace",
+    "PaceStats": "pace",
     "Profile": "profile",
     "SkipStats": "stats",
     "SkipTrace": "stats",

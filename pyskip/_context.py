@@ -100,6 +100,10 @@ class SkipContext:
     def set_abort(self, abort: bool) -> None:
         lib.pyskip_set_abort(self.native, abort)
 
+    def set_streaming(self, on: bool) -> None:
+        """Read weights as they are needed: the model is larger than memory."""
+        lib.pyskip_set_streaming(self.native, on)
+
 
 def _raise_for(status: int, error: Any) -> None:
     if status == lib.PYSKIP_STATUS_NO_MEMORY:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from . import _log
@@ -12,10 +13,11 @@ from ._context import SkipContext
 from ._library import llama_cpp
 from ._pieces import token_bytes
 from ._system import physical_cores
-from .errors import DecodeError, ModelLoadError, ProfileError
+from .errors import DecodeError, ModelLoadError, PolicyError, ProfileError
 from .gguf_info import check_context, inspect
 from .models import resolve
-from .policy import Policy, Profiled, Random, parse_skip
+from .pace import Pace
+from .policy import Off, Policy, Profiled, Random, parse_skip
 from .profile import Profile, find_profile, path_beside
 from .stats import SkipStats, SkipTrace
 
@@ -36,6 +38,11 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     profile: the path of the model's profile. Default: the file beside the model (model.skip.gguf), else one that comes
         with pyskip. Read when a policy first needs it.
 
+    target_tps, max_skip: a pace to keep, as by keep_pace().
+
+    low_memory: for a model larger than memory. Weights stay in the mapped file, and under a policy other than off only
+        those of blocks that run are read.
+
     Prompts run dense, except under `static` and `profile:prefill=1`. Tokens that generate() and all that builds on it
     (completion, chat) feed back are decided by the policy; embeddings and eval() are dense unless mark_generated() says
     otherwise.
@@ -52,6 +59,9 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         *,
         skip: str | float | Policy = "off",
         profile: str | os.PathLike[str] | None = None,
+        target_tps: float | None = None,
+        max_skip: float | None = None,
+        low_memory: bool = False,
         n_ctx: int = 512,
         n_threads: int | None = None,
         n_threads_batch: int | None = None,
@@ -66,11 +76,15 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         self._info = info
         self._profile_path = profile
         self._profile: Profile | None = None
-        check_arguments({"n_threads": n_threads, "n_threads_batch": n_threads_batch, **kwargs})
+        arguments = {"n_threads": n_threads, "n_threads_batch": n_threads_batch, "low_memory": low_memory, **kwargs}
+        check_arguments(arguments)
         self._generating_from: int | None = None  # by generate(), while its own code runs
         self._native: SkipContext | None = None
         self._marked_from = -1  # by mark_generated()
         self._policy = parse_skip("off")
+        self._low_memory = low_memory
+        self._pace: Pace | None = None
+        self._pace_from = Profiled(rate=0.0)
         _log.forget()
         cores = physical_cores()
         try:
@@ -87,10 +101,24 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
                 raise ModelLoadError(
                     f"{self.lora_path}: not a LoRA for this model ({_log.last_complaint() or 'no reason given'})"
                 )
+            if low_memory:
+                self._native.set_streaming(True)
             self.skip = policy
+            self.keep_pace(target_tps, max_skip)
         except BaseException:
             self.close()
             raise
+
+    @property
+    def model_params(self) -> Any:
+        """llama_model_params; llama_cpp.Llama sets it before it loads the model."""
+        return self._model_params
+
+    @model_params.setter
+    def model_params(self, params: Any) -> None:
+        if self._low_memory:
+            params.use_extra_bufts = False  # repacked weights are copies in memory
+        self._model_params = params
 
     @property
     def _skip_context(self) -> SkipContext:
@@ -102,22 +130,54 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
 
     @property
     def skip(self) -> Policy:
-        """The policy in force. Takes a specification or a policy; raises PolicyError, and keeps the old one, where it
-        is malformed or does not fit the model."""
+        """The policy in force. Takes a specification or a policy, which ends a pace; raises PolicyError, and keeps the
+        old one, where it is malformed or does not fit the model."""
         return self._policy
 
     @skip.setter
     def skip(self, value: str | float | Policy) -> None:
-        policy = parse_skip(value)
+        self._set_policy(parse_skip(value))
+        self._pace = None
+
+    def _set_policy(self, policy: Policy) -> None:
         needs = isinstance(policy, Profiled) or (isinstance(policy, Random) and policy.stand_in)
-        self._skip_context.set_policy(policy, self._needed_profile(policy) if needs else None)
+        self._skip_context.set_policy(policy, self._needed_profile(f"skip {str(policy)!r}") if needs else None)
         self._policy = policy
 
-    def _needed_profile(self, policy: Policy) -> Profile:
+    def keep_pace(self, target_tps: float | None, max_skip: float | None = None) -> None:
+        """Skip as much as it takes to decode target_tps tokens/s, and no more; None ends it where it stands.
+
+        The operating point of the model's profile moves from the rate that `skip` asks for (`off`: 0) to max_skip, by
+        default the profile's recommended rate. Raises PolicyError for a `skip` without a rate and a max_skip beyond
+        the profile's curve or not above the rate, ProfileError where the model has no profile.
+        """
+        if target_tps is None:
+            if max_skip is not None:
+                raise PolicyError(f"max_skip is {max_skip:g} and there is no target_tps to keep: give one")
+            self._pace = None
+            return
+        policy = Profiled(rate=0.0) if isinstance(self._policy, Off) else self._policy
+        if self._pace is not None:
+            policy = self._pace_from
+        if not isinstance(policy, Profiled) or policy.rate is None:
+            raise PolicyError(f"skip is {str(policy)!r}, expected off or a rate to keep a pace from, such as 0.1")
+        profile = self._needed_profile("target_tps")
+        most = profile.recommended.rate if max_skip is None else max_skip
+        profile.threshold(replace(policy, rate=most))  # raises where the curve does not reach
+        pace = Pace(target_tps, most, floor=policy.rate)
+        self._set_policy(policy)
+        self._pace, self._pace_from = pace, policy
+
+    @property
+    def pace(self) -> Pace | None:
+        """The pace that is kept, None where there is none; pace.stats() tells what it did."""
+        return self._pace
+
+    def _needed_profile(self, what: str) -> Profile:
         profile = self.profile
         if profile is None:
             raise ProfileError(
-                f"skip {str(policy)!r} needs a profile and {self.model_path} has none (no "
+                f"{what} needs a profile and {self.model_path} has none (no "
                 f"{path_beside(self.model_path)}): make one with pyskip calibrate, name one with profile= (--profile), "
                 "or use cosine or static"
             )
@@ -163,8 +223,10 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         return self._skip_context.stats(self._policy)
 
     def reset_skip_stats(self) -> None:
-        """Count from zero."""
+        """Count from zero, a pace's statistics too."""
         self._skip_context.reset_counters()
+        if self._pace is not None:
+            self._pace.reset_stats()
 
     def start_trace(self, capacity: int = 4096) -> None:
         """Keep the decisions of the last `capacity` generated tokens (5 bytes a layer a token); 0 stops."""
@@ -220,18 +282,33 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             )
         inner = super().generate(tokens, *args, **kwargs)
         sent: Sequence[int] | None = None
+        n_left = self._n_dense()  # decodes to come that no operating point has a say in
+        if self._pace is not None:
+            self._pace.restart()
         try:
             while True:
                 self._generating_from = first
+                pace = self._pace if n_left == 0 else None
+                n_left = max(0, n_left - 1)
+                if pace is not None:
+                    pace.begin()
                 try:
                     token = inner.send(sent)
                 except StopIteration:
                     return
                 finally:
                     self._generating_from = None  # while the caller has the token, eval() is the caller's own
+                if pace is not None and pace.end():
+                    self._set_policy(replace(self._pace_from, rate=pace.rate))
                 sent = yield token
         finally:
             inner.close()
+
+    def _n_dense(self) -> int:
+        """The prompt, and the generated tokens that a profile's policy runs dense."""
+        if not isinstance(self._policy, Profiled) or self.profile is None:
+            return 0
+        return 1 + (self.profile.warmup if self._policy.warmup is None else self._policy.warmup)
 
     def _create_completion(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         try:
@@ -261,4 +338,9 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             super().close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "skip": str(self._policy), "profile": self._profile_path}
+        state = {**super().__getstate__(), "skip": str(self._policy), "profile": self._profile_path}
+        state["low_memory"] = self._low_memory
+        if self._pace is None:
+            return state
+        pace = {"target_tps": self._pace.target_tps, "max_skip": self._pace.max_skip}
+        return {**state, "skip": str(self._pace_from), **pace}

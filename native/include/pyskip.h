@@ -150,6 +150,10 @@ PYSKIP_API size_t pyskip_take_trace(struct llama_context * ctx, size_t n, struct
 // it was called with false before.
 PYSKIP_API enum pyskip_status pyskip_set_abort(struct llama_context * ctx, bool abort);
 
+// For models larger than memory, mapped from their file: under a policy other than off, from the next llama_decode() on,
+// nothing is read around a page that is missing, and the weights of a block are asked for when it was decided to run.
+PYSKIP_API enum pyskip_status pyskip_set_streaming(struct llama_context * ctx, bool on);
+
 // What a GGUF file says of its model, read by upstream's own reader without loading weights.
 struct pyskip_gguf_info {
     char    architecture[64];

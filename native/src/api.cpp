@@ -165,6 +165,13 @@ size_t pyskip_take_trace(llama_context * ctx, size_t n, pyskip_trace_token * tok
     return n_taken;
 }
 
+pyskip_status pyskip_set_streaming(llama_context * ctx, bool on) {
+    return guard(nullptr, 0, [&] {
+        pyskip_state_make(ctx).set_streaming(on);
+        return PYSKIP_STATUS_OK;
+    });
+}
+
 pyskip_status pyskip_set_abort(llama_context * ctx, bool abort) {
     return guard(nullptr, 0, [&] {
         pyskip_state & state = pyskip_state_make(ctx);
