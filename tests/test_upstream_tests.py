@@ -11,9 +11,9 @@ RESULTS = {
     name: {"unpatched": {"status": unpatched, "seconds": 1.0}, "patched": {"status": patched, "seconds": 2.5}}
     for name, unpatched, patched in (
         ("test-a", "passes", "passes"),
-        ("test-b", "passes", "times out"),
-        ("test-c", "fails", "passes"),
-        ("test-d", "fails", "fails"),
+        ("test-b", "passes", "timeout"),
+        ("test-c", "failed", "passes"),
+        ("test-d", "failed", "failed"),
     )
 }
 
@@ -57,5 +57,5 @@ def test_the_page_keeps_its_other_sections(run: ModuleType, tmp_path: Path) -> N
     for _ in range(2):
         run.write_page(page, text)
         assert page.read_text() == f"# Reliability\n\n## First\n\n1\n\n{text}\n## Last\n\n2\n"
-    assert "| `test-b` | passes (1.0 s) | times out (2.5 s) |" in text
+    assert "| `test-b` | passes (1.0 s) | timeout (2.5 s) |" in text
     assert "| `test-e` | a reason |" in text
