@@ -50,7 +50,7 @@ def test_what_does_not_run_is_named(run: ModuleType, tmp_path: Path, monkeypatch
 
 def test_the_page_keeps_its_other_sections(run: ModuleType, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    text = run.section(RESULTS, {"test-e": "a reason"})
+    text = run.section(page, RESULTS, {"test-e": "a reason"})
     run.write_page(page, text)
     assert page.read_text() == f"# Reliability\n\n{text}"
     page.write_text(f"# Reliability\n\n## First\n\n1\n\n{run.HEADING}\n\nold\n\n## Last\n\n2\n")

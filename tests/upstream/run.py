@@ -181,7 +181,7 @@ def summary(results: Results) -> str:
     return " ".join(lines)
 
 
-def section(results: Results, reasons: dict[str, str]) -> str:
+def section(page: Path, results: Results, reasons: dict[str, str]) -> str:
     rows = "\n".join(
         f"| `{name}` | {cell(row['unpatched'])} | {cell(row['patched'])} |" for name, row in results.items()
     )
@@ -189,7 +189,7 @@ def section(results: Results, reasons: dict[str, str]) -> str:
 
 `make upstream-test` builds the tests of the pinned llama.cpp and runs each on unpatched libraries and on pyskip's, of
 the same release and flags; nothing may pass unpatched and fail patched. The demo model stands in for the one that they
-download. {BUILD}; {cpu_name()}, {date.today()}.
+download. Written by `make upstream-test UPSTREAM_TEST_ARGS="--page {page}"`. {BUILD}; {cpu_name()}, {date.today()}.
 
 {summary(results)}
 
@@ -230,7 +230,7 @@ def main() -> int:
         results = {name: results[name] for name in here if len(results.get(name, {})) == len(LIBRARIES)}
         print(f"\n{summary(results)} What each printed: {WORK / 'logs'}")
         if args.page:
-            write_page(args.page, section(results, left_out(every)))
+            write_page(args.page, section(args.page, results, left_out(every)))
     except KeyboardInterrupt:
         print("\npyskip: interrupted; --resume goes on from here", file=sys.stderr)
         return 130
