@@ -31,9 +31,9 @@ def run() -> ModuleType:
 def test_differences_are_told_by_side(run: ModuleType) -> None:
     assert run.differences(RESULTS, worse=True) == ["test-b"]
     assert run.differences(RESULTS, worse=False) == ["test-c"]
-    said = run.summary(RESULTS)
-    assert said == (
-        "4 tests: 1 pass on both sides. On neither: test-d. Pass unpatched only: test-b. Pass patched only: test-c."
+    assert run.summary(RESULTS, [*RESULTS, "test-x"]) == (
+        "4 tests: 1 pass on both sides. On neither: test-d. Pass unpatched only: test-b. Pass patched only: test-c. "
+        "No result yet: test-x."
     )
 
 
@@ -50,7 +50,7 @@ def test_what_does_not_run_is_named(run: ModuleType, tmp_path: Path, monkeypatch
 
 def test_the_page_keeps_its_other_sections(run: ModuleType, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    text = run.section(page, RESULTS, {"test-e": "a reason"})
+    text = run.section(page, RESULTS, "All pass.", {"test-e": "a reason"})
     run.write_page(page, text)
     assert page.read_text() == f"# Reliability\n\n{text}"
     page.write_text(f"# Reliability\n\n## First\n\n1\n\n{run.HEADING}\n\nold\n\n## Last\n\n2\n")

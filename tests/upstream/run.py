@@ -170,7 +170,7 @@ def differences(results: Results, worse: bool) -> list[str]:
     return [name for name, row in results.items() if row[good]["status"] == "passes" and row[bad]["status"] != "passes"]
 
 
-def summary(results: Results) -> str:
+def summary(results: Results, names: list[str]) -> str:
     n_both = sum(all(result["status"] == "passes" for result in row.values()) for row in results.values())
     neither = [name for name, row in results.items() if all(r["status"] != "passes" for r in row.values())]
     lines = [f"{len(results)} tests: {n_both} pass on both sides."]
@@ -178,10 +178,12 @@ def summary(results: Results) -> str:
     for worse, text in ((True, "unpatched only"), (False, "patched only")):
         names = differences(results, worse)
         lines.append(f"Pass {text}: {', '.join(names) if names else 'none'}.")
+    missing = [name for name in names if name not in results]
+    lines += [f"No result yet: {', '.join(missing)}."] if missing else []
     return " ".join(lines)
 
 
-def section(page: Path, results: Results, reasons: dict[str, str]) -> str:
+def section(page: Path, results: Results, said: str, reasons: dict[str, str]) -> str:
     rows = "\n".join(
         f"| `{name}` | {cell(row['unpatched'])} | {cell(row['patched'])} |" for name, row in results.items()
     )
@@ -191,7 +193,7 @@ def section(page: Path, results: Results, reasons: dict[str, str]) -> str:
 the same release and flags; nothing may pass unpatched and fail patched. The demo model stands in for the one that they
 download. Written by `make upstream-test UPSTREAM_TEST_ARGS="--page {page}"`. {BUILD}; {cpu_name()}, {date.today()}.
 
-{summary(results)}
+{said}
 
 | test | unpatched | patched |
 |---|---|---|
@@ -228,9 +230,10 @@ def main() -> int:
         results: Results = kept["tests"] if kept.get("build") == BUILD else {}
         run_all([name for name in here if args.only.search(name)], results, args.timeout)
         results = {name: results[name] for name in here if len(results.get(name, {})) == len(LIBRARIES)}
-        print(f"\n{summary(results)} What each printed: {WORK / 'logs'}")
+        said = summary(results, here)
+        print(f"\n{said} What each printed: {WORK / 'logs'}")
         if args.page:
-            write_page(args.page, section(args.page, results, left_out(every)))
+            write_page(args.page, section(args.page, results, said, left_out(every)))
     except KeyboardInterrupt:
         print("\npyskip: interrupted; --resume goes on from here", file=sys.stderr)
         return 130
