@@ -176,8 +176,7 @@ def summary(results: Results, names: list[str]) -> str:
     lines = [f"{len(results)} tests: {n_both} pass on both sides."]
     lines += [f"On neither: {', '.join(neither)}."] if neither else []
     for worse, text in ((True, "unpatched only"), (False, "patched only")):
-        names = differences(results, worse)
-        lines.append(f"Pass {text}: {', '.join(names) if names else 'none'}.")
+        lines.append(f"Pass {text}: {', '.join(differences(results, worse)) or 'none'}.")
     missing = [name for name in names if name not in results]
     lines += [f"No result yet: {', '.join(missing)}."] if missing else []
     return " ".join(lines)
