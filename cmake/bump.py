@@ -46,7 +46,7 @@ def download(version: str, sdists: Path) -> Release:
             "`pip index versions llama-cpp-python` lists, or check the network and pip's index"
         )
     sha256 = json.loads(done.stdout)["install"][0]["download_info"]["archive_info"]["hashes"]["sha256"]
-    return Release(version, sha256, upstream.sdist(sdists, version, sha256))
+    return Release(version, sha256, upstream.sdist(sdists, {"llama_cpp_python": version, "sha256": sha256}))
 
 
 def commit(release: Release) -> str:

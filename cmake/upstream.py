@@ -61,9 +61,10 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def sdist(out: Path, version: str = "", expected: str = "") -> Path:
-    """The checked archive in `out`, downloaded with pip where it is not there yet. bump.py names another release."""
-    version, expected = version or pin()["llama_cpp_python"], expected or pin()["sha256"]
+def sdist(out: Path, release: dict[str, str] | None = None) -> Path:
+    """The checked archive in `out`, downloaded with pip where it is not there yet: the pin's, or bump.py's release."""
+    release = release or pin()
+    version, expected = release["llama_cpp_python"], release["sha256"]
     archive = out / f"llama_cpp_python-{version}.tar.gz"
     if not archive.exists():
         out.mkdir(parents=True, exist_ok=True)

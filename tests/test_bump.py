@@ -32,12 +32,12 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "root"
 
 
-@pytest.fixture
-def sources(bump: ModuleType, tmp_path: Path) -> dict[str, str]:
+@pytest.fixture(scope="module")
+def sources(bump: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The pinned release's own files that are patched."""
-    archive = bump.upstream.sdist(ROOT / "build" / "sdist")
-    bump.upstream.unpack(archive, tmp_path / "pinned", FILES)
-    return {name: (tmp_path / "pinned" / name).read_text() for name in FILES}
+    folder = tmp_path_factory.mktemp("pinned")
+    bump.upstream.unpack(bump.upstream.sdist(ROOT / "build" / "sdist"), folder, FILES)
+    return {name: (folder / name).read_text() for name in FILES}
 
 
 def release(bump: ModuleType, folder: Path, sources: dict[str, str]) -> object:
