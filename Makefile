@@ -25,12 +25,15 @@ DEMO    = $$($(BIN)/python -c 'from pyskip.models import resolve; print(resolve(
 
 BUILD_TOOLS := "scikit-build-core>=0.10" "cmake>=3.21" "ninja>=1.11" "cffi>=1.15.1" "patch-ng>=1.17" tomli
 
-# What native/tests are configured with, besides the libraries, and what makes a build a sanitized one.
+# What native/tests are configured with, besides the libraries.
 NATIVE_TESTS = -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DPYSKIP_TREE=$(abspath build/upstream/patched) \
-  -DPYSKIP_MODEL=$(DEMO) \
-  -DPYSKIP_PROFILE=$(abspath models/profiles/smollm2-135m-instruct-q4_1.skip.gguf)
-SANITIZED = -DCMAKE_BUILD_TYPE=Sanitized -DCMAKE_C_FLAGS="-O1 -g1 -fno-omit-frame-pointer $(SANITIZE_$(1))" \
-  -DCMAKE_CXX_FLAGS="-O1 -g1 -fno-omit-frame-pointer $(SANITIZE_$(1))"
+  -DPYSKIP_MODEL=$(DEMO) -DPYSKIP_PROFILE=$(abspath models/profiles/smollm2-135m-instruct-q4_1.skip.gguf)
+
+# A build under sanitizers. The thread sanitizer cannot see what OpenMP orders: there ggml has threads of its own.
+SANITIZE_address := -fsanitize=address,undefined
+SANITIZE_thread  := -fsanitize=thread
+SANITIZED = -DCMAKE_BUILD_TYPE=Sanitized -DGGML_OPENMP=$(if $(filter thread,$(1)),OFF,ON) \
+  $(foreach language,C CXX,-DCMAKE_$(language)_FLAGS="-O1 -g1 -fno-omit-frame-pointer $(SANITIZE_$(1))")
 
 # What must hold on every release of llama.cpp.
 INVARIANTS := off static cosine profile batches session bad_input patches
@@ -139,16 +142,12 @@ build/upstream-tests/.built: $(VENV)/.built tests/upstream/CMakeLists.txt
 	  { tail -n 40 build/upstream-tests/log; exit 1; }
 	@touch $@
 
-# The libraries and the native tests under sanitizers. The thread sanitizer cannot see what OpenMP orders, so there
-# ggml has threads of its own.
-SANITIZE_address := -fsanitize=address,undefined
-SANITIZE_thread  := -fsanitize=thread
+# The libraries and the native tests under sanitizers.
 build/sanitize/address/.built build/sanitize/thread/.built: build/sanitize/%/.built: $(VENV)/.built $(NATIVE)
 	@echo "pyskip: compiling llama.cpp with $(SANITIZE_$*)" >&2
 	@mkdir -p $(@D)
 	@$(BIN)/cmake -S . -B $(@D)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja $(call SANITIZED,$*) \
-	  -DPython_EXECUTABLE=$(abspath $(BIN))/python -DGGML_OPENMP=$(if $(filter thread,$*),OFF,ON) >$(@D)/log || \
-	  { cat $(@D)/log; exit 1; }
+	  -DPython_EXECUTABLE=$(abspath $(BIN))/python >$(@D)/log || { cat $(@D)/log; exit 1; }
 	@$(BIN)/cmake --build $(@D)/cmake --target pyskip-libraries >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
 	@$(BIN)/cmake -S native/tests -B $(@D)/tests $(NATIVE_TESTS) $(call SANITIZED,$*) \
 	  -DPYSKIP_LIB_DIR=$(abspath $(@D)/cmake/bin) >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }

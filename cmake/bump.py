@@ -67,12 +67,12 @@ def find(lines: list[str], old: list[str], start: int) -> list[int]:
 
 def place(name: str, patch: str, sources: dict[str, list[str]]) -> str:
     """`patch`, named `name`, with the line numbers that it has in `sources`, to which it is applied."""
-    header, *files = re.split(r"^(?=--- a/)", patch, flags=re.MULTILINE)
+    placed, *files = re.split(r"^(?=--- a/)", patch, flags=re.MULTILINE)
     for part in files:
         head, *hunks = re.split(r"^(?=@@ )", part, flags=re.MULTILINE)
         file = head.split("\n")[0].removeprefix("--- a/")
         lines, start, n_added = sources[file], 0, 0
-        header += head
+        placed += head
         for number, hunk in enumerate(hunks, 1):
             first, *body = hunk.removesuffix("\n").split("\n")
             old = [line[1:] for line in body if not line.startswith("+")]
@@ -87,9 +87,9 @@ def place(name: str, patch: str, sources: dict[str, list[str]]) -> str:
             lines[at : at + len(old)] = new
             match = HUNK.match(first)
             section = match[1] if match else ""
-            header += f"@@ -{at + 1 - n_added},{len(old)} +{at + 1},{len(new)} @@{section}\n" + "\n".join([*body, ""])
+            placed += f"@@ -{at + 1 - n_added},{len(old)} +{at + 1},{len(new)} @@{section}\n" + "\n".join([*body, ""])
             start, n_added = at + len(new), n_added + len(new) - len(old)
-    return header
+    return placed
 
 
 def place_series(release: Release, patches: Path) -> dict[str, str]:
