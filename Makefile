@@ -2,6 +2,8 @@
 # make test   set everything up and run every test
 # make test-extras  install torch, transformers and lm-eval, and run the tests that `make test` skips without them
 # make lint   ruff and mypy
+# make fuzz [RUNS=N] [TARGET=skip|task|profile|pair|native]  mutated inputs, 200,000 a target: docs/reliability.md
+# make faults  interrupts, too little memory, thousands of requests: docs/reliability.md
 # make bench  what skipping costs and brings on this machine: docs/benchmarks.md
 # make results DATA=FOLDER [ONLY="STEP ..."]  docs/results.md: quality against skip rate (benchmarks/results.py)
 #
@@ -18,7 +20,7 @@ NATIVE  := $(wildcard native/*/* native/*/*/* models/profiles/*) CMakeLists.txt 
 
 BUILD_TOOLS := "scikit-build-core>=0.10" "cmake>=3.21" "ninja>=1.11" "cffi>=1.15.1" "patch-ng>=1.17" tomli
 
-.PHONY: chat test test-extras lint bench results clean
+.PHONY: chat test test-extras lint fuzz faults bench results clean
 
 chat: $(VENV)/.built
 	@$(BIN)/pyskip chat
@@ -35,6 +37,13 @@ lint: $(VENV)/.built $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+fuzz: $(VENV)/.built $(VENV)/.dev
+	$(if $(filter native,$(TARGET)),,$(BIN)/python tests/fuzz/run.py $(if $(RUNS),--runs $(RUNS)) $(addprefix --target ,$(TARGET)))
+	$(if $(filter-out native,$(TARGET)),,$(BIN)/python tests/fuzz/native.py $(if $(RUNS),--runs $(RUNS)))
+
+faults: $(VENV)/.built $(VENV)/.dev
+	$(BIN)/python tests/faults/run.py $(FAULTS_ARGS)
 
 bench: $(VENV)/.built build/reference/.built build/never-built/.built $(VENV)/.dev
 	$(BIN)/python benchmarks/skip_cost.py

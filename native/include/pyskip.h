@@ -150,6 +150,17 @@ PYSKIP_API size_t pyskip_take_trace(struct llama_context * ctx, size_t n, struct
 // it was called with false before.
 PYSKIP_API enum pyskip_status pyskip_set_abort(struct llama_context * ctx, bool abort);
 
+// Until pyskip_catch_aborts(false), what makes llama.cpp abort in this thread is thrown as an exception instead. For
+// calls that catch, log and return NULL: llama_model_load_from_file() and llama_init_from_model().
+PYSKIP_API void pyskip_catch_aborts(bool begin);
+
+// Drop llama.cpp's log from now on: whoever receives it is about to go.
+PYSKIP_API void pyskip_log_drop(void);
+
+// For command lines: from now on a crash in native code (SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT) ends the process with
+// exit code 1 and one line on the file descriptor fd.
+PYSKIP_API void pyskip_exit_on_crash(int32_t fd);
+
 // What a GGUF file says of its model, read by upstream's own reader without loading weights.
 struct pyskip_gguf_info {
     char    architecture[64];

@@ -25,7 +25,9 @@ void read_text(const gguf_context * gguf, const char * key, char * out, size_t n
     }
 }
 
-// The i-th value of an integer or of an array of integers; 0 where there is none.
+constexpr int64_t MAX_SIZE = 1 << 20; // of heads, experts and the like: products of three fit into 64 bits
+
+// The i-th value of an integer or of an array of integers; `missing` where there is none, or none from 0 to 2^31 - 1.
 int64_t read_int(const gguf_context * gguf, const std::string & key, int64_t i, int64_t missing) {
     const int64_t id = gguf_find_key(gguf, key.c_str());
     if (id < 0) {
@@ -45,13 +47,15 @@ int64_t read_int(const gguf_context * gguf, const std::string & key, int64_t i, 
         data = gguf_get_val_data(gguf, id);
         i    = 0;
     }
+    int64_t value = -1;
     switch (type) {
-        case GGUF_TYPE_UINT32: return ((const uint32_t *) data)[i];
-        case GGUF_TYPE_INT32:  return ((const int32_t *) data)[i];
-        case GGUF_TYPE_UINT64: return (int64_t) ((const uint64_t *) data)[i];
-        case GGUF_TYPE_INT64:  return ((const int64_t *) data)[i];
-        default:               return missing;
+        case GGUF_TYPE_UINT32: value = ((const uint32_t *) data)[i]; break;
+        case GGUF_TYPE_INT32:  value = ((const int32_t *) data)[i]; break;
+        case GGUF_TYPE_UINT64: value = (int64_t) ((const uint64_t *) data)[i]; break;
+        case GGUF_TYPE_INT64:  value = ((const int64_t *) data)[i]; break;
+        default:               break;
     }
+    return value >= 0 && value <= INT32_MAX ? value : missing;
 }
 
 bool is_ffn(const char * name) {
@@ -70,7 +74,7 @@ public:
         char arch[64];
         read_text(gguf, "general.architecture", arch, sizeof(arch));
         n_expert = read_int(gguf, std::string(arch) + ".expert_count", 0, 0);
-        n_used   = read_int(gguf, std::string(arch) + ".expert_used_count", 0, n_expert);
+        n_used   = std::min(read_int(gguf, std::string(arch) + ".expert_used_count", 0, n_expert), n_expert);
         is_tied  = gguf_find_tensor(gguf, "output.weight") < 0;
     }
 
@@ -92,17 +96,17 @@ private:
 
 bool read_tensors(const gguf_context * gguf, const char * path, int64_t size, pyskip_gguf_info & info, std::string & error) {
     const reading read(gguf);
-    const int64_t data_offset = (int64_t) gguf_get_data_offset(gguf);
 
     info.n_tensors = gguf_get_n_tensors(gguf);
     for (int64_t i = 0; i < info.n_tensors; ++i) {
-        const int64_t   bytes = (int64_t) gguf_get_tensor_size(gguf, i);
-        const ggml_type type  = gguf_get_tensor_type(gguf, i);
-        const int64_t   end   = data_offset + (int64_t) gguf_get_tensor_offset(gguf, i) + bytes;
-        if (end > size) {
-            return fail(error, path, "is cut off: tensor " + std::string(gguf_get_tensor_name(gguf, i)) + " ends at byte " +
-                        std::to_string(end) + ", the file has " + std::to_string(size) + ": download it again");
+        const ggml_type type = gguf_get_tensor_type(gguf, i);
+        if (!pyskip_gguf_holds(gguf, i, size)) {
+            return fail(error, path, "is cut off: tensor " + std::string(gguf_get_tensor_name(gguf, i)) + " has " +
+                        std::to_string(gguf_get_tensor_size(gguf, i)) + " bytes from byte " +
+                        std::to_string(gguf_get_data_offset(gguf) + gguf_get_tensor_offset(gguf, i)) + ", the file " +
+                        std::to_string(size) + ": download it again");
         }
+        const int64_t bytes = (int64_t) gguf_get_tensor_size(gguf, i);
         info.bytes      += bytes;
         info.read_bytes += read.bytes(i);
         info.n_params += bytes / (int64_t) ggml_type_size(type) * ggml_blck_size(type);
@@ -161,10 +165,10 @@ void read_shape(const gguf_context * gguf, pyskip_gguf_info & info) {
     const int64_t n_layer = std::min<int64_t>(std::max<int64_t>(info.n_layer, 0), 4096);
     for (int64_t il = 0; il < n_layer; ++il) {
         const int64_t n_head    = read_int(gguf, arch + "attention.head_count", il, 0);
-        const int64_t n_head_kv = read_int(gguf, arch + "attention.head_count_kv", il, n_head);
+        const int64_t n_head_kv = std::min(MAX_SIZE, read_int(gguf, arch + "attention.head_count_kv", il, n_head));
         const int64_t n_head_default = n_head > 0 ? info.n_embd / n_head : 0;
-        const int64_t n_k       = read_int(gguf, arch + "attention.key_length", 0, n_head_default);
-        const int64_t n_v       = read_int(gguf, arch + "attention.value_length", 0, n_head_default);
+        const int64_t n_k = std::min(MAX_SIZE, read_int(gguf, arch + "attention.key_length", 0, n_head_default));
+        const int64_t n_v = std::min(MAX_SIZE, read_int(gguf, arch + "attention.value_length", 0, n_head_default));
         info.n_ff               = std::max(info.n_ff, read_int(gguf, arch + "feed_forward_length", il, 0));
         info.kv_bytes_per_token += n_head_kv * (n_k + n_v) * 2;
     }
