@@ -85,6 +85,7 @@ class Target(ABC):
         self.folder = folder
         model = folder / "f32.gguf"
         model.write_bytes(self.models["f32"])
+        (folder / "f32.skip.gguf").write_bytes(self.profiles["linear"])
         self.llm = pyskip.Llama(model, n_ctx=64, n_threads=1, n_threads_batch=1, verbose=False)
 
     def mutant(self, rng: Random, data: bytes) -> bytes:
