@@ -16,8 +16,11 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import llama_cpp
+import numpy as np
 import pytest
 from conftest import make_profile, make_random
+from raw import Raw
 
 import pyskip
 
@@ -99,6 +102,36 @@ def test_contexts_come_and_go_while_another_decodes(pair: list[Path]) -> None:
 
         in_threads([come_and_go, decode])
         assert n_freed > 0
+
+
+def test_sequences_come_and_go_while_others_generate(pair: list[Path]) -> None:
+    """One is copied, one removed, one cut back; each goes on as it does alone, decisions and logits."""
+    spec = "cosine:threshold=0.75,run=2,cold_start=1,cold_end=1,warmup=3"
+    prompt = [[(270 + (7 * seq + 3 * pos) % 50, pos, seq) for pos in range(14)] for seq in (0, 1)]
+    more = [[(262 + (5 * seq + pos) % 50, pos, seq) for pos in range(14, 24)] for seq in (0, 1, 2)]
+    again = [(300 + pos % 9, pos, 2) for pos in range(18, 24)]  # of 2, after it was cut back to 18
+    with Raw(pair[0], spec, exact=True) as together, Raw(pair[0], spec, exact=True) as alone:
+        for raw in (together, alone):
+            for seq in (0, 1):
+                raw.skip.set_generated_from(seq, 8)
+        together.decode([token for both in zip(*prompt, strict=True) for token in both])
+        llama_cpp.llama_memory_seq_cp(together.memory, 0, 2, -1, -1)
+        steps = [together.decode(step) for step in zip(more[0][:4], more[1][:4], more[2][:4], strict=True)]
+        llama_cpp.llama_memory_seq_rm(together.memory, 1, -1, -1)
+        steps += [together.decode(step) for step in zip(more[0][4:], more[2][4:], strict=True)]
+        llama_cpp.llama_memory_seq_rm(together.memory, 2, 18, -1)
+        last = together.step(again)
+        trace = together.skip.take_trace(999)
+        for seq, tokens in ((0, prompt[0] + more[0]), (2, prompt[0] + more[2][:4] + again)):
+            llama_cpp.llama_memory_clear(alone.memory, True)
+            alone.skip.set_generated_from(0, 8)
+            expected = alone.step([(token, pos, 0) for token, pos, _ in tokens])[14:]
+            own = alone.skip.take_trace(999).skipped
+            found = last if seq == 2 else np.stack([step[0] for step in steps])
+            np.testing.assert_allclose(found, expected[-len(found) :], atol=1e-4)
+            assert own.any()
+            assert not own.all(axis=1).any()
+            np.testing.assert_array_equal(trace.skipped[trace.seq_ids == seq][-len(found) :], own[-len(found) :])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
