@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -68,6 +69,25 @@ def test_a_crash_is_left_to_the_debugger_when_asked(tiny: Path) -> None:
     code = "import os, signal, sys; from pyskip.cli import main; main._crash_in_one_line(); os.kill(os.getpid(), 11)"
     env = {**os.environ, "PYSKIP_DEBUG": "1"}
     assert subprocess.run([sys.executable, "-c", code], env=env, timeout=60).returncode == -11
+
+
+# Sizes whose sums and products do not fit into 64 bits
+
+
+def test_a_tensor_of_2_to_the_63_bytes(tiny: Path, tmp_path: Path) -> None:
+    last = b"blk.5.ffn_down.weight" + struct.pack("<IQQ", 2, 128, 64)
+    path = edited(tiny, tmp_path, last, last[:-8] + struct.pack("<Q", 2**54))
+    with pytest.raises(pyskip.ModelLoadError, match=f"blk.5.ffn_down.weight has {2**63} bytes"):
+        pyskip.inspect(path)
+
+
+def test_heads_without_end(tiny: Path, tmp_path: Path) -> None:
+    path = tiny
+    for key in (b"llama.attention.head_count_kv", b"llama.embedding_length"):
+        whole = path.read_bytes()
+        at = whole.index(key) + len(key)
+        path = edited(path, tmp_path, whole[at - len(key) : at + 8], key + struct.pack("<II", 4, 2**32 - 1))
+    assert pyskip.inspect(path).kv_bytes_per_token >= 0
 
 
 def test_a_model_that_outlives_the_modules(tiny: Path) -> None:

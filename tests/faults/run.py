@@ -127,6 +127,8 @@ def interrupts(bench: Bench, args: argparse.Namespace) -> Row:
 
 # Memory
 
+NOT_OURS = ("OpenBLAS", "thread-local data")  # what numpy's OpenBLAS and the C library say, and end the process
+
 
 def memory(bench: Bench, args: argparse.Namespace) -> Row:
     """RLIMIT_AS from what Python and numpy need upwards: it works, or it is one line."""
@@ -143,6 +145,9 @@ def memory(bench: Bench, args: argparse.Namespace) -> Row:
                 stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300,
                 preexec_fn=lambda limit=limit: resource.setrlimit(resource.RLIMIT_AS, (limit << 20, limit << 20)),
             )  # fmt: skip
+            if any(name in done.stderr for name in NOT_OURS):
+                ends["OpenBLAS or the C library gives up"] += 1
+                continue
             n_lines = len(done.stderr.splitlines())
             fits = done.returncode == 0 or (done.returncode == 1 and n_lines == 1)
             ends["works" if done.returncode == 0 else "one line" if fits else "other"] += 1
