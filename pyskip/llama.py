@@ -13,7 +13,7 @@ from ._crash import aborts_caught
 from ._fork import check_threads
 from ._library import llama_cpp
 from ._model_file import ModelFile
-from ._pieces import token_bytes
+from ._pieces import token_bytes, tokenize
 from ._system import physical_cores
 from .errors import DecodeError, ModelLoadError, ProfileError
 from .gguf_info import check_context, inspect
@@ -258,6 +258,12 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         """Forget the tokens and mark_generated()."""
         self._marked_from = -1
         super().reset()
+
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        """llama_cpp.Llama.tokenize; raises DecodeError where the vocabulary cannot."""
+        if type(self.tokenizer_) is not llama_cpp.LlamaTokenizer:
+            return list(super().tokenize(text, add_bos, special))
+        return tokenize(self._model.vocab, text, add_bos, special)
 
     def detokenize(self, tokens: list[int], prev_tokens: list[int] | None = None, special: bool = False) -> bytes:
         """llama_cpp.Llama.detokenize, with pieces of any length."""

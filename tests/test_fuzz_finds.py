@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,18 @@ def test_what_llama_cpp_aborts_on(cli: Cli, tiny: Path, tmp_path: Path, kind: st
         assert done.stderr.count("\n") == 1, done.stderr
         assert said in done.stderr
     pyskip.Llama(tiny, verbose=False).close()  # and the process goes on
+
+
+def test_a_vocabulary_without_a_byte(cli: Cli, tiny: Path, tmp_path: Path) -> None:
+    """llama_tokenize() throws, which no ctypes call survives."""
+    path = edited(tiny, tmp_path, b"<0x41>", b"<9x41>")
+    with closing(pyskip.Llama(path, verbose=False)) as llm:
+        assert llm.tokenize(b"B", add_bos=False)
+        with pytest.raises(pyskip.DecodeError, match="cannot split this text into tokens"):
+            llm.tokenize(b"A")
+    done = cli("generate", str(path), "-p", "A", "-n", "1")
+    assert done.returncode == 1
+    assert "cannot split this text into tokens" in done.stderr
 
 
 @pytest.mark.parametrize(

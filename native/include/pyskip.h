@@ -23,6 +23,7 @@ extern "C" {
 #endif
 
 struct llama_context;
+struct llama_vocab;
 struct pyskip_profile;
 struct pyskip_gather;
 
@@ -153,6 +154,15 @@ PYSKIP_API enum pyskip_status pyskip_set_abort(struct llama_context * ctx, bool 
 // Until pyskip_catch_aborts(false), what makes llama.cpp abort in this thread is thrown as an exception instead. For
 // calls that catch, log and return NULL: llama_model_load_from_file() and llama_init_from_model().
 PYSKIP_API void pyskip_catch_aborts(bool begin);
+
+// llama_tokenize() and llama_token_to_piece() with their arguments, and UNSUPPORTED with the reason in error for a
+// vocabulary that they throw or abort on. n_out: what they return; where it is negative, that many would fit.
+PYSKIP_API enum pyskip_status pyskip_tokenize(const struct llama_vocab * vocab, const char * text, int32_t n_text,
+                                              int32_t * tokens, int32_t n_tokens, bool add_special, bool parse_special,
+                                              int32_t * n_out, char * error, size_t n_error);
+PYSKIP_API enum pyskip_status pyskip_token_to_piece(const struct llama_vocab * vocab, int32_t token, char * piece,
+                                                    int32_t n_piece, bool special, int32_t * n_out,
+                                                    char * error, size_t n_error);
 
 // Drop llama.cpp's log from now on: whoever receives it is about to go.
 PYSKIP_API void pyskip_log_drop(void);

@@ -1,5 +1,7 @@
 // When llama.cpp gives up: GGML_ASSERT and GGML_ABORT as exceptions while a model is loaded, and for command lines one
-// line instead of a crash. Called by pyskip.Llama and by the command line; no policy has a part in it.
+// line instead of a crash. Called by pyskip.Llama, by api.cpp and by the command line; no policy has a part in it.
+
+#include "crash.h"
 
 #include "ggml.h"
 #include "llama.h"
@@ -100,4 +102,12 @@ void pyskip_exit_on_crash(int32_t fd) {
     for (const int signal : { SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT }) {
         sigaction(signal, &action, nullptr);
     }
+}
+
+pyskip_aborts_caught::pyskip_aborts_caught() : before(catches) {
+    pyskip_catch_aborts(true);
+}
+
+pyskip_aborts_caught::~pyskip_aborts_caught() {
+    pyskip_catch_aborts(before);
 }

@@ -25,11 +25,13 @@ from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from random import Random
+from threading import Event
 
 from targets import LIMIT_S, TARGETS, Input, Target, Wrong, limit_cpu, limit_memory
 
 FINDS = Path(__file__).resolve().parent.parent.parent / "build" / "fuzz" / "finds"
 HANG_S = 300.0  # without an input done: a worker that waits for something that never comes
+SCRATCH = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # memory: an input's files are written and read once
 FORK = multiprocessing.get_context("fork")
 
 
@@ -45,7 +47,7 @@ class Worker:
         self.shared = mmap.mmap(-1, 16)  # how many inputs it has begun, and how many of them were accepted
         self.shared[:] = bytes(16)
         self.finds: list[tuple[int, str]] = []
-        self.folder = Path(tempfile.mkdtemp(prefix="pyskip-fuzz-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="pyskip-fuzz-", dir=SCRATCH))
         self.start(0)
 
     def start(self, done: int) -> None:
@@ -57,6 +59,7 @@ class Worker:
 
     def _body(self, done: int, conn: Connection) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
+        os.environ["GGML_NO_BACKTRACE"] = "1"  # which would start a debugger
         self.target.prepare(self.folder)
         limit_memory()
         n_accepted = self.accepted
@@ -141,14 +144,14 @@ class Finds:
 class Result:
     """Of one target."""
 
-    inputs: int
+    inputs: int  # that were run
     accepted: int  # without an error
     seed: int
     seconds: float
     finds: dict[str, int]  # kind -> how many
 
 
-def fuzz(name: str, indices: range, seed: int, n_workers: int) -> Result:
+def fuzz(name: str, indices: range, seed: int, n_workers: int, stop: Event) -> Result:
     with tempfile.TemporaryDirectory(prefix="pyskip-fuzz-") as folder:
         target = TARGETS[name](Path(folder))
     finds = Finds(target, name, seed)
@@ -156,7 +159,7 @@ def fuzz(name: str, indices: range, seed: int, n_workers: int) -> Result:
     start = last = time.monotonic()
     try:
         running = True
-        while running:
+        while running and not stop.is_set():
             time.sleep(0.1)
             running = False
             for worker in workers:
@@ -171,8 +174,8 @@ def fuzz(name: str, indices: range, seed: int, n_workers: int) -> Result:
     finally:
         for worker in workers:
             worker.close()
-    n_accepted = sum(worker.accepted for worker in workers)
-    return Result(len(indices), n_accepted, seed, round(time.monotonic() - start, 1), dict(finds.kinds))
+    n_run, n_accepted = sum(worker.begun for worker in workers), sum(worker.accepted for worker in workers)
+    return Result(n_run, n_accepted, seed, round(time.monotonic() - start, 1), dict(finds.kinds))
 
 
 def _show(name: str, done: int, total: int, finds: Finds, seconds: float) -> None:
@@ -192,15 +195,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
+    stop = Event()
+    signal.signal(signal.SIGINT, lambda *_: stop.set())  # what was run until then is told
     results: dict[str, Result] = {}
-    try:
-        for name in args.target or TARGETS:
-            results[name] = fuzz(name, range(args.first, args.first + args.runs), args.seed, args.workers)
-    except KeyboardInterrupt:
-        print("\nfuzz: interrupted", file=sys.stderr)
-        return 130
+    for name in args.target or TARGETS:
+        if not stop.is_set():
+            results[name] = fuzz(name, range(args.first, args.first + args.runs), args.seed, args.workers, stop)
     print(json.dumps({name: asdict(result) for name, result in results.items()}))
-    return 1 if any(result.finds for result in results.values()) else 0
+    return 130 if stop.is_set() else 1 if any(result.finds for result in results.values()) else 0
 
 
 if __name__ == "__main__":
