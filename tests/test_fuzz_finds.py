@@ -84,12 +84,29 @@ def test_a_crash_is_left_to_the_debugger_when_asked(tiny: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code], env=env, timeout=60).returncode == -11
 
 
+# What llama.cpp takes on trust, and crashes or aborts on in the first decode
+
+LAST = b"blk.5.ffn_down.weight" + struct.pack("<IQQ", 2, 128, 64)
+EPSILON = b"llama.attention.layer_norm_rms_epsilon" + struct.pack("<I", 6)
+TRUSTED = {
+    "weights of integers": (LAST + struct.pack("<I", 0), LAST + struct.pack("<I", 24), "ffn_down.weight is i8"),
+    "epsilon below 0": (EPSILON + struct.pack("<f", 1e-5), EPSILON + struct.pack("<f", -1.0), "epsilon is -1.0"),
+    "epsilon that is no number": (EPSILON + struct.pack("<f", 1e-5), EPSILON + b"\xff" * 4, "epsilon is -nan"),
+}
+
+
+@pytest.mark.parametrize("kind", TRUSTED)
+def test_what_llama_cpp_takes_on_trust(tiny: Path, tmp_path: Path, kind: str) -> None:
+    old, new, said = TRUSTED[kind]
+    with pytest.raises(pyskip.ModelLoadError, match=said):
+        pyskip.Llama(edited(tiny, tmp_path, old, new), verbose=False)
+
+
 # Sizes whose sums and products do not fit into 64 bits
 
 
 def test_a_tensor_of_2_to_the_63_bytes(tiny: Path, tmp_path: Path) -> None:
-    last = b"blk.5.ffn_down.weight" + struct.pack("<IQQ", 2, 128, 64)
-    path = edited(tiny, tmp_path, last, last[:-8] + struct.pack("<Q", 2**54))
+    path = edited(tiny, tmp_path, LAST, LAST[:-8] + struct.pack("<Q", 2**54))
     with pytest.raises(pyskip.ModelLoadError, match=f"blk.5.ffn_down.weight has {2**63} bytes"):
         pyskip.inspect(path)
 

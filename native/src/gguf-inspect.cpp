@@ -5,6 +5,7 @@
 #include "gguf.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -65,6 +66,37 @@ bool is_ffn(const char * name) {
     const char * dot = std::strchr(name + 4, '.');
     return dot && (std::strncmp(dot, ".ffn_up", 7) == 0 || std::strncmp(dot, ".ffn_gate", 9) == 0 ||
                    std::strncmp(dot, ".ffn_down", 9) == 0);
+}
+
+// Weights that matrices are multiplied with, rows looked up in or vectors scaled by. Others may hold integers.
+bool is_computed_with(const char * name) {
+    const bool is_block = std::strncmp(name, "blk.", 4) == 0 && (std::strstr(name, ".attn_") || std::strstr(name, ".ffn_"));
+    return (is_block && !std::strstr(name, "_tid2eid")) || std::strncmp(name, "token_embd.", 11) == 0 ||
+           std::strncmp(name, "output", 6) == 0;
+}
+
+// What llama.cpp takes on trust, and crashes or aborts on in the first decode.
+bool check_numbers(const gguf_context * gguf, const char * path, const std::string & arch, std::string & error) {
+    for (int64_t i = 0; i < gguf_get_n_tensors(gguf); ++i) {
+        const ggml_type type = gguf_get_tensor_type(gguf, i);
+        if (is_computed_with(gguf_get_tensor_name(gguf, i)) && type != GGML_TYPE_F32 && !ggml_get_type_traits(type)->to_float) {
+            return fail(error, path, "tensor " + std::string(gguf_get_tensor_name(gguf, i)) + " is " + ggml_type_name(type) +
+                        ", expected floats or a quantised type: the file is damaged, download it again");
+        }
+    }
+    for (const char * name : { "layer_norm_epsilon", "layer_norm_rms_epsilon", "group_norm_epsilon" }) {
+        const std::string key = arch + ".attention." + name;
+        const int64_t     id  = gguf_find_key(gguf, key.c_str());
+        if (id < 0 || gguf_get_kv_type(gguf, id) != GGUF_TYPE_FLOAT32) {
+            continue;
+        }
+        const float epsilon = gguf_get_val_f32(gguf, id);
+        if (!(epsilon >= 0.0f && std::isfinite(epsilon))) {
+            return fail(error, path, key + " is " + std::to_string(epsilon) + ", expected a number from 0: the file is "
+                        "damaged, download it again");
+        }
+    }
+    return true;
 }
 
 // How much of a tensor decoding one token reads.
@@ -214,7 +246,7 @@ bool pyskip_gguf_read(const char * path, pyskip_gguf_info & info, std::string & 
     read_text(gguf.get(), "general.architecture", info.architecture, sizeof(info.architecture));
     read_text(gguf.get(), "general.name", info.name, sizeof(info.name));
     info.has_chat_template = gguf_find_key(gguf.get(), "tokenizer.chat_template") >= 0;
-    if (!read_tensors(gguf.get(), path, size, info, error)) {
+    if (!read_tensors(gguf.get(), path, size, info, error) || !check_numbers(gguf.get(), path, info.architecture, error)) {
         return false;
     }
     read_shape(gguf.get(), info);

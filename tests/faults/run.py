@@ -94,11 +94,11 @@ def _hear_interrupts() -> None:
 
 
 def interrupts(bench: Bench, args: argparse.Namespace) -> Row:
-    """SIGINT at a random moment of the first 3 s: exit 130, no traceback, no half file."""
+    """SIGINT at a random moment of the first 1.5 s: exit 130, no traceback, no half file."""
     rng, ends, wrong = Random(args.seed), Counter[str](), []
     before = bench.profile.read_bytes()
     for i in range(args.interrupts):
-        name, delay = ("generate", "chat", "eval", "calibrate")[i % 4], rng.uniform(0.0, 3.0)
+        name, delay = ("generate", "chat", "eval", "calibrate")[i % 4], rng.uniform(0.0, 1.5)
         process = subprocess.Popen(
             [*PYSKIP, *bench.command(name)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

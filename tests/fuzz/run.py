@@ -116,7 +116,7 @@ class Worker:
 
 def signature(wrong: str) -> str:
     """Finds that differ only in numbers and quoted bytes count as one."""
-    return re.sub(r"\d+|'[^']*'", "_", wrong)[:300]
+    return re.sub(r"\d+" if wrong.startswith("ended by") else r"\d+|'[^']*'", "_", wrong)[:300]
 
 
 class Finds:
