@@ -82,6 +82,7 @@ class Worker:
 
     def look(self) -> bool:
         """Takes in what came. Whether there is more to come."""
+        is_alive = self.process.is_alive()  # before: what it sent last is taken in too
         while self.conn.poll():
             try:
                 self.finds.append(self.conn.recv())
@@ -89,10 +90,9 @@ class Worker:
                 break
         if self.begun != self.seen:
             self.seen, self.since = self.begun, time.monotonic()
-        if self.process.is_alive() and time.monotonic() - self.since > HANG_S:
-            self.process.kill()
-            self.process.join()
-        if self.process.is_alive():
+        if is_alive:
+            if time.monotonic() - self.since > HANG_S:
+                self.process.kill()
             return True
         if self.begun >= len(self.indices):
             return False
