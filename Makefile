@@ -5,6 +5,8 @@
 # make sanitize  the native tests under the address, undefined-behaviour and thread sanitizers
 # make bump VERSION=x.y.z  pin another release of llama-cpp-python, build it and run the invariants (docs/upstream.md)
 # make lint   ruff and mypy
+# make fuzz [RUNS=N] [TARGET=skip|task|profile|pair|native]  mutated inputs, 200,000 a target: docs/reliability.md
+# make faults  interrupts, too little memory, thousands of requests: docs/reliability.md
 # make bench  what skipping costs and brings on this machine: docs/benchmarks.md
 # make results DATA=FOLDER [ONLY="STEP ..."]  docs/results.md: quality against skip rate (benchmarks/results.py)
 #
@@ -39,7 +41,7 @@ SANITIZED = -DCMAKE_BUILD_TYPE=Sanitized -DGGML_OPENMP=$(if $(filter thread,$(1)
 # What must hold on every release of llama.cpp.
 INVARIANTS := off static cosine profile batches session bad_input patches
 
-.PHONY: chat test test-extras upstream-test bump invariants sanitize lint bench results clean
+.PHONY: chat test test-extras upstream-test bump invariants sanitize lint fuzz faults bench results clean
 
 chat: $(VENV)/.built
 	@$(BIN)/pyskip chat
@@ -75,6 +77,13 @@ lint: $(VENV)/.built $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+fuzz: $(VENV)/.built $(VENV)/.dev
+	$(if $(filter native,$(TARGET)),,$(BIN)/python tests/fuzz/run.py $(if $(RUNS),--runs $(RUNS)) $(addprefix --target ,$(TARGET)))
+	$(if $(filter-out native,$(TARGET)),,$(BIN)/python tests/fuzz/native.py $(if $(RUNS),--runs $(RUNS)))
+
+faults: $(VENV)/.built $(VENV)/.dev
+	$(BIN)/python tests/faults/run.py $(FAULTS_ARGS)
 
 bench: $(VENV)/.built build/reference/.built build/never-built/.built $(VENV)/.dev
 	$(BIN)/python benchmarks/skip_cost.py

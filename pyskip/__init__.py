@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+from . import _startup as _startup  # isort: skip  (before what takes time to import)
+
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 

@@ -106,9 +106,11 @@ class Decoder:
         np.ctypeslib.as_array(batch.pos, (n,))[:] = positions
         np.ctypeslib.as_array(batch.logits, (n,))[:] = wanted
         _log.forget()
+        self._llm.check_process()
         status = llama_cpp.llama_decode(self._llm.ctx, batch)
         if status != 0:
             raise DecodeError(f"llama.cpp cannot decode ({_log.last_complaint() or f'status {status}'})")
+        self._llm.check_process()
         n_wanted = int(wanted.sum())
         self._count(first, last, n_wanted)
         if n_wanted == 0:

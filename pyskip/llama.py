@@ -10,8 +10,11 @@ from typing import Any
 from . import _log
 from ._arguments import check_arguments
 from ._context import SkipContext
+from ._crash import aborts_caught
+from ._fork import check_threads
 from ._library import llama_cpp
-from ._pieces import token_bytes
+from ._model_file import ModelFile
+from ._pieces import token_bytes, tokenize
 from ._system import physical_cores
 from .errors import DecodeError, ModelLoadError, PolicyError, ProfileError
 from .gguf_info import check_context, inspect
@@ -70,6 +73,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         policy = parse_skip(skip)
         path = os.fsdecode(resolve(model_path) if isinstance(model_path, str) else model_path)
         vocab_only = bool(kwargs.get("vocab_only"))
+        self._file = ModelFile(path) if kwargs.get("use_mmap", True) else None
         info = inspect(path, weights=not vocab_only)
         if not vocab_only:
             check_context(info, n_ctx)
@@ -88,9 +92,10 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         _log.forget()
         cores = physical_cores()
         try:
-            super().__init__(
-                path, n_ctx=n_ctx, n_threads=n_threads or cores, n_threads_batch=n_threads_batch or cores, **kwargs
-            )
+            with aborts_caught():
+                super().__init__(
+                    path, n_ctx=n_ctx, n_threads=n_threads or cores, n_threads_batch=n_threads_batch or cores, **kwargs
+                )
         except (ValueError, RuntimeError, AssertionError) as error:
             reason = _log.last_complaint() or str(error)
             raise ModelLoadError(f"{path}: llama.cpp cannot load it ({reason})") from error
@@ -262,12 +267,24 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         first = self._marked_from if self._generating_from is None else self._generating_from
         self._skip_context.set_generated_from(0, first)  # every time: a generator that is held must not leave its mark
         _log.forget()
+        self.check_process()
         try:
             super().eval(tokens)
         except RuntimeError as error:
             # upstream counts a batch only when it was decoded; what a failed one left in the cache must not stay
             self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1)
             raise DecodeError(f"llama.cpp cannot decode ({_log.last_complaint() or error})") from error
+        self._check_file()
+
+    def check_process(self) -> None:
+        """What eval() sees to before it decodes, for those who call llama_decode() themselves. Raises DecodeError where
+        the model's file was written to while it is mapped, or its threads are those of a process that forked."""
+        self._check_file()
+        check_threads(max(self.n_threads, self.n_threads_batch))
+
+    def _check_file(self) -> None:
+        if self._file is not None:
+            self._file.check()
 
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
         """llama_cpp.Llama.generate; tokens after the prompt count as generated."""
@@ -322,6 +339,12 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         """Forget the tokens and mark_generated()."""
         self._marked_from = -1
         super().reset()
+
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        """llama_cpp.Llama.tokenize; raises DecodeError where the vocabulary cannot."""
+        if type(self.tokenizer_) is not llama_cpp.LlamaTokenizer:
+            return list(super().tokenize(text, add_bos, special))
+        return tokenize(self._model.vocab, text, add_bos, special)
 
     def detokenize(self, tokens: list[int], prev_tokens: list[int] | None = None, special: bool = False) -> bytes:
         """llama_cpp.Llama.detokenize, with pieces of any length."""

@@ -23,6 +23,7 @@ extern "C" {
 #endif
 
 struct llama_context;
+struct llama_vocab;
 struct pyskip_profile;
 struct pyskip_gather;
 
@@ -153,6 +154,26 @@ PYSKIP_API enum pyskip_status pyskip_set_abort(struct llama_context * ctx, bool 
 // For models larger than memory, mapped from their file: under a policy other than off, from the next llama_decode() on,
 // nothing is read around a page that is missing, and the weights of a block are asked for when it was decided to run.
 PYSKIP_API enum pyskip_status pyskip_set_streaming(struct llama_context * ctx, bool on);
+
+// Until pyskip_catch_aborts(false), what makes llama.cpp abort in this thread is thrown as an exception instead. For
+// calls that catch, log and return NULL: llama_model_load_from_file() and llama_init_from_model().
+PYSKIP_API void pyskip_catch_aborts(bool begin);
+
+// llama_tokenize() and llama_token_to_piece() with their arguments, and UNSUPPORTED with the reason in error for a
+// vocabulary that they throw or abort on. n_out: what they return; where it is negative, that many would fit.
+PYSKIP_API enum pyskip_status pyskip_tokenize(const struct llama_vocab * vocab, const char * text, int32_t n_text,
+                                              int32_t * tokens, int32_t n_tokens, bool add_special, bool parse_special,
+                                              int32_t * n_out, char * error, size_t n_error);
+PYSKIP_API enum pyskip_status pyskip_token_to_piece(const struct llama_vocab * vocab, int32_t token, char * piece,
+                                                    int32_t n_piece, bool special, int32_t * n_out,
+                                                    char * error, size_t n_error);
+
+// Drop llama.cpp's log from now on: whoever receives it is about to go.
+PYSKIP_API void pyskip_log_drop(void);
+
+// For command lines: from now on a crash in native code (SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT) ends the process with
+// exit code 1 and one line on the file descriptor fd.
+PYSKIP_API void pyskip_exit_on_crash(int32_t fd);
 
 // What a GGUF file says of its model, read by upstream's own reader without loading weights.
 struct pyskip_gguf_info {

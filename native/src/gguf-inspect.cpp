@@ -6,6 +6,7 @@
 #include "llama.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -35,7 +36,9 @@ void read_text(const gguf_context * gguf, const char * key, char * out, size_t n
     }
 }
 
-// The i-th value of an integer or of an array of integers; 0 where there is none.
+constexpr int64_t MAX_SIZE = 1 << 20; // of heads, experts and the like: products of three fit into 64 bits
+
+// The i-th value of an integer or of an array of integers; `missing` where there is none, or none from 0 to 2^31 - 1.
 int64_t read_int(const gguf_context * gguf, const std::string & key, int64_t i, int64_t missing) {
     const int64_t id = gguf_find_key(gguf, key.c_str());
     if (id < 0) {
@@ -55,13 +58,15 @@ int64_t read_int(const gguf_context * gguf, const std::string & key, int64_t i, 
         data = gguf_get_val_data(gguf, id);
         i    = 0;
     }
+    int64_t value = -1;
     switch (type) {
-        case GGUF_TYPE_UINT32: return ((const uint32_t *) data)[i];
-        case GGUF_TYPE_INT32:  return ((const int32_t *) data)[i];
-        case GGUF_TYPE_UINT64: return (int64_t) ((const uint64_t *) data)[i];
-        case GGUF_TYPE_INT64:  return ((const int64_t *) data)[i];
-        default:               return missing;
+        case GGUF_TYPE_UINT32: value = ((const uint32_t *) data)[i]; break;
+        case GGUF_TYPE_INT32:  value = ((const int32_t *) data)[i]; break;
+        case GGUF_TYPE_UINT64: value = (int64_t) ((const uint64_t *) data)[i]; break;
+        case GGUF_TYPE_INT64:  value = ((const int64_t *) data)[i]; break;
+        default:               break;
     }
+    return value >= 0 && value <= INT32_MAX ? value : missing;
 }
 
 bool is_ffn(const char * name) {
@@ -73,6 +78,38 @@ bool is_ffn(const char * name) {
                    std::strncmp(dot, ".ffn_down", 9) == 0);
 }
 
+// Weights that matrices are multiplied with, rows looked up in or vectors scaled by. Others may hold integers.
+bool is_computed_with(const char * name) {
+    const bool is_block = std::strncmp(name, "blk.", 4) == 0 && (std::strstr(name, ".attn_") || std::strstr(name, ".ffn_"));
+    return (is_block && !std::strstr(name, "_tid2eid")) || std::strncmp(name, "token_embd.", 11) == 0 ||
+           std::strncmp(name, "output", 6) == 0;
+}
+
+// What llama.cpp takes on trust, and crashes or aborts on in the first decode.
+bool check_numbers(const piece & part, const std::string & arch, std::string & error) {
+    const gguf_context * gguf = part.gguf.get();
+    for (int64_t i = 0; i < gguf_get_n_tensors(gguf); ++i) {
+        const ggml_type type = gguf_get_tensor_type(gguf, i);
+        if (is_computed_with(gguf_get_tensor_name(gguf, i)) && type != GGML_TYPE_F32 && !ggml_get_type_traits(type)->to_float) {
+            return fail(error, part.path, "tensor " + std::string(gguf_get_tensor_name(gguf, i)) + " is " + ggml_type_name(type) +
+                        ", expected floats or a quantised type: the file is damaged, download it again");
+        }
+    }
+    for (const char * name : { "layer_norm_epsilon", "layer_norm_rms_epsilon", "group_norm_epsilon" }) {
+        const std::string key = arch + ".attention." + name;
+        const int64_t     id  = gguf_find_key(gguf, key.c_str());
+        if (id < 0 || gguf_get_kv_type(gguf, id) != GGUF_TYPE_FLOAT32) {
+            continue;
+        }
+        const float epsilon = gguf_get_val_f32(gguf, id);
+        if (!(epsilon >= 0.0f && std::isfinite(epsilon))) {
+            return fail(error, part.path, key + " is " + std::to_string(epsilon) + ", expected a number from 0: the file is "
+                        "damaged, download it again");
+        }
+    }
+    return true;
+}
+
 // How much of a tensor decoding one token reads.
 class reading {
 public:
@@ -81,7 +118,7 @@ public:
         const gguf_context * first = model.front().gguf.get();
         read_text(first, "general.architecture", arch, sizeof(arch));
         n_expert = read_int(first, std::string(arch) + ".expert_count", 0, 0);
-        n_used   = read_int(first, std::string(arch) + ".expert_used_count", 0, n_expert);
+        n_used   = std::min(read_int(first, std::string(arch) + ".expert_used_count", 0, n_expert), n_expert);
         is_tied  = std::none_of(model.begin(), model.end(),
                                 [](const piece & p) { return gguf_find_tensor(p.gguf.get(), "output.weight") >= 0; });
     }
@@ -103,17 +140,17 @@ private:
 
 bool read_tensors(const piece & part, const reading & read, pyskip_gguf_info & info, std::string & error) {
     const gguf_context * gguf = part.gguf.get();
-    const int64_t data_offset = (int64_t) gguf_get_data_offset(gguf);
 
+    info.n_tensors += gguf_get_n_tensors(gguf);
     for (int64_t i = 0; i < gguf_get_n_tensors(gguf); ++i) {
-        const int64_t   bytes = (int64_t) gguf_get_tensor_size(gguf, i);
-        const ggml_type type  = gguf_get_tensor_type(gguf, i);
-        const int64_t   end   = data_offset + (int64_t) gguf_get_tensor_offset(gguf, i) + bytes;
-        if (end > part.size) {
-            return fail(error, part.path, "is cut off: tensor " + std::string(gguf_get_tensor_name(gguf, i)) + " ends at byte " +
-                        std::to_string(end) + ", the file has " + std::to_string(part.size) + ": download it again");
+        const ggml_type type = gguf_get_tensor_type(gguf, i);
+        if (!pyskip_gguf_holds(gguf, i, part.size)) {
+            return fail(error, part.path, "is cut off: tensor " + std::string(gguf_get_tensor_name(gguf, i)) + " has " +
+                        std::to_string(gguf_get_tensor_size(gguf, i)) + " bytes from byte " +
+                        std::to_string(gguf_get_data_offset(gguf) + gguf_get_tensor_offset(gguf, i)) + ", the file " +
+                        std::to_string(part.size) + ": download it again");
         }
-        info.n_tensors += 1;
+        const int64_t bytes = (int64_t) gguf_get_tensor_size(gguf, i);
         info.bytes      += bytes;
         info.read_bytes += read.bytes(gguf, i);
         info.n_params += bytes / (int64_t) ggml_type_size(type) * ggml_blck_size(type);
@@ -171,10 +208,10 @@ void read_shape(const gguf_context * gguf, pyskip_gguf_info & info) {
     const int64_t n_layer = std::min<int64_t>(std::max<int64_t>(info.n_layer, 0), 4096);
     for (int64_t il = 0; il < n_layer; ++il) {
         const int64_t n_head    = read_int(gguf, arch + "attention.head_count", il, 0);
-        const int64_t n_head_kv = read_int(gguf, arch + "attention.head_count_kv", il, n_head);
+        const int64_t n_head_kv = std::min(MAX_SIZE, read_int(gguf, arch + "attention.head_count_kv", il, n_head));
         const int64_t n_head_default = n_head > 0 ? info.n_embd / n_head : 0;
-        const int64_t n_k       = read_int(gguf, arch + "attention.key_length", 0, n_head_default);
-        const int64_t n_v       = read_int(gguf, arch + "attention.value_length", 0, n_head_default);
+        const int64_t n_k = std::min(MAX_SIZE, read_int(gguf, arch + "attention.key_length", 0, n_head_default));
+        const int64_t n_v = std::min(MAX_SIZE, read_int(gguf, arch + "attention.value_length", 0, n_head_default));
         info.n_ff               = std::max(info.n_ff, read_int(gguf, arch + "feed_forward_length", il, 0));
         info.kv_bytes_per_token += n_head_kv * (n_k + n_v) * 2;
     }
@@ -259,7 +296,8 @@ bool pyskip_gguf_read(const char * path, pyskip_gguf_info & info, std::string & 
     const reading read(model);
     hasher        hash;
     for (const piece & part : model) {
-        if (!read_tensors(part, read, info, error) || !add_fingerprint(part, hash, error)) {
+        if (!read_tensors(part, read, info, error) || !check_numbers(part, info.architecture, error) ||
+            !add_fingerprint(part, hash, error)) {
             return false;
         }
     }
