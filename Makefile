@@ -4,6 +4,7 @@
 # make lint   ruff and mypy
 # make bench  what skipping costs and brings on this machine: docs/benchmarks.md
 # make results DATA=FOLDER [ONLY="STEP ..."]  docs/results.md: quality against skip rate (benchmarks/results.py)
+# make architectures  docs/architectures.md: what can skip in every architecture of llama.cpp (tests/architectures_page.py)
 #
 # Needs Python 3.10 or newer with venv, a C++17 compiler and a network for pip. Everything goes into .venv and build.
 
@@ -18,7 +19,7 @@ NATIVE  := $(wildcard native/*/* native/*/*/* models/profiles/*) CMakeLists.txt 
 
 BUILD_TOOLS := "scikit-build-core>=0.10" "cmake>=3.21" "ninja>=1.11" "cffi>=1.15.1" "patch-ng>=1.17" tomli
 
-.PHONY: chat test test-extras lint bench results clean
+.PHONY: chat test test-extras lint bench results architectures clean
 
 chat: $(VENV)/.built
 	@$(BIN)/pyskip chat
@@ -43,6 +44,9 @@ results: $(VENV)/.built build/reference/.built $(VENV)/.dev
 	$(BIN)/python benchmarks/results.py $(if $(DATA),--text $(DATA)/dev_wiki.txt --lambada $(DATA)/dev_lambada.jsonl \
 	  --factoid $(DATA)/dev_factoid.jsonl --arc-easy $(DATA)/dev_arc_easy.jsonl --cnn $(DATA)/dev_cnn_dailymail.jsonl) \
 	  $(if $(ONLY),--only $(ONLY)) $(RESULTS_ARGS)
+
+architectures: $(VENV)/.built build/reference/.built build/native-tests/.built
+	$(BIN)/python tests/architectures_page.py -o docs/architectures.md
 
 clean:
 	rm -rf build $(VENV)
@@ -94,7 +98,7 @@ build/reference/.built build/never-built/.built: build/%/.built: $(SDIST) CMakeL
 
 build/native-tests/.built: $(VENV)/.built $(NATIVE)
 	@$(BIN)/cmake -S native/tests -B build/native-tests -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
-	  -DPYSKIP_TREE=$(abspath build/upstream/patched) \
+	  -DPYSKIP_TREE=$(abspath build/upstream/patched) -DPYSKIP_SDIST=$(abspath $(SDIST)) \
 	  -DPYSKIP_LIB_DIR=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/pyskip/lib >build/native-tests.log || { cat build/native-tests.log; exit 1; }
 	@$(BIN)/cmake --build build/native-tests >>build/native-tests.log || { tail -n 40 build/native-tests.log; exit 1; }
 	@touch $@
