@@ -1,7 +1,7 @@
 """A copy of a GGUF model whose blk.L.ffn_down* are zero: python models/zero_ffn_down.py IN OUT --layers 5,14,25
 
-Those of experts and of shared experts, and biases, are zero too. Zero bytes decode to zero in every type of GGML that
-has blocks of scales. Needs gguf.
+Those of experts and of shared experts, and biases, are zero too; of an encoder-decoder those of the decoder, of RWKV
+blk.L.channel_mix_value. Zero bytes decode to zero in every type of GGML that has blocks of scales. Needs gguf.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ def zero_ffn_down(source: Path, target: Path, layers: Collection[int]) -> None:
     tensors = gguf.GGUFReader(source).tensors
     places = []
     for il in layers:
-        own = [t for t in tensors if t.name.startswith((f"blk.{il}.ffn_down.", f"blk.{il}.ffn_down_"))]
+        stems = (f"blk.{il}.ffn_down", f"dec.blk.{il}.ffn_down", f"blk.{il}.channel_mix_value")
+        own = [t for t in tensors if t.name.startswith(tuple(stem + end for stem in stems for end in "._"))]
         if not own:
             raise ValueError(f"{source} has no tensor blk.{il}.ffn_down.weight: name layers that have one")
         places += [(int(t.data_offset), int(t.n_bytes)) for t in own]

@@ -1,9 +1,9 @@
 """What tiny models of every architecture do under pyskip and under unpatched llama.cpp: a process for each build.
 
-architectures.py pyskip    MODELS OUT.json              examines every MODELS/*.gguf that make-archs wrote
-architectures.py reference MODELS OUT.json FOUND.json   what must be equal, for the layers that the first run found
+architectures.py pyskip    MODELS K/N OUT.json              every N-th of the MODELS/*.gguf that make-archs wrote
+architectures.py reference MODELS K/N OUT.json FOUND.json   what must be equal, for the layers that the first run found
 
-Each model has a process of its own, so that one that aborts says so and stops no other. Asserts nothing: collected.py
+Each model has processes of its own, so that one that aborts says so and stops no other. Asserts nothing: collected.py
 calls it for test_architectures.py and for the page.
 """
 
@@ -15,7 +15,8 @@ import multiprocessing
 import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING or sys.argv[1:2] != ["reference"]:
     import pyskip  # isort: skip  (before llama_cpp)
     from pyskip._context import SkipContext
-    from pyskip.calibration.calibrate import Settings, calibrate
     from pyskip.policy import Cosine, Policy, Profiled, Static
     from pyskip.profile import Profile
 
@@ -36,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "models"))
 from zero_ffn_down import zero_ffn_down
 
 if TYPE_CHECKING or sys.argv[1:2] != ["reference"]:
+    from architectures_use import examine_use
     from make_profile import make_profile
 
 Floats = npt.NDArray[np.float32]
@@ -43,7 +44,7 @@ Record = dict[str, Any]
 
 N_TOKENS, N_PROMPT = 24, 18
 N_TRACE = 1024  # more than there ever are
-FFN_DOWN = re.compile(r"blk\.(\d+)\.ffn_down(_\w+)?\.weight$")
+FFN_DOWN = re.compile(r"(?:dec\.)?blk\.(\d+)\.(?:ffn_down(?:_\w+)?|channel_mix_value)\.weight$")
 NEVER = 2.0  # a cosine's threshold that none reaches
 
 
@@ -55,7 +56,7 @@ class Session:
         assert self.model, "llama.cpp cannot load it"
         self.ctx = self._open(embeddings=False)
         self.is_encoder = not llama_cpp.llama_get_memory(self.ctx)
-        self.is_encoder |= path.stem.startswith("llama-embed")  # it has a KV cache and does not read it
+        self.is_encoder |= path.stem.startswith(("llama-embed", "t5encoder"))  # they have a KV cache, and no logits
         if self.is_encoder:
             llama_cpp.llama_free(self.ctx)
             self.ctx = self._open(embeddings=True)
@@ -66,7 +67,7 @@ class Session:
 
     def _open(self, embeddings: bool) -> Any:
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx = params.n_batch = params.n_ubatch = 256
+        params.n_ctx = params.n_batch = params.n_ubatch = 128
         params.n_seq_max = params.n_threads = params.n_threads_batch = 1
         params.type_k = params.type_v = llama_cpp.GGML_TYPE_F32
         params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
@@ -81,20 +82,26 @@ class Session:
         if memory:
             llama_cpp.llama_memory_clear(memory, True)
         self.mark()
+        if llama_cpp.llama_model_has_encoder(self.model):
+            with self._batch(0, N_TOKENS) as batch:
+                assert llama_cpp.llama_encode(self.ctx, batch) == 0
 
-    def decode(self, first: int, last: int, n_outputs: int | None = None) -> Floats:
-        """Logits [n_outputs, n_vocab] of the last of these tokens, given in one batch; of an encoder all embeddings."""
+    @contextmanager
+    def _batch(self, first: int, last: int, n_outputs: int = 0) -> Iterator[Any]:
         n = last - first
-        n_outputs = n if n_outputs is None else n_outputs
         batch = llama_cpp.llama_batch_init(n, 0, 1)
         batch.n_tokens = n
         for i in range(n):
             batch.token[i], batch.pos[i] = self.tokens[first + i], first + i
             batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, 0, i >= n - n_outputs
-        if llama_cpp.llama_model_has_encoder(self.model) and first == 0:
-            assert llama_cpp.llama_encode(self.ctx, batch) == 0
-        status = llama_cpp.llama_decode(self.ctx, batch)
+        yield batch
         llama_cpp.llama_batch_free(batch)
+
+    def decode(self, first: int, last: int, n_outputs: int | None = None) -> Floats:
+        """Logits [n_outputs, n_vocab] of the last of these tokens, given in one batch; of an encoder all embeddings."""
+        n_outputs = last - first if n_outputs is None else n_outputs
+        with self._batch(first, last, n_outputs) as batch:
+            status = llama_cpp.llama_decode(self.ctx, batch)
         assert status == 0, f"llama_decode returned {status}"
         outputs, width = llama_cpp.llama_get_logits(self.ctx), self.n_vocab
         if self.is_encoder:
@@ -149,7 +156,8 @@ def describe(path: Path) -> Record:
         "ffn_layers": sorted({int(m[1]) for m in map(FFN_DOWN.match, names) if m}),
         "experts": any("ffn_down_exps" in name for name in names),
         "shared": any(re.search(r"ffn_down_(shexp|chexps)", name) for name in names),
-        "dense": any(re.search(r"blk\.\d+\.ffn_down\.weight", name) for name in names),
+        "dense": any(re.match(r"(dec\.)?blk\.\d+\.ffn_down\.weight", name) for name in names),
+        "mixing": any("channel_mix_value" in name for name in names),
         "recurrent": any(re.search(r"\.(ssm_|time_mix_|shortconv\.)", name) for name in names),
     }
 
@@ -165,9 +173,6 @@ def examine_pyskip(path: Path, _: Record) -> Record:
         layers = record["layers"] = skip.skippable()
     except pyskip.PolicyError as error:
         record["policy_error"] = str(error)
-        return record
-    if session.is_encoder:
-        del record["layers"]  # not refused, but no decoder: a batch is not what single steps are
         return record
     record["noise"] = distance(*session.batch_and_steps())
     policy = Under(session, skip)
@@ -236,20 +241,6 @@ def examine_profile(path: Path, policy: Under) -> tuple[str, Record]:
         return never, policy.compare(Profiled(error=float(np.exp(between)), warmup=0), profile)
 
 
-def examine_chain(path: Path, _: Record) -> Record:
-    """calibrate -> profile -> generate, through the functions that the command line calls."""
-    with tempfile.TemporaryDirectory() as folder:
-        text, target = Path(folder) / "text.txt", Path(folder) / "model.skip.gguf"
-        text.write_text(" ".join(f"word {i * i}" for i in range(2000)))
-        made = calibrate(path, Settings(text=(text,), n_fit=2, n_curve=1, output=target), lambda *_: None, 1)
-        skip = Profiled(rate=made.curve[-1].rate, warmup=0)
-        llm = pyskip.Llama(path, profile=target, skip=skip, n_ctx=128, n_threads=1, verbose=False)
-        llm.create_completion("some words", max_tokens=60, temperature=0.0)
-        stats = llm.skip_stats()
-        llm.close()
-        return {"n_points": len(made.curve), "n_generated": stats.n_tokens, "skipped": sum(stats.skipped)}
-
-
 def in_child(examine: Callable[[Path, Record], Record], path: Path, found: Record) -> Record:
     """The record, or how the process ended."""
 
@@ -273,15 +264,17 @@ def in_child(examine: Callable[[Path, Record], Record], path: Path, found: Recor
 
 
 def main() -> None:
-    build, models, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-    found = json.loads(Path(sys.argv[4]).read_text()) if build == "reference" else {}
+    build, models, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[4])
+    k, n = map(int, sys.argv[3].split("/"))
+    found = json.loads(Path(sys.argv[5]).read_text()) if build == "reference" else {}
     examine = examine_reference if build == "reference" else examine_pyskip
     is_patched = hasattr(llama_cpp.llama_cpp._lib, "pyskip_build")
     assert is_patched == (build == "pyskip")
-    records = {path.stem: in_child(examine, path, found.get(path.stem, {})) for path in sorted(models.glob("*.gguf"))}
-    for name, record in records.items():
-        if build == "pyskip" and "layers" in record:
-            record["chain"] = in_child(examine_chain, models / f"{name}.gguf", {})
+    paths = sorted(models.glob("*.gguf"))[k::n]
+    records = {path.stem: in_child(examine, path, found.get(path.stem, {})) for path in paths}
+    if build == "pyskip":
+        for path in paths:
+            records[path.stem]["use"] = in_child(examine_use, path, {})
     out.write_text(json.dumps(records, indent=1))
 
 

@@ -10,12 +10,10 @@ import os
 from pathlib import Path
 
 from collected import (
-    ARGUABLE,
     NO_BLOCK,
-    NO_CHAIN,
+    NO_TEXT,
     NOT_COVERED,
     NOT_MADE,
-    NOT_REFUSED,
     ROOT,
     Collected,
     Records,
@@ -35,25 +33,26 @@ from a tiny random model of each, by upstream's own descriptions (`test-llama-ar
 - gates that always run give those of `off`, bit for bit,
 - one batch and single steps decide alike, and their logits differ by float noise (no test for `gemma3n`, where they
   differ by 9 % of their spread in unpatched llama.cpp too),
-- every token of every layer is counted as evaluated or as skipped.
+- every token of every layer is counted as evaluated or as skipped,
+- `info`, `generate`, `eval` and `calibrate` end with an answer or with an error of one line, on every model.
 
-**{covered} of {of} decoder architectures with an FFN can skip ({share:.1%}).** RWKV's channel mixing and T5's decoder
-are not counted as such; with {also} it is {covered} of {all} ({strict:.1%}). Drafts that need another model are in
-neither number.
+**{covered} of {of} decoder architectures with an FFN can skip ({share:.1%}).** RWKV's channel mixing and the decoder of
+T5 are counted as such, drafts that need another model are not.
 
 A model that passes is no proof for a large one of its kind, whose keys may lead llama.cpp's graph another way; `pyskip
-info MODEL` says what can skip in it. That `calibrate` runs says nothing of what its profile is worth. The models are
-made so that it can: a context of 1,024 tokens, since it aborts where learned positions are fewer than its windows of
-512, and small embeddings, since it fails where skipping moves no logit.
+info MODEL` says what can skip in it. That `calibrate` runs says nothing of what its profile is worth.
 
 A block is *dense* (`ffn_down`), or of *experts*, which are skipped whole and with their router, with *shared experts*
-beside them or not. *Recurrent* says that some layers have a state in attention's place.
+beside them or not, or *channel mixing* (`channel_mix_value`), which reads the normed token before as well: that is part
+of the model's state, and kept whether the block runs or not. *Recurrent* says that some layers have a state in
+attention's place.
 """
 
 
 def kinds(record: dict[str, object]) -> str:
-    names = {"dense": "dense", "experts": "experts", "shared": "shared experts", "recurrent": "recurrent"}
-    return ", ".join(text for key, text in names.items() if record[key])
+    names = {"shared": "shared experts", "mixing": "channel mixing"}
+    keys = ("dense", "experts", "shared", "mixing", "recurrent")
+    return ", ".join(names.get(key, key) for key in keys if record[key])
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -65,27 +64,25 @@ def able_rows(records: Records) -> list[list[str]]:
     rows = []
     for name, record in sorted(records.items()):
         policies = ["static", "profile"] if len(record["layers"]) == 1 else ["static", "cosine", "profile"]
-        chain = f"no: {NO_CHAIN[name]}" if name in NO_CHAIN else "yes"
+        calibrates = f"no: {NO_TEXT[name]}" if name in NO_TEXT else "yes"
         rows.append([f"`{name}`", kinds(record), f"{len(record['layers'])} of {record['n_layer']}",
-                     ", ".join(policies), chain])  # fmt: skip
+                     ", ".join(policies), calibrates])  # fmt: skip
     return rows
 
 
 def page(collected: Collected) -> str:
-    (covered, of), (_, with_also) = collected.coverage(), collected.coverage(ARGUABLE)
-    encoders = {name for name, record in collected.found.items() if record["encoder"]}
+    covered, of = collected.coverage()
     refused = dict(sorted(NO_BLOCK.items()))
-    no_cache = "no KV cache: an encoder, a diffusion model or a decoder of sound"
-    refused |= {name: no_cache for name in sorted(encoders - set(NOT_REFUSED))}
+    for name, record in sorted(collected.found.items()):
+        if record["encoder"]:
+            has_cache = "without logits" in record["policy_error"]
+            refused[name] = "an encoder" if has_cache else "no KV cache: an encoder, diffusion or a decoder of sound"
     parts = [
         INTRO.format(
             build=BUILD,
             covered=covered,
             of=of,
             share=covered / of,
-            all=with_also,
-            strict=covered / with_also,
-            also=", ".join(f"`{name}`" for name in ARGUABLE),
         ),
         "## What can skip\n",
         "`+experts` is a model with experts, of an architecture that has both or only these. The last column says "
@@ -97,9 +94,6 @@ def page(collected: Collected) -> str:
         "## Nothing to skip\n",
         "They run dense; a policy is refused with a `PolicyError`.\n",
         table(["model", "what it is"], [[f"`{name}`", reason] for name, reason in refused.items()]),
-        "Encoders with a KV cache that they do not read, where a policy is not refused: "
-        + ", ".join(f"`{name}`" for name in sorted(NOT_REFUSED))
-        + ".\n",
         "## Not tried\n",
         table(["name", "what it is"], [[f"`{name}`", reason] for name, reason in sorted(NOT_MADE.items())]),
     ]

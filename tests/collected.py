@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pyskip._system import physical_cores
+
 ROOT = Path(__file__).resolve().parent.parent
 MAKE_ARCHS = ROOT / "build" / "native-tests" / "make-archs"
 
@@ -28,22 +30,12 @@ NOT_COVERED = {
     "qwen4exp+experts": LANES,
 }
 
-# Models with nothing to skip, beside the encoders that have no KV cache.
+# Decoders with nothing to skip.
 NO_BLOCK = {
     "mamba": "state-space layers without an FFN",
     "mamba2": "state-space layers without an FFN",
     "refact+experts": "llama.cpp leaves the experts of this architecture out of its graph",
-    "rwkv6": "channel mixing in place of an FFN: it reads the token before as well",
-    "rwkv7": "channel mixing in place of an FFN: it reads the token before as well",
-    "t5": "encoder-decoder",
-    "t5encoder": "encoder",
 }
-
-# Of these, what one may call a decoder with an FFN too.
-ARGUABLE = ("rwkv6", "rwkv7", "t5")
-
-# Encoders with a KV cache, which they do not read: a policy is not refused.
-NOT_REFUSED = {"llama-embed": "an encoder with a KV cache", "llama-embed+experts": "an encoder with a KV cache"}
 
 # What make-archs cannot make.
 NOT_MADE = {
@@ -54,14 +46,8 @@ NOT_MADE = {
     "gptj": "llama.cpp names it and has no graph for it",
 }
 
-# calibrate or generate fails, skipping works. Those of llama.cpp end the process.
-BEYOND = "pyskip: calibrate tries a threshold of e^80, beyond the 1e30 that a policy takes"
-NO_CHAIN = {
-    "chameleon": "llama.cpp aborts on a batch without outputs",
-    "nemotron_h": BEYOND,
-    "nemotron_h_moe": BEYOND,
-    "plm": "llama.cpp aborts when flash attention may be used",
-}
+# Skipping works, and calibrate and eval refuse.
+NO_TEXT = {"t5": "an encoder-decoder does not continue a text"}
 
 Records = dict[str, dict[str, Any]]
 
@@ -78,15 +64,15 @@ class Collected:
         """The models that can skip."""
         return {name: record for name, record in self.found.items() if "layers" in record}
 
-    def coverage(self, also: tuple[str, ...] = ()) -> tuple[int, int]:
-        """Architectures of which a model can skip, of all decoders with an FFN, and of `also`."""
+    def coverage(self) -> tuple[int, int]:
+        """Architectures of which a model can skip, of all decoders with an FFN."""
         covered = {record["architecture"] for record in self.able().values()}
-        missed = {self.found[name]["architecture"] for name in (*NOT_COVERED, *also)}
+        missed = {self.found[name]["architecture"] for name in NOT_COVERED}
         return len(covered), len(covered | missed)
 
 
 def collect(reference_lib: Path) -> Collected:
-    """Makes the models (about 1 GB, for as long as this runs) and examines them, on one thread: minutes."""
+    """Makes the models (about 1 GB, for as long as this runs) and examines them, each on one thread: minutes."""
     with tempfile.TemporaryDirectory() as folder:
         models = Path(folder) / "models"
         models.mkdir()
@@ -103,8 +89,16 @@ def collect(reference_lib: Path) -> Collected:
 
 
 def _examine(build: str, models: Path, env: dict[str, str], *more: Path) -> Records:
-    out = models.parent / f"{build}.out.json"
-    command = [sys.executable, *map(str, (ROOT / "tests" / "architectures.py", build, models, out, *more))]
-    subprocess.run(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
-    records: Records = json.loads(out.read_text())
-    return records
+    n = physical_cores()
+    outs = [models.parent / f"{build}.{k}.json" for k in range(n)]
+    shares = [
+        subprocess.Popen(
+            [sys.executable, *map(str, (ROOT / "tests" / "architectures.py", build, models, f"{k}/{n}", out, *more))],
+            env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )
+        for k, out in enumerate(outs)
+    ]  # fmt: skip
+    for share in shares:
+        said = share.communicate()[1]
+        assert share.returncode == 0, said
+    return {name: record for out in outs for name, record in json.loads(out.read_text()).items()}

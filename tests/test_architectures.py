@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from architectures import N_TOKENS
-from collected import MAKE_ARCHS, NO_BLOCK, NO_CHAIN, NOT_COVERED, NOT_MADE, NOT_REFUSED, Collected, collect
+from collected import MAKE_ARCHS, NO_BLOCK, NO_TEXT, NOT_COVERED, NOT_MADE, Collected, collect
 from conftest import REFERENCE
 
 N_COUNTED = 2 * N_TOKENS  # one batch and as many steps
@@ -100,6 +100,7 @@ def test_every_ffn_is_found(collected: Collected) -> None:
     able = collected.able()
     assert {n: r["layers"] for n, r in able.items() if r["layers"] != r["ffn_layers"]} == {}
     assert {n: r["layers"] for n, r in able.items() if r["layers"] != r["under"]["profile"]["gated"]} == {}
+    assert not any(record["encoder"] for record in able.values())
     unable = {name for name, record in collected.found.items() if "layers" not in record and not record["encoder"]}
     assert unable == set(NOT_COVERED) | set(NO_BLOCK)
     covered, of = collected.coverage()
@@ -108,17 +109,30 @@ def test_every_ffn_is_found(collected: Collected) -> None:
 
 def test_refusals_are_clear(collected: Collected) -> None:
     for name, record in collected.found.items():
-        if "layers" not in record and name not in NOT_REFUSED:
-            cause = "without a KV cache" if record["encoder"] else "no feed-forward block in the graph"
+        if "layers" not in record:
+            cause = "expected a decoder" if record["encoder"] else "no feed-forward block in the graph"
             assert cause in record["policy_error"], name
             assert record["architecture"] in record["policy_error"]
             assert "skip off" in record["policy_error"]
 
 
-def test_calibrate_profile_generate(collected: Collected) -> None:
-    failed = {name: record["chain"] for name, record in collected.able().items() if "error" in record["chain"]}
-    assert set(failed) == set(NO_CHAIN), failed
-    chains = [record["chain"] for name, record in collected.able().items() if name not in NO_CHAIN]
-    assert min(chain["n_points"] for chain in chains) > 1
-    assert min(chain["n_generated"] for chain in chains) > 0
-    assert sum(chain["skipped"] > 0 for chain in chains) > 0.9 * len(chains)
+def test_every_use_ends_with_an_answer_or_an_error_of_one_line(collected: Collected) -> None:
+    """info, generate, eval, calibrate: whoever can generate does, whoever can skip is calibrated."""
+    uses = {name: record["use"] for name, record in collected.found.items()}
+    assert {name: use["error"] for name, use in uses.items() if "error" in use} == {}
+    refused = {what: {n: u[what]["refused"] for n, u in uses.items() if "refused" in u[what]} for what in uses["llama"]}
+    assert not any("\n" in line for lines in refused.values() for line in lines.values())
+    able, encoders = set(collected.able()), {name for name, record in collected.found.items() if record["encoder"]}
+    assert set(refused["info"]) == set(uses) - able
+    assert set(refused["generate"]) == encoders
+    assert set(refused["eval"]) == encoders | set(NO_TEXT)
+    assert set(refused["calibrate"]) == set(uses) - able | set(NO_TEXT)
+    assert {n: u["info"]["layers"] for n, u in uses.items() if n in able} == {
+        n: r["layers"] for n, r in collected.able().items()
+    }
+    assert all(use["generate"]["n"] > 0 for name, use in uses.items() if name not in encoders)
+    assert all(use["eval"]["ppl"] > 1 for name, use in uses.items() if name not in refused["eval"])
+    calibrated = [use["calibrate"] for name, use in uses.items() if name not in refused["calibrate"]]
+    assert min(chain["n_points"] for chain in calibrated) > 0
+    assert sum(chain["n_points"] > 1 for chain in calibrated) > 0.9 * len(calibrated)
+    assert sum(chain["skipped"] > 0 for chain in calibrated) > 0.9 * len(calibrated)

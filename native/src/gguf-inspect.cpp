@@ -54,13 +54,20 @@ int64_t read_int(const gguf_context * gguf, const std::string & key, int64_t i, 
     }
 }
 
-bool is_ffn(const char * name) {
-    if (std::strncmp(name, "blk.", 4) != 0) {
-        return false;
+bool starts_with(const char * text, const char * prefix) {
+    return std::strncmp(text, prefix, std::strlen(prefix)) == 0;
+}
+
+// The layer of a decoder's FFN weight, else -1. Names as in pyskip_ffn_down_layer().
+int64_t ffn_layer(const char * name) {
+    const char * blk = starts_with(name, "dec.") ? name + 4 : name;
+    const char * dot = starts_with(blk, "blk.") ? std::strchr(blk + 4, '.') : nullptr;
+    for (const char * part : { ".ffn_up", ".ffn_gate", ".ffn_down", ".channel_mix_" }) {
+        if (dot && starts_with(dot, part)) {
+            return std::atol(blk + 4);
+        }
     }
-    const char * dot = std::strchr(name + 4, '.');
-    return dot && (std::strncmp(dot, ".ffn_up", 7) == 0 || std::strncmp(dot, ".ffn_gate", 9) == 0 ||
-                   std::strncmp(dot, ".ffn_down", 9) == 0);
+    return -1;
 }
 
 // How much of a tensor decoding one token reads.
@@ -77,7 +84,7 @@ public:
     int64_t bytes(int64_t i) const {
         const char *  name  = gguf_get_tensor_name(gguf, i);
         const int64_t whole = (int64_t) gguf_get_tensor_size(gguf, i);
-        if (std::strcmp(name, "token_embd.weight") == 0 && !is_tied) {
+        if ((std::strcmp(name, "token_embd.weight") == 0 && !is_tied) || starts_with(name, "enc.")) {
             return 0;
         }
         return std::strstr(name, "_exps") && n_expert > 0 ? whole / n_expert * n_used : whole;
@@ -106,7 +113,7 @@ bool read_tensors(const gguf_context * gguf, const char * path, int64_t size, py
         info.bytes      += bytes;
         info.read_bytes += read.bytes(i);
         info.n_params += bytes / (int64_t) ggml_type_size(type) * ggml_blck_size(type);
-        if (is_ffn(gguf_get_tensor_name(gguf, i))) {
+        if (ffn_layer(gguf_get_tensor_name(gguf, i)) >= 0) {
             info.ffn_bytes      += bytes;
             info.read_ffn_bytes += read.bytes(i);
         }
@@ -136,7 +143,7 @@ bool read_fingerprint(const gguf_context * gguf, const char * path, pyskip_gguf_
         hash.add(name, std::strlen(name));
         hash.add(&type, sizeof(type));
         hash.add(&size, sizeof(size));
-        if (!is_ffn(name)) {
+        if (ffn_layer(name) < 0) {
             continue;
         }
         char         sample[64] = {};
@@ -154,8 +161,9 @@ bool read_fingerprint(const gguf_context * gguf, const char * path, pyskip_gguf_
 void read_shape(const gguf_context * gguf, pyskip_gguf_info & info) {
     const std::string arch = std::string(info.architecture) + ".";
 
-    info.n_layer     = read_int(gguf, arch + "block_count", 0, 0);
+    info.n_layer     = read_int(gguf, arch + "decoder_block_count", 0, read_int(gguf, arch + "block_count", 0, 0));
     info.n_ctx_train = read_int(gguf, arch + "context_length", 0, 0);
+    info.n_positions = gguf_find_tensor(gguf, "position_embd.weight") >= 0 ? info.n_ctx_train : 0;
     info.n_embd      = read_int(gguf, arch + "embedding_length", 0, 0);
 
     const int64_t n_layer = std::min<int64_t>(std::max<int64_t>(info.n_layer, 0), 4096);
@@ -190,8 +198,7 @@ bool pyskip_gguf_read_ffn(const char * path, int64_t * bytes, size_t n, std::str
     const reading read(gguf.get());
     std::fill(bytes, bytes + n, 0);
     for (int64_t i = 0; i < gguf_get_n_tensors(gguf.get()); ++i) {
-        const char *  name = gguf_get_tensor_name(gguf.get(), i);
-        const int64_t il   = is_ffn(name) ? std::atol(name + 4) : -1;
+        const int64_t il = ffn_layer(gguf_get_tensor_name(gguf.get(), i));
         if (il < 0 || il >= (int64_t) n) {
             continue;
         }

@@ -10,11 +10,13 @@
 #include "test-llama-archs.cpp"
 #undef main
 
+#include <deque>
 #include <sys/wait.h>
+#include <thread>
 #include <unistd.h>
 
 static const uint32_t SEED      = 1;
-static const uint32_t N_CTX     = 1024;
+static const uint32_t N_CTX     = 128; // windows of calibration are no longer
 static const int      N_SECONDS = 30; // for one model
 
 // The first complaint says most: what follows only repeats that loading failed.
@@ -35,7 +37,7 @@ struct file_writer {
 
 // Values by the tensor's name, of such a size that each block changes the stream by about as much as the stream is:
 // with upstream's own, of 0.1 everywhere, a norm's weights let next to nothing through. Embeddings are smaller: where they
-// are the output's weights too, larger ones make one token certain, no skip moves a logit, and calibration fails.
+// are the output's weights too, larger ones make one token certain, and no skip moves a logit.
 static void fill_tensor(ggml_tensor * tensor) {
     const std::string name = tensor->name;
     uint32_t          seed = SEED;
@@ -83,8 +85,7 @@ static void keep_tensor(ggml_tensor * tensor, void * userdata) {
     gguf_set_tensor_data(file.gguf.get(), copy.name, copy.data);
 }
 
-// Keys that upstream's descriptions lack, for architectures that its own test leaves out, and a context that holds the
-// windows of calibration.
+// Keys that upstream's descriptions lack, for architectures that its own test leaves out, and a short context.
 static void add_keys(const llm_arch arch, gguf_context * gguf) {
     llama_model_saver keys(arch, gguf);
     keys.add_kv(LLM_KV_CONTEXT_LENGTH, N_CTX);
@@ -147,26 +148,38 @@ static int make_model(const llm_arch arch, const bool moe, const std::string & p
     return 1;
 }
 
-static std::string make_in_child(const llm_arch arch, const bool moe, const std::string & path) {
-    FILE * report = tmpfile();
-    GGML_ASSERT(report != nullptr);
-    const pid_t child = fork();
-    GGML_ASSERT(child >= 0);
-    if (child == 0) {
-        const int status = make_model(arch, moe, path, report);
-        fflush(report);
+struct child {
+    std::string name;
+    FILE *      report;
+    pid_t       pid;
+};
+
+static child start(const llm_arch arch, const bool moe, const std::string & name, const std::string & path) {
+    child made = { name, tmpfile(), -1 };
+    GGML_ASSERT(made.report != nullptr);
+    made.pid = fork();
+    GGML_ASSERT(made.pid >= 0);
+    if (made.pid == 0) {
+        const int status = make_model(arch, moe, path, made.report);
+        fflush(made.report);
         _exit(status);
     }
+    return made;
+}
+
+static void finish(const child & made) {
     int status = 0;
-    waitpid(child, &status, 0);
+    waitpid(made.pid, &status, 0);
     char why[256] = {};
-    rewind(report);
-    const size_t n_why = fread(why, 1, sizeof(why) - 1, report);
-    fclose(report);
+    rewind(made.report);
+    const size_t n_why  = fread(why, 1, sizeof(why) - 1, made.report);
+    const char * failed = n_why > 0 ? why : "fails";
     if (WIFSIGNALED(status)) {
-        return WTERMSIG(status) == SIGALRM ? "takes too long" : "aborts";
+        failed = WTERMSIG(status) == SIGALRM ? "takes too long" : "aborts";
     }
-    return status == 0 ? "made" : n_why > 0 ? why : "fails";
+    fclose(made.report);
+    printf("%s\t%s\n", made.name.c_str(), status == 0 ? "made" : failed);
+    fflush(stdout);
 }
 
 int main(int argc, char ** argv) {
@@ -174,15 +187,23 @@ int main(int argc, char ** argv) {
         fprintf(stderr, "usage: make-archs FOLDER [NAME]\n");
         return 2;
     }
+    const size_t      n_parallel = std::max(1u, std::thread::hardware_concurrency());
+    std::deque<child> running;
     for (const llm_arch & arch : llm_arch_all()) {
         for (bool moe : { false, true }) {
             const std::string name = std::string(llm_arch_name(arch)) + (moe ? "+experts" : "");
-            if (is_made(arch, moe) && (argc == 2 || name == argv[2])) {
-                const std::string result = make_in_child(arch, moe, std::string(argv[1]) + "/" + name + ".gguf");
-                printf("%s\t%s\n", name.c_str(), result.c_str());
-                fflush(stdout);
+            if (!is_made(arch, moe) || (argc > 2 && name != argv[2])) {
+                continue;
             }
+            if (running.size() == n_parallel) {
+                finish(running.front());
+                running.pop_front();
+            }
+            running.push_back(start(arch, moe, name, std::string(argv[1]) + "/" + name + ".gguf"));
         }
+    }
+    for (const child & made : running) {
+        finish(made);
     }
     return 0;
 }
