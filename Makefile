@@ -9,6 +9,7 @@
 # make faults  interrupts, too little memory, thousands of requests: docs/reliability.md
 # make bench  what skipping costs and brings on this machine: docs/benchmarks.md
 # make results DATA=FOLDER [ONLY="STEP ..."]  docs/results.md: quality against skip rate (benchmarks/results.py)
+# make architectures  docs/architectures.md: what can skip in every architecture of llama.cpp (tests/architectures_page.py)
 #
 # Needs Python 3.10 or newer with venv, a C++17 compiler and a network for pip. Everything goes into .venv and build.
 
@@ -30,6 +31,7 @@ BUILD_TOOLS := "scikit-build-core>=0.10" "cmake>=3.21" "ninja>=1.11" "cffi>=1.15
 
 # What native/tests are configured with, besides the libraries.
 NATIVE_TESTS = -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DPYSKIP_TREE=$(abspath build/upstream/patched) \
+  -DPYSKIP_SDIST=$(abspath $(SDIST)) \
   -DPYSKIP_MODEL=$(DEMO) -DPYSKIP_PROFILE=$(abspath models/profiles/smollm2-135m-instruct-q4_1.skip.gguf)
 
 # A build under sanitizers. The thread sanitizer cannot see what OpenMP orders: there ggml has threads of its own.
@@ -41,7 +43,7 @@ SANITIZED = -DCMAKE_BUILD_TYPE=Sanitized -DGGML_OPENMP=$(if $(filter thread,$(1)
 # What must hold on every release of llama.cpp.
 INVARIANTS := off static cosine profile batches session bad_input patches
 
-.PHONY: chat test test-extras upstream-test bump invariants sanitize lint fuzz faults bench results clean
+.PHONY: chat test test-extras upstream-test bump invariants sanitize lint fuzz faults bench results architectures clean
 
 chat: $(VENV)/.built
 	@$(BIN)/pyskip chat
@@ -93,6 +95,9 @@ results: $(VENV)/.built build/reference/.built $(VENV)/.dev
 	  --factoid $(DATA)/dev_factoid.jsonl --arc-easy $(DATA)/dev_arc_easy.jsonl --cnn $(DATA)/dev_cnn_dailymail.jsonl \
 	  --fit $(DATA)/calibration_wiki.txt) \
 	  $(if $(ONLY),--only $(ONLY)) $(RESULTS_ARGS)
+
+architectures: $(VENV)/.built build/reference/.built build/native-tests/.built
+	$(BIN)/python tests/architectures_page.py -o docs/architectures.md
 
 clean:
 	rm -rf build $(VENV)

@@ -59,6 +59,7 @@ def decoding_arms(llm: Llama, skips: Sequence[str | float | Policy], n_ctx: int)
         raise PyskipError(
             f"the model was loaded with n_ctx={llm.n_ctx()} and n_batch={llm.n_batch}, expected at least {n_ctx} each"
         )
+    llm._check_decoder()
     batch = llama_cpp.llama_batch_init(n_ctx, 0, 1)
     try:
         with distinct(llm, skips) as policies:
@@ -115,10 +116,7 @@ class Decoder:
         self._count(first, last, n_wanted)
         if n_wanted == 0:
             return np.empty((0, self._n_vocab), np.float32)
-        logits = llama_cpp.llama_get_logits(self._llm.ctx)
-        if not logits:
-            raise DecodeError("the model gives no logits, expected one that generates text")
-        return np.ctypeslib.as_array(logits, (n_wanted, self._n_vocab))
+        return np.ctypeslib.as_array(llama_cpp.llama_get_logits(self._llm.ctx), (n_wanted, self._n_vocab))
 
     def _count(self, first: int, last: int, n_expected: int) -> None:
         arm = self._arm

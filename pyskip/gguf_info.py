@@ -29,6 +29,7 @@ class GGUFInfo:
     read_ffn_bytes: int
     n_layer: int
     n_ctx_train: int
+    n_positions: int  # learned ones, at which a context ends; 0 where positions are computed
     n_embd: int
     n_ff: int
     kv_bytes_per_token: int

@@ -85,6 +85,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         self._generating_from: int | None = None  # by generate(), while its own code runs
         self._native: SkipContext | None = None
         self._marked_from = -1  # by mark_generated()
+        self._generates = False  # as far as is known
+        self._has_encoded = False
         self._policy = parse_skip("off")
         self._low_memory = low_memory
         self._pace: Pace | None = None
@@ -251,14 +253,17 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         self._skip_context.set_abort(abort)
 
     def n_ctx(self) -> int:
-        """Tokens that the context holds. llama.cpp rounds up what was asked for, upstream's own arrays do not."""
-        n_ctx = int(super().n_ctx())
+        """Tokens that the context holds. llama.cpp rounds up what was asked for, upstream's own arrays do not; and it
+        aborts behind the last learned position."""
+        n_ctx = min(int(super().n_ctx()), self._info.n_positions or 2**31)
         return min(n_ctx, len(self.input_ids)) if hasattr(self, "input_ids") else n_ctx
 
     # llama_cpp.Llama, with the caller's word of what is prompt and what is generated
 
     def eval(self, tokens: Sequence[int]) -> None:
-        """Decode tokens at the next positions. Raises DecodeError where they do not fit or llama.cpp fails."""
+        """Decode tokens at the next positions. Raises DecodeError where they do not fit, where llama.cpp fails, and for
+        a model that does not generate."""
+        self._check_decoder()
         if self.n_tokens + len(tokens) > self._n_ctx:
             raise DecodeError(
                 f"{self.n_tokens} + {len(tokens)} tokens do not fit a context of {self._n_ctx}: "
@@ -287,7 +292,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             self._file.check()
 
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
-        """llama_cpp.Llama.generate; tokens after the prompt count as generated."""
+        """llama_cpp.Llama.generate; tokens after the prompt, which an encoder-decoder encodes, count as generated."""
         tokens = list(tokens)
         reset = kwargs["reset"] if "reset" in kwargs else args[6] if len(args) > 6 else True
         first = len(tokens) + (0 if reset else self.n_tokens)
@@ -297,6 +302,9 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             raise DecodeError(
                 f"the prompt has {first} tokens, the context {self._n_ctx}: shorten it or raise n_ctx (-c)"
             )
+        if self._has_encoder():
+            tokens = self._encode(tokens)
+            first = len(tokens)
         inner = super().generate(tokens, *args, **kwargs)
         sent: Sequence[int] | None = None
         n_left = self._n_dense()  # decodes to come that no operating point has a say in
@@ -326,6 +334,42 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         if not isinstance(self._policy, Profiled) or self.profile is None:
             return 0
         return 1 + (self.profile.warmup if self._policy.warmup is None else self._policy.warmup)
+
+    def _has_encoder(self) -> bool:
+        return bool(llama_cpp.llama_model_has_encoder(self._model.model))
+
+    def _check_decoder(self) -> None:
+        """Raises DecodeError for a model that does not generate text, and for an encoder-decoder that has no prompt
+        yet, which would abort."""
+        if self.model_params.vocab_only:
+            raise DecodeError("the model was loaded with vocab_only, expected its weights: load it without")
+        if not self._generates:
+            self._skip_context.check_generates()
+            self._generates = True
+        if self._has_encoder() and not self._has_encoded:
+            raise DecodeError(
+                f"found an encoder-decoder ({self._info.architecture}) without a prompt, expected a decoder: "
+                "it can chat and generate"
+            )
+
+    def _encode(self, tokens: list[int]) -> list[int]:
+        """Let the encoder read the prompt. Returns what the decoder starts with."""
+        self._skip_context.check_generates()
+        n_max = min(self.n_batch, self.context_params.n_ubatch)
+        if len(tokens) > n_max:
+            raise DecodeError(
+                f"the prompt has {len(tokens)} tokens, the encoder takes {n_max} at once: shorten it or raise n_ubatch"
+            )
+        self.reset()
+        self._batch.set_batch(batch=tokens, n_past=0, logits_all=False)
+        _log.forget()
+        try:
+            self._ctx.encode(self._batch)
+        except RuntimeError as error:
+            raise DecodeError(f"llama.cpp cannot encode ({_log.last_complaint() or error})") from error
+        self._has_encoded = True
+        start = llama_cpp.llama_model_decoder_start_token(self._model.model)
+        return [start if start >= 0 else max(self.token_bos(), 0)]
 
     def _create_completion(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         try:

@@ -22,6 +22,7 @@ from .errors import PolicyError
 __all__ = ["Cosine", "Off", "Policy", "Profiled", "Random", "Static", "parse_skip"]
 
 INT32_MAX = 2**31 - 1
+MAX_ERROR = 1e30
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Profiled:
         if self.rate is not None:
             _check_number("profile rate", self.rate, 1.0)
         if self.error is not None:
-            _check_number("profile error", self.error, 1e30)
+            _check_number("profile error", self.error, MAX_ERROR)
         if self.warmup is not None:
             _check_count("profile warmup", self.warmup)
 
@@ -136,7 +137,7 @@ class Random:
         if self.error is not None:
             if not self.stand_in:
                 raise PolicyError("random has error, expected stand_in=1 with it: without stand-ins there is no error")
-            _check_number("random error", self.error, 1e30)
+            _check_number("random error", self.error, MAX_ERROR)
         _check_number("random rate", self.rate, 1.0)
         _check_count("random seed", self.seed)
         _check_count("random warmup", self.warmup)

@@ -33,6 +33,8 @@ def skippable_layers(path: str | os.PathLike[str]) -> tuple[int, ...]:
         context_params = llama_cpp.llama_context_default_params()
         context_params.n_ctx = context_params.n_batch = context_params.n_ubatch = N_CTX
         context_params.n_threads = context_params.n_threads_batch = 1
+        # the FFN's part of the graph is the same, and PLM's graph aborts with it
+        context_params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         with aborts_caught():
             context = llama_cpp.llama_init_from_model(model, context_params)
         if not context:

@@ -111,6 +111,10 @@ PYSKIP_API const char * pyskip_build(void);
 // Number of layers of the context's model.
 PYSKIP_API int32_t pyskip_n_layer(const struct llama_context * ctx);
 
+// UNSUPPORTED, with the reason in error, where the context does not generate text token by token: encoders and diffusion
+// models. An encoder-decoder does, once llama_encode() was called.
+PYSKIP_API enum pyskip_status pyskip_check_generates(struct llama_context * ctx, char * error, size_t n_error);
+
 // Which layers have an FFN that can be skipped, found by building the context's decode graph once: skippable[il] = 1,
 // else 0. n is the length of skippable, at least pyskip_n_layer(). UNSUPPORTED with the reason in error where there is
 // none (encoders, models without an FFN, layers on another back end than the CPU).
@@ -182,12 +186,14 @@ struct pyskip_gguf_info {
     int64_t n_tensors;
     int64_t n_params;           // all weights
     int64_t bytes;              // all weights, as stored
-    int64_t ffn_bytes;          // of blk.N.ffn_{up,gate,down} and their expert, bias and scale tensors
+    int64_t ffn_bytes;          // of blk.N.ffn_{up,gate,down} and their expert, bias and scale tensors, or of RWKV's
+                                // blk.N.channel_mix_*; of an encoder-decoder the decoder's
     int64_t read_bytes;         // that decoding a token reads: of experts those that are used, of the embeddings one row
                                 // unless the output shares them
     int64_t read_ffn_bytes;     // of the FFN weights
     int64_t n_layer;            // 0 where the file does not say, here and below
     int64_t n_ctx_train;
+    int64_t n_positions;        // learned ones, at which a context ends; 0 where positions are computed
     int64_t n_embd;
     int64_t n_ff;               // of the widest layer
     int64_t kv_bytes_per_token; // of an f16 KV cache

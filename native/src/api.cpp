@@ -43,6 +43,16 @@ int32_t pyskip_n_layer(const llama_context * ctx) {
     return pyskip_context_n_layer(ctx);
 }
 
+pyskip_status pyskip_check_generates(llama_context * ctx, char * error, size_t n_error) {
+    return guard(error, n_error, [&] {
+        std::string line;
+        if (!pyskip_context_generates(ctx, line)) {
+            return report(PYSKIP_STATUS_UNSUPPORTED, line, error, n_error);
+        }
+        return PYSKIP_STATUS_OK;
+    });
+}
+
 pyskip_status pyskip_skippable(llama_context * ctx, uint8_t * skippable, size_t n, char * error, size_t n_error) {
     return guard(error, n_error, [&] {
         pyskip_state & state = pyskip_state_make(ctx);

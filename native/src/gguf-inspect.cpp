@@ -69,13 +69,20 @@ int64_t read_int(const gguf_context * gguf, const std::string & key, int64_t i, 
     return value >= 0 && value <= INT32_MAX ? value : missing;
 }
 
-bool is_ffn(const char * name) {
-    if (std::strncmp(name, "blk.", 4) != 0) {
-        return false;
+bool starts_with(const char * text, const char * prefix) {
+    return std::strncmp(text, prefix, std::strlen(prefix)) == 0;
+}
+
+// The layer of a decoder's FFN weight, else -1. Names as in pyskip_ffn_down_layer().
+int64_t ffn_layer(const char * name) {
+    const char * blk = starts_with(name, "dec.") ? name + 4 : name;
+    const char * dot = starts_with(blk, "blk.") ? std::strchr(blk + 4, '.') : nullptr;
+    for (const char * part : { ".ffn_up", ".ffn_gate", ".ffn_down", ".channel_mix_" }) {
+        if (dot && starts_with(dot, part)) {
+            return std::atol(blk + 4);
+        }
     }
-    const char * dot = std::strchr(name + 4, '.');
-    return dot && (std::strncmp(dot, ".ffn_up", 7) == 0 || std::strncmp(dot, ".ffn_gate", 9) == 0 ||
-                   std::strncmp(dot, ".ffn_down", 9) == 0);
+    return -1;
 }
 
 // Weights that matrices are multiplied with, rows looked up in or vectors scaled by. Others may hold integers.
@@ -126,7 +133,7 @@ public:
     int64_t bytes(const gguf_context * gguf, int64_t i) const {
         const char *  name  = gguf_get_tensor_name(gguf, i);
         const int64_t whole = (int64_t) gguf_get_tensor_size(gguf, i);
-        if (std::strcmp(name, "token_embd.weight") == 0 && !is_tied) {
+        if ((std::strcmp(name, "token_embd.weight") == 0 && !is_tied) || starts_with(name, "enc.")) {
             return 0;
         }
         return std::strstr(name, "_exps") && n_expert > 0 ? whole / n_expert * n_used : whole;
@@ -154,7 +161,7 @@ bool read_tensors(const piece & part, const reading & read, pyskip_gguf_info & i
         info.bytes      += bytes;
         info.read_bytes += read.bytes(gguf, i);
         info.n_params += bytes / (int64_t) ggml_type_size(type) * ggml_blck_size(type);
-        if (is_ffn(gguf_get_tensor_name(gguf, i))) {
+        if (ffn_layer(gguf_get_tensor_name(gguf, i)) >= 0) {
             info.ffn_bytes      += bytes;
             info.read_ffn_bytes += read.bytes(gguf, i);
         }
@@ -184,7 +191,7 @@ bool add_fingerprint(const piece & part, hasher & hash, std::string & error) {
         hash.add(name, std::strlen(name));
         hash.add(&type, sizeof(type));
         hash.add(&size, sizeof(size));
-        if (!is_ffn(name)) {
+        if (ffn_layer(name) < 0) {
             continue;
         }
         char         sample[64] = {};
@@ -201,8 +208,9 @@ bool add_fingerprint(const piece & part, hasher & hash, std::string & error) {
 void read_shape(const gguf_context * gguf, pyskip_gguf_info & info) {
     const std::string arch = std::string(info.architecture) + ".";
 
-    info.n_layer     = read_int(gguf, arch + "block_count", 0, 0);
+    info.n_layer     = read_int(gguf, arch + "decoder_block_count", 0, read_int(gguf, arch + "block_count", 0, 0));
     info.n_ctx_train = read_int(gguf, arch + "context_length", 0, 0);
+    info.n_positions = gguf_find_tensor(gguf, "position_embd.weight") >= 0 ? info.n_ctx_train : 0;
     info.n_embd      = read_int(gguf, arch + "embedding_length", 0, 0);
 
     const int64_t n_layer = std::min<int64_t>(std::max<int64_t>(info.n_layer, 0), 4096);
@@ -270,8 +278,7 @@ bool pyskip_gguf_read_ffn(const char * path, int64_t * bytes, size_t n, std::str
     std::fill(bytes, bytes + n, 0);
     for (const piece & part : model) {
         for (int64_t i = 0; i < gguf_get_n_tensors(part.gguf.get()); ++i) {
-            const char *  name = gguf_get_tensor_name(part.gguf.get(), i);
-            const int64_t il   = is_ffn(name) ? std::atol(name + 4) : -1;
+            const int64_t il = ffn_layer(gguf_get_tensor_name(part.gguf.get(), i));
             if (il < 0 || il >= (int64_t) n) {
                 continue;
             }

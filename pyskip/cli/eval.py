@@ -96,11 +96,15 @@ def eval(
 
 def _load(model: str, kind: str, n_ctx: int | None, n_threads: int | None, profile: str | None) -> Llama:
     """With one batch for a whole window."""
+    from pyskip.errors import PyskipError
     from pyskip.gguf_info import inspect
     from pyskip.llama import Llama
 
     path = ui.resolve(model)
-    n_ctx = n_ctx or min(N_CTX[kind], inspect(path).n_ctx_train or N_CTX[kind])
+    info = inspect(path)
+    n_ctx = n_ctx or min(N_CTX[kind], info.n_ctx_train or N_CTX[kind])
+    if 0 < info.n_positions < n_ctx:
+        raise PyskipError(f"{path}: has {info.n_positions} positions, expected {n_ctx}: use --ctx {info.n_positions}")
     n_batch = min(n_ctx, N_BATCH) if kind == "articles" else n_ctx
     sizes: dict[str, Any] = {"n_ctx": n_ctx, "n_batch": n_batch, "n_ubatch": n_batch}
     threads: dict[str, Any] = {"n_threads": n_threads, "n_threads_batch": n_threads}
