@@ -67,7 +67,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         self._native: SkipContext | None = None
         self._marked_from = -1  # by mark_generated()
         self._generates = False  # as far as is known
-        self._has_encoded = False
+        self._encoded = False  # whether an encoder has read a prompt
         self._policy = parse_skip("off")
         _log.forget()
         cores = physical_cores()
@@ -251,7 +251,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     def _check_decoder(self) -> None:
         """Raises DecodeError where decoding would abort, too: in an encoder-decoder that has encoded no prompt yet."""
         self._check_generates()
-        if self._has_encoder() and not self._has_encoded:
+        if self._has_encoder() and not self._encoded:
             raise DecodeError(
                 f"found an encoder-decoder ({self._info.architecture}) without a prompt, expected a decoder: "
                 "it can chat and generate"
@@ -273,7 +273,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             self._ctx.encode(self._batch)
         except RuntimeError as error:
             raise DecodeError(f"llama.cpp cannot encode ({_log.last_complaint() or error})") from error
-        self._has_encoded = True
+        self._encoded = True
         start = llama_cpp.llama_model_decoder_start_token(self._model.model)
         return [start if start >= 0 else max(self.token_bos(), 0)]
 
