@@ -101,6 +101,8 @@ class Decoder:
         n, last = len(tokens) - pos, len(tokens) - 1
         positions = np.arange(pos, len(tokens))
         wanted = (positions >= first) & (positions < last)
+        n_wanted = int(wanted.sum())
+        wanted[-1] |= n_wanted == 0  # some models abort on a batch without outputs
         batch = self._batch
         batch.n_tokens = n
         np.ctypeslib.as_array(batch.token, (n,))[:] = tokens[pos:]
@@ -112,7 +114,6 @@ class Decoder:
         if status != 0:
             raise DecodeError(f"llama.cpp cannot decode ({_log.last_complaint() or f'status {status}'})")
         self._llm.check_process()
-        n_wanted = int(wanted.sum())
         self._count(first, last, n_wanted)
         if n_wanted == 0:
             return np.empty((0, self._n_vocab), np.float32)

@@ -86,7 +86,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         self._native: SkipContext | None = None
         self._marked_from = -1  # by mark_generated()
         self._generates = False  # as far as is known
-        self._has_encoded = False
+        self._encoded = False  # whether an encoder has read a prompt
         self._policy = parse_skip("off")
         self._low_memory = low_memory
         self._pace: Pace | None = None
@@ -338,15 +338,18 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     def _has_encoder(self) -> bool:
         return bool(llama_cpp.llama_model_has_encoder(self._model.model))
 
-    def _check_decoder(self) -> None:
-        """Raises DecodeError for a model that does not generate text, and for an encoder-decoder that has no prompt
-        yet, which would abort."""
+    def _check_generates(self) -> None:
+        """Raises DecodeError for a model that does not generate text."""
         if self.model_params.vocab_only:
             raise DecodeError("the model was loaded with vocab_only, expected its weights: load it without")
         if not self._generates:
             self._skip_context.check_generates()
             self._generates = True
-        if self._has_encoder() and not self._has_encoded:
+
+    def _check_decoder(self) -> None:
+        """Raises DecodeError where decoding would abort, too: in an encoder-decoder that has encoded no prompt yet."""
+        self._check_generates()
+        if self._has_encoder() and not self._encoded:
             raise DecodeError(
                 f"found an encoder-decoder ({self._info.architecture}) without a prompt, expected a decoder: "
                 "it can chat and generate"
@@ -354,20 +357,21 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
 
     def _encode(self, tokens: list[int]) -> list[int]:
         """Let the encoder read the prompt. Returns what the decoder starts with."""
-        self._skip_context.check_generates()
+        self._check_generates()
         n_max = min(self.n_batch, self.context_params.n_ubatch)
         if len(tokens) > n_max:
             raise DecodeError(
                 f"the prompt has {len(tokens)} tokens, the encoder takes {n_max} at once: shorten it or raise n_ubatch"
             )
         self.reset()
+        self._ctx.kv_cache_clear()
         self._batch.set_batch(batch=tokens, n_past=0, logits_all=False)
         _log.forget()
         try:
             self._ctx.encode(self._batch)
         except RuntimeError as error:
             raise DecodeError(f"llama.cpp cannot encode ({_log.last_complaint() or error})") from error
-        self._has_encoded = True
+        self._encoded = True
         start = llama_cpp.llama_model_decoder_start_token(self._model.model)
         return [start if start >= 0 else max(self.token_bos(), 0)]
 

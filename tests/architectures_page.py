@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from collected import (
+    DRAFT,
     NO_BLOCK,
     NO_TEXT,
     NOT_COVERED,
@@ -24,7 +25,8 @@ from pyskip._library import BUILD
 
 INTRO = """# Architectures
 
-What can skip in each architecture of llama.cpp. `make architectures` wrote this page for {build}:
+What can skip in each architecture of llama.cpp. `make architectures` wrote this page for
+{build}
 from a tiny random model of each, by upstream's own descriptions (`test-llama-archs`) and a few more.
 `tests/test_architectures.py` asserts on the same models that
 
@@ -37,7 +39,7 @@ from a tiny random model of each, by upstream's own descriptions (`test-llama-ar
 - `info`, `generate`, `eval` and `calibrate` end with an answer or with an error of one line, on every model.
 
 **{covered} of {of} decoder architectures with an FFN can skip ({share:.1%}).** RWKV's channel mixing and the decoder of
-T5 are counted as such, drafts that need another model are not.
+T5 are counted as such. The {n_drafts} drafts that need another model could not be tried and are not counted.
 
 A model that passes is no proof for a large one of its kind, whose keys may lead llama.cpp's graph another way; `pyskip
 info MODEL` says what can skip in it. That `calibrate` runs says nothing of what its profile is worth.
@@ -83,6 +85,7 @@ def page(collected: Collected) -> str:
             covered=covered,
             of=of,
             share=covered / of,
+            n_drafts=sum(reason == DRAFT for reason in NOT_MADE.values()),
         ),
         "## What can skip\n",
         "`+experts` is a model with experts, of an architecture that has both or only these. The last column says "

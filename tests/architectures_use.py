@@ -34,9 +34,10 @@ def use_info(path: Path) -> Record:
 
 
 def use_generate(path: Path, **kwargs: Any) -> Record:
-    """A few tokens, and with learned positions all that there are."""
+    """Two answers: of a few tokens, and with learned positions of all that there are."""
     n_max = 250 if pyskip.inspect(path).n_positions else 24
     with closing(pyskip.Llama(path, n_ctx=256, n_threads=1, verbose=False, **kwargs)) as llm:
+        llm.create_completion("others", max_tokens=4, temperature=0.0)
         answer = llm.create_completion("some words", max_tokens=n_max, temperature=0.0)
         stats = llm.skip_stats()
         return {"n": answer["usage"]["completion_tokens"], "counted": stats.n_tokens, "skipped": sum(stats.skipped)}

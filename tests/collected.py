@@ -38,11 +38,12 @@ NO_BLOCK = {
 }
 
 # What make-archs cannot make.
+DRAFT = "a draft beside another model"
 NOT_MADE = {
     "clip": "an image encoder beside another model",
-    "dflash": "a draft beside another model",
-    "eagle3": "a draft beside another model",
-    "gemma4-assistant": "a draft beside another model",
+    "dflash": DRAFT,
+    "eagle3": DRAFT,
+    "gemma4-assistant": DRAFT,
     "gptj": "llama.cpp names it and has no graph for it",
 }
 
