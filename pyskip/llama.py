@@ -169,7 +169,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         if not isinstance(policy, Profiled) or policy.rate is None:
             raise PolicyError(f"skip is {str(policy)!r}, expected off or a rate to keep a pace from, such as 0.1")
         profile = self._needed_profile("target_tps")
-        most = profile.recommended.rate if max_skip is None else max_skip
+        most = int(1000 * profile.recommended.rate) / 1000 if max_skip is None else max_skip
         profile.threshold(replace(policy, rate=most))  # raises where the curve does not reach
         pace = Pace(target_tps, most, floor=policy.rate)
         self._set_policy(policy)
