@@ -21,6 +21,7 @@ import llama_cpp
 from pyskip.models import resolve
 
 ROOT = Path(__file__).resolve().parent.parent
+os.environ["HF_HUB_OFFLINE"] = "1"  # for all but the `hub` fixture's users: no test reaches the real one
 REFERENCE = Path(os.environ.get("PYSKIP_REFERENCE_LIB", ROOT / "build" / "reference" / "lib"))
 
 
