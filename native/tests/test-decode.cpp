@@ -123,7 +123,7 @@ struct session {
             batch.pos[i]       = pos;
             batch.n_seq_id[i]  = 1;
             batch.seq_id[i][0] = i % n_seq;
-            batch.logits[i]    = pos >= N_PROMPT || pos == N_PROMPT - 1;
+            batch.logits[i]    = pos >= N_PROMPT - 1;
         }
         batch.n_tokens       = n * n_seq;
         const int32_t status = llama_decode(ctx, batch);
@@ -168,12 +168,7 @@ std::vector<float> generate(llama_context * ctx, const arm & first, const arm & 
     s.n_past -= 5;
     CHECK(s.decode(1, 1, s.best()) == 0);
 
-    for (float value : s.logits) {
-        if (!std::isfinite(value)) {
-            CHECK(std::isfinite(value));
-            break;
-        }
-    }
+    CHECK(std::all_of(s.logits.begin(), s.logits.end(), [](float value) { return std::isfinite(value); }));
     return s.logits;
 }
 

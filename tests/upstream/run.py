@@ -151,7 +151,7 @@ def cell(result: dict[str, str | float]) -> str:
 
 
 def run_all(names: list[str], results: Results, timeout: int) -> None:
-    width = max(map(len, names))
+    width = max(map(len, names), default=len("test"))
     print(f"{'test':{width}}  {'unpatched':18}  patched", flush=True)
     for name in names:
         row = results.setdefault(name, {})
