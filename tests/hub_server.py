@@ -1,5 +1,5 @@
 """A Hugging Face Hub on 127.0.0.1, as far as downloads need one: lists of files, searches, HEADs that redirect to
-content on another port, ranges; and faults on demand. Used by test_hub*.py."""
+content on another host, ranges; and faults on demand. Used by test_hub*.py."""
 
 from __future__ import annotations
 
@@ -175,8 +175,8 @@ class Server(ThreadingHTTPServer):
 def running_hub() -> Iterator[Hub]:
     hub = Hub()
     handler = type("HubHandler", (Handler,), {"hub": hub})
-    servers = [Server(("127.0.0.1", 0), handler) for _ in range(2)]
-    hub.url, hub.content_url = (f"http://127.0.0.1:{server.server_port}" for server in servers)
+    servers = [Server((host, 0), handler) for host in ("127.0.0.1", "127.0.0.2")]  # HEADs follow within a host
+    hub.url, hub.content_url = (f"http://{server.server_address[0]}:{server.server_port}" for server in servers)
     threads = [threading.Thread(target=server.serve_forever, args=(0.05,)) for server in servers]
     for thread in threads:
         thread.start()
