@@ -194,7 +194,8 @@ def section(page: Path, results: Results, said: str, reasons: dict[str, str]) ->
 
 `make upstream-test` builds the tests of the pinned llama.cpp and runs each on unpatched libraries and on pyskip's, of
 the same release and flags; nothing may pass unpatched and fail patched. The demo model stands in for the one that they
-download. Written by `make upstream-test UPSTREAM_TEST_ARGS="--page {page}"`. {BUILD}; {cpu_name()}, {date.today()}.
+download. Written by `make upstream-test UPSTREAM_TEST_ARGS="--page {page}"`.
+{BUILD}; {cpu_name()}, {date.today()}.
 
 {said}
 
