@@ -39,6 +39,7 @@ LIBRARIES = {
 DOWNLOADS, TOOL = "downloads what it needs", "a tool: it has no pass or fail"
 # What does not run here, by the name of its source or of its registration, and why.
 LEFT_OUT = {
+    "test-arg-parser": "fetches a web page at its end",
     "test-backend-sampler": "its cases run one by one",
     "test-backend-sampler-logit_bias": "expects a word that only upstream's model says",
     "test-c": "checks at compile time that llama.h is C: it was built",
@@ -67,19 +68,22 @@ class Failure(Exception):
     """One line: what was found, what was expected, what to do."""
 
 
+def search_path() -> str:
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+
+
 def tool(name: str) -> str:
     """ctest or ninja, of the virtual environment where it has them."""
-    found = shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+    found = shutil.which(name, path=search_path())
     if not found:
         raise Failure(f"{name} not found: run `make upstream-test`, which installs it")
     return found
 
 
 def environment(side: str) -> dict[str, str]:
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # test-jinja-py: jinja2
     libraries = os.pathsep.join([str(LIBRARIES[side]), str(BINARIES / "bin")])
     own = {"LD_LIBRARY_PATH": libraries, "LLAMACPP_TEST_MODELFILE": str(resolve("demo")), "GGML_NO_BACKTRACE": "1"}
-    return {**os.environ, "PATH": path, **own}
+    return {**os.environ, "PATH": search_path(), **own}  # test-jinja-py asks for a python3 with jinja2
 
 
 def registered() -> list[str]:
@@ -190,7 +194,8 @@ def section(page: Path, results: Results, said: str, reasons: dict[str, str]) ->
 
 `make upstream-test` builds the tests of the pinned llama.cpp and runs each on unpatched libraries and on pyskip's, of
 the same release and flags; nothing may pass unpatched and fail patched. The demo model stands in for the one that they
-download. Written by `make upstream-test UPSTREAM_TEST_ARGS="--page {page}"`. {BUILD}; {cpu_name()}, {date.today()}.
+download. Written by `make upstream-test UPSTREAM_TEST_ARGS="--page {page}"`.
+{BUILD}; {cpu_name()}, {date.today()}.
 
 {said}
 
