@@ -16,7 +16,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -qq
 
 VERSION := $(shell sed -n 's/^llama_cpp_python = "\(.*\)"/\1/p' patches/upstream.toml)
 SDIST   := build/sdist/llama_cpp_python-$(VERSION).tar.gz
-NATIVE  := $(wildcard native/*/* native/*/*/* models/profiles/*) CMakeLists.txt pyproject.toml cmake/upstream.py $(wildcard patches/*)
+NATIVE  := $(filter-out native/fuzz/%,$(wildcard native/*/* native/*/*/*)) $(wildcard models/profiles/*) CMakeLists.txt pyproject.toml cmake/upstream.py $(wildcard patches/*)
 
 BUILD_TOOLS := "scikit-build-core>=0.10" "cmake>=3.21" "ninja>=1.11" "cffi>=1.15.1" "patch-ng>=1.17" tomli
 
