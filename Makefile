@@ -2,7 +2,7 @@
 # make test   set everything up and run every test
 # make test-extras  install torch, transformers and lm-eval, and run the tests that `make test` skips without them
 # make lint   ruff and mypy
-# make fuzz [RUNS=N] [TARGET=skip|task|profile|pair|native]  mutated inputs, 200,000 a target: docs/reliability.md
+# make fuzz [RUNS=N] [TARGET=skip|task|profile|pair|native|guided]  mutated inputs, 200,000 a target: docs/reliability.md
 # make faults  interrupts, too little memory, thousands of requests: docs/reliability.md
 # make bench  what skipping costs and brings on this machine: docs/benchmarks.md
 # make results DATA=FOLDER [ONLY="STEP ..."]  docs/results.md: quality against skip rate (benchmarks/results.py)
@@ -39,8 +39,11 @@ lint: $(VENV)/.built $(VENV)/.dev
 	$(BIN)/mypy
 
 fuzz: $(VENV)/.built $(VENV)/.dev
-	$(if $(filter native,$(TARGET)),,$(BIN)/python tests/fuzz/run.py $(if $(RUNS),--runs $(RUNS)) $(addprefix --target ,$(TARGET)))
+	$(if $(filter native guided,$(TARGET)),,$(BIN)/python tests/fuzz/run.py $(if $(RUNS),--runs $(RUNS)) $(addprefix --target ,$(TARGET)))
 	$(if $(filter-out native,$(TARGET)),,$(BIN)/python tests/fuzz/native.py $(if $(RUNS),--runs $(RUNS)))
+	$(if $(filter guided,$(TARGET)),@$(PIP) install "atheris>=3.0")
+	$(if $(filter guided,$(TARGET)),$(BIN)/python tests/fuzz/guided.py skip -seed=1 -runs=$(or $(RUNS),200000))
+	$(if $(filter guided,$(TARGET)),$(BIN)/python tests/fuzz/guided.py task -seed=1 -runs=$(or $(RUNS),200000))
 
 faults: $(VENV)/.built $(VENV)/.dev
 	$(BIN)/python tests/faults/run.py $(FAULTS_ARGS)
