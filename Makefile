@@ -5,7 +5,7 @@
 # make sanitize  the native tests under the address, undefined-behaviour and thread sanitizers
 # make bump VERSION=x.y.z  pin another release of llama-cpp-python, build it and run the invariants (docs/upstream.md)
 # make lint   ruff and mypy
-# make fuzz [RUNS=N] [TARGET=skip|task|profile|pair|native]  mutated inputs, 200,000 a target: docs/reliability.md
+# make fuzz [RUNS=N] [TARGET=skip|task|profile|pair|native|guided]  mutated inputs, 200,000 a target: docs/reliability.md
 # make faults  interrupts, too little memory, thousands of requests: docs/reliability.md
 # make bench  what skipping costs and brings on this machine: docs/benchmarks.md
 # make results DATA=FOLDER [ONLY="STEP ..."]  docs/results.md: quality against skip rate (benchmarks/results.py)
@@ -20,8 +20,8 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -qq
 
 PIN     := $(shell sed -n 's/^llama_cpp_python = "\(.*\)"/\1/p' patches/upstream.toml)
 SDIST   := build/sdist/llama_cpp_python-$(PIN).tar.gz
-NATIVE  := $(wildcard native/*/* native/*/*/* models/profiles/*) models/catalog.toml CMakeLists.txt pyproject.toml \
-           cmake/upstream.py $(wildcard patches/*)
+NATIVE  := $(filter-out native/fuzz/%,$(wildcard native/*/* native/*/*/*)) $(wildcard models/profiles/*) models/catalog.toml \
+           CMakeLists.txt pyproject.toml cmake/upstream.py $(wildcard patches/*)
 
 # Where the editable install has its libraries, and the demo model; looked up when a recipe asks.
 LIB_DIR = $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/pyskip/lib
@@ -81,8 +81,11 @@ lint: $(VENV)/.built $(VENV)/.dev
 	$(BIN)/mypy
 
 fuzz: $(VENV)/.built $(VENV)/.dev
-	$(if $(filter native,$(TARGET)),,$(BIN)/python tests/fuzz/run.py $(if $(RUNS),--runs $(RUNS)) $(addprefix --target ,$(TARGET)))
+	$(if $(filter native guided,$(TARGET)),,$(BIN)/python tests/fuzz/run.py $(if $(RUNS),--runs $(RUNS)) $(addprefix --target ,$(TARGET)))
 	$(if $(filter-out native,$(TARGET)),,$(BIN)/python tests/fuzz/native.py $(if $(RUNS),--runs $(RUNS)))
+	$(if $(filter guided,$(TARGET)),@$(PIP) install "atheris>=3.0")
+	$(if $(filter guided,$(TARGET)),$(BIN)/python tests/fuzz/guided.py skip -seed=1 -runs=$(or $(RUNS),200000))
+	$(if $(filter guided,$(TARGET)),$(BIN)/python tests/fuzz/guided.py task -seed=1 -runs=$(or $(RUNS),200000))
 
 faults: $(VENV)/.built $(VENV)/.dev
 	$(BIN)/python tests/faults/run.py $(FAULTS_ARGS)

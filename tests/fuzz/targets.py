@@ -115,7 +115,7 @@ class Skip(Target):
         return accepted(lambda: self._set(given))
 
     def _set(self, given: Input) -> None:
-        policy = parse_skip(given["spec"].decode("utf-8", "surrogatepass"))
+        policy = parse_skip(os.fsdecode(given["spec"]))  # as it comes from a command line
         assert parse_skip(str(policy)) == policy, f"{policy} is read as {parse_skip(str(policy))}"
         self.llm.skip = policy
         if given["decode"]:
