@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
+from contextlib import suppress
 
 __all__ = ["hear_interrupts"]
 
@@ -28,9 +28,6 @@ def _leave(_signal: int, _frame: object) -> None:
     os._exit(130)
 
 
-if (
-    _is_command_line()
-    and threading.current_thread() is threading.main_thread()
-    and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-):
-    signal.signal(signal.SIGINT, _leave)
+if _is_command_line() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    with suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGINT, _leave)

@@ -16,13 +16,13 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-import llama_cpp
 import numpy as np
 import pytest
+
+import pyskip  # isort: skip  (before llama_cpp)
+import llama_cpp
 from conftest import make_profile, make_random
 from raw import Raw
-
-import pyskip
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
