@@ -21,7 +21,7 @@ class ModelFile:
     def _look(self) -> tuple[int, int, int, int] | None:
         try:
             stat = os.stat(self._path)
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a name that no file can have
             return None
         return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
