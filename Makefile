@@ -1,9 +1,15 @@
 # make chat   set everything up and chat on the demo model (prompts from stdin where it is no terminal)
 # make test   set everything up and run every test
 # make test-extras  install torch, transformers and lm-eval, and run the tests that `make test` skips without them
+# make upstream-test  upstream's own tests on unpatched llama.cpp and on pyskip's (tests/upstream/run.py; half an hour)
+# make sanitize  the native tests under the address, undefined-behaviour and thread sanitizers
+# make bump VERSION=x.y.z  pin another release of llama-cpp-python, build it and run the invariants (docs/upstream.md)
 # make lint   ruff and mypy
+# make fuzz [RUNS=N] [TARGET=skip|task|profile|pair|native|guided]  mutated inputs, 200,000 a target: docs/reliability.md
+# make faults  interrupts, too little memory, thousands of requests: docs/reliability.md
 # make bench  what skipping costs and brings on this machine: docs/benchmarks.md
 # make results DATA=FOLDER [ONLY="STEP ..."]  docs/results.md: quality against skip rate (benchmarks/results.py)
+# make architectures  docs/architectures.md: what can skip in every architecture of llama.cpp (tests/architectures_page.py)
 #
 # Needs Python 3.10 or newer with venv, a C++17 compiler and a network for pip. Everything goes into .venv and build.
 
@@ -12,29 +18,77 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -qq
 
-VERSION := $(shell sed -n 's/^llama_cpp_python = "\(.*\)"/\1/p' patches/upstream.toml)
-SDIST   := build/sdist/llama_cpp_python-$(VERSION).tar.gz
-NATIVE  := $(wildcard native/*/* native/*/*/* models/profiles/*) CMakeLists.txt pyproject.toml cmake/upstream.py $(wildcard patches/*)
+PIN     := $(shell sed -n 's/^llama_cpp_python = "\(.*\)"/\1/p' patches/upstream.toml)
+SDIST   := build/sdist/llama_cpp_python-$(PIN).tar.gz
+NATIVE  := $(filter-out native/fuzz/%,$(wildcard native/*/* native/*/*/*)) $(wildcard models/profiles/*) models/catalog.toml \
+           CMakeLists.txt pyproject.toml cmake/upstream.py $(wildcard patches/*)
+
+# Where the editable install has its libraries, and the demo model; looked up when a recipe asks.
+LIB_DIR = $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/pyskip/lib
+DEMO    = $$($(BIN)/python -c 'from pyskip.models import resolve; print(resolve("demo"))')
 
 BUILD_TOOLS := "scikit-build-core>=0.10" "cmake>=3.21" "ninja>=1.11" "cffi>=1.15.1" "patch-ng>=1.17" tomli
 
-.PHONY: chat test test-extras lint bench results clean
+# What native/tests are configured with, besides the libraries.
+NATIVE_TESTS = -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DPYSKIP_TREE=$(abspath build/upstream/patched) \
+  -DPYSKIP_SDIST=$(abspath $(SDIST)) \
+  -DPYSKIP_MODEL=$(DEMO) -DPYSKIP_PROFILE=$(abspath models/profiles/smollm2-135m-instruct-q4_1.skip.gguf)
+
+# A build under sanitizers. The thread sanitizer cannot see what OpenMP orders: there ggml has threads of its own.
+SANITIZE_address := -fsanitize=address,undefined
+SANITIZE_thread  := -fsanitize=thread
+SANITIZED = -DCMAKE_BUILD_TYPE=Sanitized -DGGML_OPENMP=$(if $(filter thread,$(1)),OFF,ON) \
+  $(foreach language,C CXX,-DCMAKE_$(language)_FLAGS="-O1 -g1 -fno-omit-frame-pointer $(SANITIZE_$(1))")
+
+# What must hold on every release of llama.cpp.
+INVARIANTS := off static cosine profile batches session bad_input patches
+
+.PHONY: chat test test-extras upstream-test bump invariants sanitize lint fuzz faults bench results architectures clean
 
 chat: $(VENV)/.built
 	@$(BIN)/pyskip chat
 
 test: $(VENV)/.built build/reference/.built build/native-tests/.built $(VENV)/.dev
-	ctest --test-dir build/native-tests --output-on-failure
+	$(BIN)/ctest --test-dir build/native-tests --output-on-failure
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-extras: $(VENV)/.built $(VENV)/.dev
 	@$(PIP) install "torch>=2.1" "transformers>=4.46" "lm-eval>=0.4.13"
 	$(BIN)/python -m pytest tests/test_distill.py tests/test_lm_eval.py
 
+upstream-test: build/upstream-tests/.built build/reference/.built
+	$(BIN)/python tests/upstream/run.py $(UPSTREAM_TEST_ARGS)
+
+# Leaks in upstream, races in upstream, each with its reason: native/tests/*.supp.
+sanitize: build/sanitize/address/.built build/sanitize/thread/.built
+	LSAN_OPTIONS=suppressions=$(abspath native/tests/leak.supp) UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	  $(BIN)/ctest --test-dir build/sanitize/address/tests --output-on-failure
+	TSAN_OPTIONS=halt_on_error=1:suppressions=$(abspath native/tests/thread.supp) \
+	  $(BIN)/ctest --test-dir build/sanitize/thread/tests --output-on-failure
+
+bump: $(VENV)/.tools
+	@test -n "$(VERSION)" || { echo "pyskip: no release named: make bump VERSION=x.y.z" >&2; exit 2; }
+	@$(BIN)/python cmake/bump.py $(VERSION)
+	@$(MAKE) --no-print-directory invariants
+
+invariants: $(VENV)/.built build/reference/.built build/native-tests/.built $(VENV)/.dev
+	$(BIN)/ctest --test-dir build/native-tests --output-on-failure
+	$(BIN)/python -m pytest $(INVARIANTS:%=tests/test_%.py)
+
 lint: $(VENV)/.built $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+fuzz: $(VENV)/.built $(VENV)/.dev
+	$(if $(filter native guided,$(TARGET)),,$(BIN)/python tests/fuzz/run.py $(if $(RUNS),--runs $(RUNS)) $(addprefix --target ,$(TARGET)))
+	$(if $(filter-out native,$(TARGET)),,$(BIN)/python tests/fuzz/native.py $(if $(RUNS),--runs $(RUNS)))
+	$(if $(filter guided,$(TARGET)),@$(PIP) install "atheris>=3.0")
+	$(if $(filter guided,$(TARGET)),$(BIN)/python tests/fuzz/guided.py skip -seed=1 -runs=$(or $(RUNS),200000))
+	$(if $(filter guided,$(TARGET)),$(BIN)/python tests/fuzz/guided.py task -seed=1 -runs=$(or $(RUNS),200000))
+
+faults: $(VENV)/.built $(VENV)/.dev
+	$(BIN)/python tests/faults/run.py $(FAULTS_ARGS)
 
 bench: $(VENV)/.built build/reference/.built build/never-built/.built $(VENV)/.dev
 	$(BIN)/python benchmarks/skip_cost.py
@@ -44,6 +98,9 @@ results: $(VENV)/.built build/reference/.built $(VENV)/.dev
 	  --factoid $(DATA)/dev_factoid.jsonl --arc-easy $(DATA)/dev_arc_easy.jsonl --cnn $(DATA)/dev_cnn_dailymail.jsonl \
 	  --fit $(DATA)/calibration_wiki.txt) \
 	  $(if $(ONLY),--only $(ONLY)) $(RESULTS_ARGS)
+
+architectures: $(VENV)/.built build/reference/.built build/native-tests/.built
+	$(BIN)/python tests/architectures_page.py -o docs/architectures.md
 
 clean:
 	rm -rf build $(VENV)
@@ -61,7 +118,7 @@ $(VENV)/.tools: pyproject.toml patches/upstream.toml
 	@touch $@
 
 $(SDIST): patches/upstream.toml cmake/upstream.py | $(VENV)/.tools
-	@echo "pyskip: downloading llama.cpp (llama-cpp-python $(VERSION), 75 MB)" >&2
+	@echo "pyskip: downloading llama.cpp (llama-cpp-python $(PIN), 75 MB)" >&2
 	@$(BIN)/python cmake/upstream.py sdist --out build/sdist >/dev/null
 	@touch $@
 
@@ -93,9 +150,30 @@ build/reference/.built build/never-built/.built: build/%/.built: $(SDIST) CMakeL
 	@$(BIN)/cmake --install build/$*/cmake --prefix build/$* >>build/$*/log
 	@touch $@
 
+# Upstream's tests, linked with the libraries of the virtual environment.
+build/upstream-tests/.built: $(VENV)/.built tests/upstream/CMakeLists.txt
+	@echo "pyskip: compiling upstream's tests (ten minutes and more the first time)" >&2
+	@$(BIN)/python cmake/upstream.py tree --sdist build/sdist --out build/upstream-tests/tree --tests
+	@$(BIN)/cmake -S tests/upstream -B build/upstream-tests/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+	  -DPYSKIP_TREE=$(abspath build/upstream-tests/tree) -DPYSKIP_LIB_DIR=$(LIB_DIR) \
+	  -DPYSKIP_MODEL=$(DEMO) >build/upstream-tests/log || { cat build/upstream-tests/log; exit 1; }
+	@$(BIN)/cmake --build build/upstream-tests/cmake >>build/upstream-tests/log || \
+	  { tail -n 40 build/upstream-tests/log; exit 1; }
+	@touch $@
+
+# The libraries and the native tests under sanitizers.
+build/sanitize/address/.built build/sanitize/thread/.built: build/sanitize/%/.built: $(VENV)/.built $(NATIVE)
+	@echo "pyskip: compiling llama.cpp with $(SANITIZE_$*)" >&2
+	@mkdir -p $(@D)
+	@$(BIN)/cmake -S . -B $(@D)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja $(call SANITIZED,$*) \
+	  -DPython_EXECUTABLE=$(abspath $(BIN))/python >$(@D)/log || { cat $(@D)/log; exit 1; }
+	@$(BIN)/cmake --build $(@D)/cmake --target pyskip-libraries >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
+	@$(BIN)/cmake -S native/tests -B $(@D)/tests $(NATIVE_TESTS) $(call SANITIZED,$*) \
+	  -DPYSKIP_LIB_DIR=$(abspath $(@D)/cmake/bin) >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
+	@$(BIN)/cmake --build $(@D)/tests >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
+	@touch $@
+
 build/native-tests/.built: $(VENV)/.built $(NATIVE)
-	@$(BIN)/cmake -S native/tests -B build/native-tests -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
-	  -DPYSKIP_TREE=$(abspath build/upstream/patched) \
-	  -DPYSKIP_LIB_DIR=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/pyskip/lib >build/native-tests.log || { cat build/native-tests.log; exit 1; }
+	@$(BIN)/cmake -S native/tests -B build/native-tests $(NATIVE_TESTS) -DPYSKIP_LIB_DIR=$(LIB_DIR) >build/native-tests.log || { cat build/native-tests.log; exit 1; }
 	@$(BIN)/cmake --build build/native-tests >>build/native-tests.log || { tail -n 40 build/native-tests.log; exit 1; }
 	@touch $@

@@ -3,6 +3,7 @@
     upstream.py sdist --out DIR              download llama-cpp-python's sdist, check its sha256, print its path
     upstream.py tree --sdist DIR --out TREE  unpack llama.cpp from it into TREE and apply patches/series
                     [--patches FILE ...]     or these patches; none with --patches alone
+                    [--tests]                and what upstream's own tests are built from
     upstream.py describe                     print the build string of pyskip_build()
 
 Files that would not change are not written, so that a rebuild compiles only what a changed patch touches. Every
@@ -29,6 +30,7 @@ except ModuleNotFoundError:  # Python 3.10
 PATCHES = Path(__file__).resolve().parent.parent / "patches"
 # What libllama and ggml are built from; the rest of upstream's tree stays in the archive.
 PARTS = ("CMakeLists.txt", "LICENSE", "cmake/", "ggml/", "include/", "licenses/", "scripts/", "src/", "vendor/")
+TEST_PARTS = ("common/", "models/", "tests/", "tools/mtmd/", "tools/server/")
 STAMP = ".pyskip-stamp"
 
 
@@ -59,9 +61,10 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def sdist(out: Path) -> Path:
-    """The checked archive in `out`, downloaded with pip where it is not there yet."""
-    version, expected = pin()["llama_cpp_python"], pin()["sha256"]
+def sdist(out: Path, release: dict[str, str] | None = None) -> Path:
+    """The checked archive in `out`, downloaded with pip where it is not there yet: the pin's, or bump.py's release."""
+    release = release or pin()
+    version, expected = release["llama_cpp_python"], release["sha256"]
     archive = out / f"llama_cpp_python-{version}.tar.gz"
     if not archive.exists():
         out.mkdir(parents=True, exist_ok=True)
@@ -94,11 +97,11 @@ def sdist(out: Path) -> Path:
     return archive
 
 
-def unpack(archive: Path, to: Path) -> None:
+def unpack(archive: Path, to: Path, parts: tuple[str, ...]) -> None:
     with tarfile.open(archive) as tar:
         for member in tar:
             root, _, path = member.name.partition("/vendor/llama.cpp/")
-            if member.isfile() and "/" not in root and path.startswith(PARTS):
+            if member.isfile() and "/" not in root and path.startswith(parts):
                 source = tar.extractfile(member)
                 assert source is not None
                 target = to / path
@@ -106,12 +109,12 @@ def unpack(archive: Path, to: Path) -> None:
                 target.write_bytes(source.read())
 
 
-def copy_local(local: Path, to: Path) -> None:
+def copy_local(local: Path, to: Path, parts: tuple[str, ...]) -> None:
     if not (local / "src" / "llama-context.cpp").is_file():
         raise Failure(
             f"PYSKIP_LLAMA_CPP_DIR={local} has no src/llama-context.cpp: name the root of a llama.cpp source tree"
         )
-    for part in PARTS:
+    for part in parts:
         source = local / part
         if source.is_dir():
             shutil.copytree(source, to / part, symlinks=False)
@@ -147,10 +150,10 @@ def sync(source: Path, target: Path) -> None:
             path.unlink()
 
 
-def tree(sdist_dir: Path, out: Path, patches: list[Path]) -> None:
+def tree(sdist_dir: Path, out: Path, patches: list[Path], parts: tuple[str, ...] = PARTS) -> None:
     local = os.environ.get("PYSKIP_LLAMA_CPP_DIR")
     origin = f"local {Path(local).resolve()}" if local else f"sdist {pin()['sha256']}"
-    stamp = f"{origin}\npatches {patches_hash(patches)}\nparts {' '.join(PARTS)}\n"
+    stamp = f"{origin}\npatches {patches_hash(patches)}\nparts {' '.join(parts)}\n"
     stamp_file = out / STAMP
     if not local and stamp_file.is_file() and stamp_file.read_text() == stamp:
         return
@@ -159,9 +162,9 @@ def tree(sdist_dir: Path, out: Path, patches: list[Path]) -> None:
         fresh = Path(name) / "llama.cpp"
         fresh.mkdir()
         if local:
-            copy_local(Path(local), fresh)
+            copy_local(Path(local), fresh, parts)
         else:
-            unpack(sdist(sdist_dir), fresh)
+            unpack(sdist(sdist_dir), fresh, parts)
         if patches:
             apply_patches(fresh, patches)
         (fresh / STAMP).write_text(stamp)
@@ -177,13 +180,15 @@ def main() -> int:
     command.add_argument("--sdist", type=Path, required=True)
     command.add_argument("--out", type=Path, required=True)
     command.add_argument("--patches", type=Path, nargs="*")
+    command.add_argument("--tests", action="store_true")
     commands.add_parser("describe")
     args = parser.parse_args()
     try:
         if args.command == "sdist":
             print(sdist(args.out))
         elif args.command == "tree":
-            tree(args.sdist, args.out, series() if args.patches is None else args.patches)
+            parts = PARTS + TEST_PARTS if args.tests else PARTS
+            tree(args.sdist, args.out, series() if args.patches is None else args.patches, parts)
         else:
             release, commit = pin()["llama_cpp_python"], pin()["llama_cpp_commit"]
             print(f"llama-cpp-python {release}, llama.cpp {commit}, patches {patches_hash(series())}")

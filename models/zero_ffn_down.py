@@ -1,6 +1,7 @@
-"""A copy of a GGUF model whose blk.L.ffn_down.weight are zero: python models/zero_ffn_down.py IN OUT --layers 5,14,25
+"""A copy of a GGUF model whose blk.L.ffn_down* are zero: python models/zero_ffn_down.py IN OUT --layers 5,14,25
 
-Zero bytes decode to zero in every type of GGML that has blocks of scales. Needs gguf.
+Those of experts and of shared experts, and biases, are zero too; of an encoder-decoder those of the decoder, of RWKV
+blk.L.channel_mix_value. Zero bytes decode to zero in every type of GGML that has blocks of scales. Needs gguf.
 """
 
 from __future__ import annotations
@@ -15,16 +16,18 @@ import gguf
 
 
 def zero_ffn_down(source: Path, target: Path, layers: Collection[int]) -> None:
-    """Raises ValueError for a layer without blk.L.ffn_down.weight."""
-    places = {t.name: (int(t.data_offset), int(t.n_bytes)) for t in gguf.GGUFReader(source).tensors}
-    names = [f"blk.{il}.ffn_down.weight" for il in layers]
-    for name in names:
-        if name not in places:
-            raise ValueError(f"{source} has no tensor {name}: name layers that have one")
+    """Raises ValueError for a layer without blk.L.ffn_down*."""
+    tensors = gguf.GGUFReader(source).tensors
+    places = []
+    for il in layers:
+        stems = (f"blk.{il}.ffn_down", f"dec.blk.{il}.ffn_down", f"blk.{il}.channel_mix_value")
+        own = [t for t in tensors if t.name.startswith(tuple(stem + end for stem in stems for end in "._"))]
+        if not own:
+            raise ValueError(f"{source} has no tensor blk.{il}.ffn_down.weight: name layers that have one")
+        places += [(int(t.data_offset), int(t.n_bytes)) for t in own]
     shutil.copyfile(source, target)
     with target.open("r+b") as file:
-        for name in names:
-            offset, n_bytes = places[name]
+        for offset, n_bytes in places:
             file.seek(offset)
             file.write(bytes(n_bytes))
 

@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+from . import _startup as _startup  # isort: skip  (before what takes time to import)
+
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from .policy import Cosine, Off, Policy, Profiled, Random, Static, parse_skip
 if TYPE_CHECKING:
     from .gguf_info import GGUFInfo, inspect
     from .llama import Llama
+    from .pace import Pace, PaceStats
     from .profile import Profile
     from .stats import SkipStats, SkipTrace
 
@@ -34,6 +37,8 @@ __all__ = [
     "Llama",
     "ModelLoadError",
     "Off",
+    "Pace",
+    "PaceStats",
     "Policy",
     "PolicyError",
     "Profile",
@@ -53,6 +58,8 @@ _LAZY = {
     "GGUFInfo": "gguf_info",
     "inspect": "gguf_info",
     "Llama": "llama",
+    "Pace": "pace",
+    "PaceStats": "pace",
     "Profile": "profile",
     "SkipStats": "stats",
     "SkipTrace": "stats",

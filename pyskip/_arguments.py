@@ -18,7 +18,8 @@ KV_TYPES = {
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
-    """Raises ModelLoadError for counts below 1, cache types that do not exist and a LoRA that is not there."""
+    """Raises ModelLoadError for counts below 1, cache types that do not exist, a LoRA that is not there, and for what
+    loads the whole model though memory is low."""
     for name in ("n_batch", "n_ubatch"):
         value = arguments.get(name, 1)
         if not isinstance(value, int) or value < 1:
@@ -32,5 +33,12 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         if value is not None and value not in KV_TYPES:
             raise ModelLoadError(f"{name} is {value!r}, expected one of llama_cpp.GGML_TYPE_*")
     lora = arguments.get("lora_path")
+    if arguments.get("low_memory") and (
+        not arguments.get("use_mmap", True) or arguments.get("use_mlock") or lora is not None
+    ):
+        raise ModelLoadError(
+            "low_memory found use_mmap=False, use_mlock or lora_path, which load the whole model, expected none of "
+            "them: leave them out"
+        )
     if lora and not os.path.isfile(lora):
         raise ModelLoadError(f"{lora}: no such LoRA file: check lora_path")

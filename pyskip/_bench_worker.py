@@ -106,16 +106,23 @@ class Worker:
         llm.n_tokens = len(context)
 
 
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def main() -> None:
     try:
         worker = Worker(json.loads(sys.stdin.readline()))
     except Exception as error:
-        print(json.dumps({"error": " ".join(str(error).split()) or type(error).__name__}), flush=True)
+        print(json.dumps({"error": one_line(error)}), flush=True)
         return
     print(json.dumps({"build": worker.build}), flush=True)
     for line in sys.stdin:
         job = json.loads(line)
-        answer = getattr(worker, job.pop("do"))(**job)
+        try:
+            answer = getattr(worker, job.pop("do"))(**job)
+        except Exception as error:
+            answer = {"error": one_line(error)}
         answer["peak_rss"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
         print(json.dumps(answer), flush=True)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._library import ffi, lib
-from .errors import PolicyError, ProfileError
+from .errors import DecodeError, PolicyError, ProfileError, PyskipError
 from .policy import Cosine, Policy, Profiled, Random, Static
 from .stats import SkipStats, SkipTrace
 
@@ -33,6 +33,11 @@ class SkipContext:
         error = ffi.new("char[]", N_ERROR)
         _raise_for(lib.pyskip_skippable(self.native, flags, self.n_layer, error, N_ERROR), error)
         return tuple(il for il in range(self.n_layer) if flags[il])
+
+    def check_generates(self) -> None:
+        """Raises DecodeError for an encoder or a diffusion model, with the reason."""
+        error = ffi.new("char[]", N_ERROR)
+        _raise_for(lib.pyskip_check_generates(self.native, error, N_ERROR), error, DecodeError)
 
     def set_policy(self, policy: Policy, profile: Profile | None = None) -> None:
         """Decide by `policy` from the next token on. Raises PolicyError where it does not fit the model, ProfileError
@@ -100,9 +105,13 @@ class SkipContext:
     def set_abort(self, abort: bool) -> None:
         lib.pyskip_set_abort(self.native, abort)
 
+    def set_streaming(self, on: bool) -> None:
+        """Read weights as they are needed: the model is larger than memory."""
+        lib.pyskip_set_streaming(self.native, on)
 
-def _raise_for(status: int, error: Any) -> None:
+
+def _raise_for(status: int, error: Any, kind: type[PyskipError] = PolicyError) -> None:
     if status == lib.PYSKIP_STATUS_NO_MEMORY:
         raise MemoryError(ffi.string(error).decode("utf-8", "replace"))
     if status != lib.PYSKIP_STATUS_OK:
-        raise PolicyError(ffi.string(error).decode("utf-8", "replace"))
+        raise kind(ffi.string(error).decode("utf-8", "replace"))

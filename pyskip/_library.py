@@ -61,6 +61,11 @@ def _import_llama_cpp(lib_dir: Path) -> Any:
     os.environ["LLAMA_CPP_LIB_PATH"] = str(lib_dir)
     try:
         module = importlib.import_module("llama_cpp")
+    except (ImportError, OSError, MemoryError) as error:  # numpy's runs over a page: its last line has the reason
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise BuildMismatchError(
+            f"llama_cpp cannot be imported ({reason}): make room, or install pyskip again"
+        ) from error
     finally:
         if before is None:
             del os.environ["LLAMA_CPP_LIB_PATH"]

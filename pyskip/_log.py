@@ -5,12 +5,13 @@ llama-cpp-python's own callback takes ggml's levels for another set, and drops e
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import logging
 import sys
 from collections import deque
 
-from ._library import llama_cpp
+from ._library import lib, llama_cpp
 
 __all__ = ["forget", "last_complaint"]
 
@@ -33,6 +34,7 @@ def _receive(level: int, text: bytes, _user_data: object) -> None:
 
 
 llama_cpp.llama_log_set(_receive, ctypes.c_void_p(0))
+atexit.register(lib.pyskip_log_drop)  # models that are freed after this module still log
 
 
 def forget() -> None:

@@ -1,4 +1,8 @@
-"""Tokens to bytes. Upstream's own (llama_cpp._internals.LlamaModel.detokenize) drops pieces of more than 32 bytes."""
+"""Bytes to tokens and back, for any vocabulary.
+
+Upstream's own (llama_cpp._internals.LlamaModel) drops pieces of more than 32 bytes, and ends the process where a
+vocabulary lacks what a text needs.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +10,53 @@ import ctypes
 from collections.abc import Iterable
 from typing import Any
 
-from ._library import llama_cpp
+from ._library import ffi, lib
+from .errors import DecodeError
 
-__all__ = ["token_bytes"]
+__all__ = ["token_bytes", "tokenize"]
+
+N_ERROR = 512
+
+
+def tokenize(vocab: Any, text: bytes, add_bos: bool, special: bool) -> list[int]:
+    """llama_tokenize(). Raises DecodeError where the vocabulary cannot."""
+    n, error = ffi.new("int32_t *", -len(text) - 8), ffi.new("char[]", N_ERROR)
+    while n[0] < 0:
+        room = -n[0]
+        tokens = ffi.new("int32_t[]", room)
+        _check(
+            lib.pyskip_tokenize(_native(vocab), text, len(text), tokens, room, add_bos, special, n, error, N_ERROR),
+            "split this text into tokens", error,
+        )  # fmt: skip
+    return list(tokens[0 : n[0]])
 
 
 def token_bytes(vocab: Any, tokens: Iterable[int], special: bool) -> bytes:
-    """The tokens' pieces, one after the other; those of control tokens only where `special`."""
-    buffer = ctypes.create_string_buffer(64)
-    out = bytearray()
+    """The tokens' pieces, one after the other; those of control tokens only where `special`. Raises DecodeError."""
+    native, out = _native(vocab), bytearray()
+    room, n, error = 64, ffi.new("int32_t *"), ffi.new("char[]", N_ERROR)
+    piece = ffi.new("char[]", room)
     for token in tokens:
-        n = llama_cpp.llama_token_to_piece(vocab, llama_cpp.llama_token(token), buffer, len(buffer), 0, special)
-        if n < 0:  # what it needs
-            buffer = ctypes.create_string_buffer(-n)
-            n = llama_cpp.llama_token_to_piece(vocab, llama_cpp.llama_token(token), buffer, len(buffer), 0, special)
-        out += buffer.raw[: max(0, n)]
+        n[0] = -1
+        while n[0] < 0:
+            status = lib.pyskip_token_to_piece(native, token, piece, room, special, n, error, N_ERROR)
+            _check(status, f"write token {token}", error)
+            if n[0] < 0:  # what it needs
+                room = -n[0]
+                piece = ffi.new("char[]", room)
+        out += ffi.buffer(piece, n[0])
     return bytes(out)
+
+
+def _native(vocab: Any) -> Any:
+    return ffi.cast("struct llama_vocab *", ctypes.cast(vocab, ctypes.c_void_p).value)
+
+
+def _check(status: int, what: str, error: Any) -> None:
+    if status == lib.PYSKIP_STATUS_NO_MEMORY:
+        raise MemoryError(ffi.string(error).decode("utf-8", "replace"))
+    if status != lib.PYSKIP_STATUS_OK:
+        reason = ffi.string(error).decode("utf-8", "replace")
+        raise DecodeError(
+            f"the model's vocabulary cannot {what} ({reason}): the model file is damaged, download it again"
+        )

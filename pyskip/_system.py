@@ -7,7 +7,7 @@ import platform
 import resource
 from pathlib import Path
 
-__all__ = ["available_memory", "cpu_name", "governor", "physical_cores"]
+__all__ = ["available_memory", "cpu_name", "governor", "physical_cores", "total_memory"]
 
 
 def cpu_name() -> str:
@@ -53,25 +53,46 @@ def _quota(otherwise: int) -> int:
 
 def available_memory() -> int | None:
     """Bytes that the process may still allocate, None where the system does not tell."""
-    limits = []
+    limits = [_meminfo("MemAvailable")]
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                limits.append(int(line.split()[1]) * 1024)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     except (OSError, ValueError, IndexError):
         used = 0
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft != resource.RLIM_INFINITY:
         limits.append(max(0, soft - used))
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        if limit != "max":
+    limit = _cgroup_limit()
+    if limit is not None:
+        try:
             current = int(Path("/sys/fs/cgroup/memory.current").read_text())
-            limits.append(max(0, int(limit) - current + _cached()))
-    except (OSError, ValueError):
+            limits.append(max(0, limit - current + _cached()))
+        except (OSError, ValueError):
+            pass
+    return min((n for n in limits if n is not None), default=None)
+
+
+def total_memory() -> int | None:
+    """Bytes of memory that the process could have if it ran alone, None where the system does not tell."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    limits = (_meminfo("MemTotal"), _cgroup_limit(), None if soft == resource.RLIM_INFINITY else soft)
+    return min((n for n in limits if n is not None), default=None)
+
+
+def _meminfo(key: str) -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith(f"{key}:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
         pass
-    return min(limits, default=None)
+    return None
+
+
+def _cgroup_limit() -> int | None:
+    try:
+        return int(Path("/sys/fs/cgroup/memory.max").read_text())
+    except (OSError, ValueError):  # "max": none
+        return None
 
 
 def _cached() -> int:

@@ -59,6 +59,7 @@ def decoding_arms(llm: Llama, skips: Sequence[str | float | Policy], n_ctx: int)
         raise PyskipError(
             f"the model was loaded with n_ctx={llm.n_ctx()} and n_batch={llm.n_batch}, expected at least {n_ctx} each"
         )
+    llm._check_decoder()
     batch = llama_cpp.llama_batch_init(n_ctx, 0, 1)
     try:
         with distinct(llm, skips) as policies:
@@ -100,23 +101,23 @@ class Decoder:
         n, last = len(tokens) - pos, len(tokens) - 1
         positions = np.arange(pos, len(tokens))
         wanted = (positions >= first) & (positions < last)
+        n_wanted = int(wanted.sum())
+        wanted[-1] |= n_wanted == 0  # some models abort on a batch without outputs
         batch = self._batch
         batch.n_tokens = n
         np.ctypeslib.as_array(batch.token, (n,))[:] = tokens[pos:]
         np.ctypeslib.as_array(batch.pos, (n,))[:] = positions
         np.ctypeslib.as_array(batch.logits, (n,))[:] = wanted
         _log.forget()
+        self._llm.check_process()
         status = llama_cpp.llama_decode(self._llm.ctx, batch)
         if status != 0:
             raise DecodeError(f"llama.cpp cannot decode ({_log.last_complaint() or f'status {status}'})")
-        n_wanted = int(wanted.sum())
+        self._llm.check_process()
         self._count(first, last, n_wanted)
         if n_wanted == 0:
             return np.empty((0, self._n_vocab), np.float32)
-        logits = llama_cpp.llama_get_logits(self._llm.ctx)
-        if not logits:
-            raise DecodeError("the model gives no logits, expected one that generates text")
-        return np.ctypeslib.as_array(logits, (n_wanted, self._n_vocab))
+        return np.ctypeslib.as_array(llama_cpp.llama_get_logits(self._llm.ctx), (n_wanted, self._n_vocab))
 
     def _count(self, first: int, last: int, n_expected: int) -> None:
         arm = self._arm

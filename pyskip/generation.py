@@ -11,6 +11,7 @@ from typing import Any
 from ._library import llama_cpp
 from .errors import DecodeError
 from .llama import Llama
+from .pace import PaceStats
 from .stats import SkipStats
 
 __all__ = ["Answer", "Generation", "Message", "chat_tokens"]
@@ -28,6 +29,7 @@ class Answer:
     prompt_ts: float
     gen_ts: float
     skip: SkipStats
+    pace: PaceStats | None  # where a pace is kept
 
 
 class Generation:
@@ -77,6 +79,7 @@ class Generation:
             prompt_ts=self._n_decoded / prompt_s if self._t_first and prompt_s > 0 else 0.0,
             gen_ts=(self._n_gen - 1) / gen_s if self._n_gen > 1 and gen_s > 0 else 0.0,
             skip=self._llm.skip_stats(),
+            pace=None if self._llm.pace is None else self._llm.pace.stats(),
         )
 
 

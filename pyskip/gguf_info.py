@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ._library import ffi, lib
 from ._system import available_memory
 from .errors import ModelLoadError
+from .models import resolve
 
 __all__ = ["GGUFInfo", "check_context", "ffn_bytes", "inspect"]
 
@@ -28,6 +29,7 @@ class GGUFInfo:
     read_ffn_bytes: int
     n_layer: int
     n_ctx_train: int
+    n_positions: int  # learned ones, at which a context ends; 0 where positions are computed
     n_embd: int
     n_ff: int
     kv_bytes_per_token: int
@@ -46,7 +48,10 @@ class GGUFInfo:
 
 
 def inspect(path: str | os.PathLike[str], *, weights: bool = True) -> GGUFInfo:
-    """Raises ModelLoadError where the file is missing, unreadable, no GGUF or cut off; `weights`: or holds none."""
+    """Of a path, or of anything else that names a model (models.resolve).
+
+    Raises ModelLoadError where the file is missing, unreadable, no GGUF or cut off; `weights`: or holds none."""
+    path = resolve(path) if isinstance(path, str) else path
     native = ffi.new("struct pyskip_gguf_info *")
     error = ffi.new("char[]", N_ERROR)
     if b"\0" in os.fsencode(path):

@@ -53,13 +53,19 @@ class Journal:
         return key in self._records
 
     def put(self, arm: str, i: int, record: Record) -> None:
-        """Keep a record, on disk before this returns; one that is there already stays as it is."""
+        """Keep a record, on disk before this returns; one that is there already stays as it is. Raises PyskipError."""
         if (arm, i) in self._records:
             return
         self._records[arm, i] = record
         if self._path is not None:
-            with open(self._path, "ab") as file:
-                file.write(_line({"arm": arm, "i": i, **_packed(record)}))
+            try:
+                with open(self._path, "ab") as file:
+                    file.write(_line({"arm": arm, "i": i, **_packed(record)}))
+            except OSError as error:
+                raise PyskipError(
+                    f"{self._path}: cannot be written ({error.strerror or error}): make room and repeat the command, "
+                    "which goes on from here (--resume)"
+                ) from error
 
     def records(self, arm: str, n: int) -> list[Record]:
         """Those of windows (items) 0 to n - 1, all of which must be there."""

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from . import _log
 from ._arguments import check_arguments
 from ._context import SkipContext
+from ._crash import aborts_caught
+from ._fork import check_threads
 from ._library import llama_cpp
-from ._pieces import token_bytes
+from ._model_file import ModelFile
+from ._pieces import token_bytes, tokenize
 from ._system import physical_cores
-from .errors import DecodeError, ModelLoadError, ProfileError
+from .errors import DecodeError, ModelLoadError, PolicyError, ProfileError
 from .gguf_info import check_context, inspect
-from .policy import Policy, Profiled, Random, parse_skip
+from .models import resolve
+from .pace import Pace
+from .policy import Off, Policy, Profiled, Random, parse_skip
 from .profile import Profile, find_profile, path_beside
 from .stats import SkipStats, SkipTrace
 
@@ -26,11 +32,19 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
 
     Everything that llama_cpp.Llama takes and does, and:
 
+    model_path: a path, or as a string all that names a model on the command line: demo, a name of the catalogue
+        (pyskip list), hf:OWNER/NAME[:FILE]; the last two download what huggingface-hub's cache has not.
+
     skip: a specification such as "cosine:threshold=0.98" or "static:5,14,25", or a policy of pyskip.policy. May be
         changed at any time; counts from the next token on, and keeps the KV cache.
 
     profile: the path of the model's profile. Default: the file beside the model (model.skip.gguf), else one that comes
         with pyskip. Read when a policy first needs it.
+
+    target_tps, max_skip: a pace to keep, as by keep_pace().
+
+    low_memory: for a model larger than memory. Weights stay in the mapped file, and under a policy other than off only
+        those of blocks that run are read.
 
     Prompts run dense, except under `static` and `profile:prefill=1`. Tokens that generate() and all that builds on it
     (completion, chat) feed back are decided by the policy; embeddings and eval() are dense unless mark_generated() says
@@ -48,31 +62,42 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         *,
         skip: str | float | Policy = "off",
         profile: str | os.PathLike[str] | None = None,
+        target_tps: float | None = None,
+        max_skip: float | None = None,
+        low_memory: bool = False,
         n_ctx: int = 512,
         n_threads: int | None = None,
         n_threads_batch: int | None = None,
         **kwargs: Any,
     ) -> None:
         policy = parse_skip(skip)
-        path = os.fsdecode(model_path)
+        path = os.fsdecode(resolve(model_path) if isinstance(model_path, str) else model_path)
         vocab_only = bool(kwargs.get("vocab_only"))
+        self._file = ModelFile(path) if kwargs.get("use_mmap", True) else None
         info = inspect(path, weights=not vocab_only)
         if not vocab_only:
             check_context(info, n_ctx)
         self._info = info
         self._profile_path = profile
         self._profile: Profile | None = None
-        check_arguments({"n_threads": n_threads, "n_threads_batch": n_threads_batch, **kwargs})
+        arguments = {"n_threads": n_threads, "n_threads_batch": n_threads_batch, "low_memory": low_memory, **kwargs}
+        check_arguments(arguments)
         self._generating_from: int | None = None  # by generate(), while its own code runs
         self._native: SkipContext | None = None
         self._marked_from = -1  # by mark_generated()
+        self._generates = False  # as far as is known
+        self._encoded = False  # whether an encoder has read a prompt
         self._policy = parse_skip("off")
+        self._low_memory = low_memory
+        self._pace: Pace | None = None
+        self._pace_from = Profiled(rate=0.0)
         _log.forget()
         cores = physical_cores()
         try:
-            super().__init__(
-                path, n_ctx=n_ctx, n_threads=n_threads or cores, n_threads_batch=n_threads_batch or cores, **kwargs
-            )
+            with aborts_caught():
+                super().__init__(
+                    path, n_ctx=n_ctx, n_threads=n_threads or cores, n_threads_batch=n_threads_batch or cores, **kwargs
+                )
         except (ValueError, RuntimeError, AssertionError) as error:
             reason = _log.last_complaint() or str(error)
             raise ModelLoadError(f"{path}: llama.cpp cannot load it ({reason})") from error
@@ -83,10 +108,24 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
                 raise ModelLoadError(
                     f"{self.lora_path}: not a LoRA for this model ({_log.last_complaint() or 'no reason given'})"
                 )
+            if low_memory:
+                self._native.set_streaming(True)
             self.skip = policy
+            self.keep_pace(target_tps, max_skip)
         except BaseException:
             self.close()
             raise
+
+    @property
+    def model_params(self) -> Any:
+        """llama_model_params; llama_cpp.Llama sets it before it loads the model."""
+        return self._model_params
+
+    @model_params.setter
+    def model_params(self, params: Any) -> None:
+        if self._low_memory:
+            params.use_extra_bufts = False  # repacked weights are copies in memory
+        self._model_params = params
 
     @property
     def _skip_context(self) -> SkipContext:
@@ -98,22 +137,54 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
 
     @property
     def skip(self) -> Policy:
-        """The policy in force. Takes a specification or a policy; raises PolicyError, and keeps the old one, where it
-        is malformed or does not fit the model."""
+        """The policy in force. Takes a specification or a policy, which ends a pace; raises PolicyError, and keeps the
+        old one, where it is malformed or does not fit the model."""
         return self._policy
 
     @skip.setter
     def skip(self, value: str | float | Policy) -> None:
-        policy = parse_skip(value)
+        self._set_policy(parse_skip(value))
+        self._pace = None
+
+    def _set_policy(self, policy: Policy) -> None:
         needs = isinstance(policy, Profiled) or (isinstance(policy, Random) and policy.stand_in)
-        self._skip_context.set_policy(policy, self._needed_profile(policy) if needs else None)
+        self._skip_context.set_policy(policy, self._needed_profile(f"skip {str(policy)!r}") if needs else None)
         self._policy = policy
 
-    def _needed_profile(self, policy: Policy) -> Profile:
+    def keep_pace(self, target_tps: float | None, max_skip: float | None = None) -> None:
+        """Skip as much as it takes to decode target_tps tokens/s, and no more; None ends it where it stands.
+
+        The operating point of the model's profile moves from the rate that `skip` asks for (`off`: 0) to max_skip, by
+        default the profile's recommended rate. Raises PolicyError for a `skip` without a rate and a max_skip beyond
+        the profile's curve or not above the rate, ProfileError where the model has no profile.
+        """
+        if target_tps is None:
+            if max_skip is not None:
+                raise PolicyError(f"max_skip is {max_skip:g} and there is no target_tps to keep: give one")
+            self._pace = None
+            return
+        policy = Profiled(rate=0.0) if isinstance(self._policy, Off) else self._policy
+        if self._pace is not None:
+            policy = self._pace_from
+        if not isinstance(policy, Profiled) or policy.rate is None:
+            raise PolicyError(f"skip is {str(policy)!r}, expected off or a rate to keep a pace from, such as 0.1")
+        profile = self._needed_profile("target_tps")
+        most = int(1000 * profile.recommended.rate) / 1000 if max_skip is None else max_skip
+        profile.threshold(replace(policy, rate=most))  # raises where the curve does not reach
+        pace = Pace(target_tps, most, floor=policy.rate)
+        self._set_policy(policy)
+        self._pace, self._pace_from = pace, policy
+
+    @property
+    def pace(self) -> Pace | None:
+        """The pace that is kept, None where there is none; pace.stats() tells what it did."""
+        return self._pace
+
+    def _needed_profile(self, what: str) -> Profile:
         profile = self.profile
         if profile is None:
             raise ProfileError(
-                f"skip {str(policy)!r} needs a profile and {self.model_path} has none (no "
+                f"{what} needs a profile and {self.model_path} has none (no "
                 f"{path_beside(self.model_path)}): make one with pyskip calibrate, name one with profile= (--profile), "
                 "or use cosine or static"
             )
@@ -159,8 +230,10 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         return self._skip_context.stats(self._policy)
 
     def reset_skip_stats(self) -> None:
-        """Count from zero."""
+        """Count from zero, a pace's statistics too."""
         self._skip_context.reset_counters()
+        if self._pace is not None:
+            self._pace.reset_stats()
 
     def start_trace(self, capacity: int = 4096) -> None:
         """Keep the decisions of the last `capacity` generated tokens (5 bytes a layer a token); 0 stops."""
@@ -180,14 +253,17 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         self._skip_context.set_abort(abort)
 
     def n_ctx(self) -> int:
-        """Tokens that the context holds. llama.cpp rounds up what was asked for, upstream's own arrays do not."""
-        n_ctx = int(super().n_ctx())
+        """Tokens that the context holds. llama.cpp rounds up what was asked for, upstream's own arrays do not; and it
+        aborts behind the last learned position."""
+        n_ctx = min(int(super().n_ctx()), self._info.n_positions or 2**31)
         return min(n_ctx, len(self.input_ids)) if hasattr(self, "input_ids") else n_ctx
 
     # llama_cpp.Llama, with the caller's word of what is prompt and what is generated
 
     def eval(self, tokens: Sequence[int]) -> None:
-        """Decode tokens at the next positions. Raises DecodeError where they do not fit or llama.cpp fails."""
+        """Decode tokens at the next positions. Raises DecodeError where they do not fit, where llama.cpp fails, and for
+        a model that does not generate."""
+        self._check_decoder()
         if self.n_tokens + len(tokens) > self._n_ctx:
             raise DecodeError(
                 f"{self.n_tokens} + {len(tokens)} tokens do not fit a context of {self._n_ctx}: "
@@ -196,15 +272,27 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         first = self._marked_from if self._generating_from is None else self._generating_from
         self._skip_context.set_generated_from(0, first)  # every time: a generator that is held must not leave its mark
         _log.forget()
+        self.check_process()
         try:
             super().eval(tokens)
         except RuntimeError as error:
             # upstream counts a batch only when it was decoded; what a failed one left in the cache must not stay
             self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1)
             raise DecodeError(f"llama.cpp cannot decode ({_log.last_complaint() or error})") from error
+        self._check_file()
+
+    def check_process(self) -> None:
+        """What eval() sees to before it decodes, for those who call llama_decode() themselves. Raises DecodeError where
+        the model's file was written to while it is mapped, or its threads are those of a process that forked."""
+        self._check_file()
+        check_threads(max(self.n_threads, self.n_threads_batch))
+
+    def _check_file(self) -> None:
+        if self._file is not None:
+            self._file.check()
 
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
-        """llama_cpp.Llama.generate; tokens after the prompt count as generated."""
+        """llama_cpp.Llama.generate; tokens after the prompt, which an encoder-decoder encodes, count as generated."""
         tokens = list(tokens)
         reset = kwargs["reset"] if "reset" in kwargs else args[6] if len(args) > 6 else True
         first = len(tokens) + (0 if reset else self.n_tokens)
@@ -214,20 +302,78 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             raise DecodeError(
                 f"the prompt has {first} tokens, the context {self._n_ctx}: shorten it or raise n_ctx (-c)"
             )
+        if self._has_encoder():
+            tokens = self._encode(tokens)
+            first = len(tokens)
         inner = super().generate(tokens, *args, **kwargs)
         sent: Sequence[int] | None = None
+        n_left = self._n_dense()  # decodes to come that no operating point has a say in
+        if self._pace is not None:
+            self._pace.restart()
         try:
             while True:
                 self._generating_from = first
+                pace = self._pace if n_left == 0 else None
+                n_left = max(0, n_left - 1)
+                if pace is not None:
+                    pace.begin()
                 try:
                     token = inner.send(sent)
                 except StopIteration:
                     return
                 finally:
                     self._generating_from = None  # while the caller has the token, eval() is the caller's own
+                if pace is not None and pace.end():
+                    self._set_policy(replace(self._pace_from, rate=pace.rate))
                 sent = yield token
         finally:
             inner.close()
+
+    def _n_dense(self) -> int:
+        """The prompt, and the generated tokens that a profile's policy runs dense."""
+        if not isinstance(self._policy, Profiled) or self.profile is None:
+            return 0
+        return 1 + (self.profile.warmup if self._policy.warmup is None else self._policy.warmup)
+
+    def _has_encoder(self) -> bool:
+        return bool(llama_cpp.llama_model_has_encoder(self._model.model))
+
+    def _check_generates(self) -> None:
+        """Raises DecodeError for a model that does not generate text."""
+        if self.model_params.vocab_only:
+            raise DecodeError("the model was loaded with vocab_only, expected its weights: load it without")
+        if not self._generates:
+            self._skip_context.check_generates()
+            self._generates = True
+
+    def _check_decoder(self) -> None:
+        """Raises DecodeError where decoding would abort, too: in an encoder-decoder that has encoded no prompt yet."""
+        self._check_generates()
+        if self._has_encoder() and not self._encoded:
+            raise DecodeError(
+                f"found an encoder-decoder ({self._info.architecture}) without a prompt, expected a decoder: "
+                "it can chat and generate"
+            )
+
+    def _encode(self, tokens: list[int]) -> list[int]:
+        """Let the encoder read the prompt. Returns what the decoder starts with."""
+        self._check_generates()
+        n_max = min(self.n_batch, self.context_params.n_ubatch)
+        if len(tokens) > n_max:
+            raise DecodeError(
+                f"the prompt has {len(tokens)} tokens, the encoder takes {n_max} at once: shorten it or raise n_ubatch"
+            )
+        self.reset()
+        self._ctx.kv_cache_clear()
+        self._batch.set_batch(batch=tokens, n_past=0, logits_all=False)
+        _log.forget()
+        try:
+            self._ctx.encode(self._batch)
+        except RuntimeError as error:
+            raise DecodeError(f"llama.cpp cannot encode ({_log.last_complaint() or error})") from error
+        self._encoded = True
+        start = llama_cpp.llama_model_decoder_start_token(self._model.model)
+        return [start if start >= 0 else max(self.token_bos(), 0)]
 
     def _create_completion(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         try:
@@ -241,6 +387,12 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         """Forget the tokens and mark_generated()."""
         self._marked_from = -1
         super().reset()
+
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        """llama_cpp.Llama.tokenize; raises DecodeError where the vocabulary cannot."""
+        if type(self.tokenizer_) is not llama_cpp.LlamaTokenizer:
+            return list(super().tokenize(text, add_bos, special))
+        return tokenize(self._model.vocab, text, add_bos, special)
 
     def detokenize(self, tokens: list[int], prev_tokens: list[int] | None = None, special: bool = False) -> bytes:
         """llama_cpp.Llama.detokenize, with pieces of any length."""
@@ -257,4 +409,9 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             super().close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "skip": str(self._policy), "profile": self._profile_path}
+        state = {**super().__getstate__(), "skip": str(self._policy), "profile": self._profile_path}
+        state["low_memory"] = self._low_memory
+        if self._pace is None:
+            return state
+        pace = {"target_tps": self._pace.target_tps, "max_skip": self._pace.max_skip}
+        return {**state, "skip": str(self._pace_from), **pace}

@@ -22,6 +22,7 @@ from .errors import PolicyError
 __all__ = ["Cosine", "Off", "Policy", "Profiled", "Random", "Static", "parse_skip"]
 
 INT32_MAX = 2**31 - 1
+MAX_ERROR = 1e30
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Profiled:
         if self.rate is not None:
             _check_number("profile rate", self.rate, 1.0)
         if self.error is not None:
-            _check_number("profile error", self.error, 1e30)
+            _check_number("profile error", self.error, MAX_ERROR)
         if self.warmup is not None:
             _check_count("profile warmup", self.warmup)
 
@@ -136,7 +137,7 @@ class Random:
         if self.error is not None:
             if not self.stand_in:
                 raise PolicyError("random has error, expected stand_in=1 with it: without stand-ins there is no error")
-            _check_number("random error", self.error, 1e30)
+            _check_number("random error", self.error, MAX_ERROR)
         _check_number("random rate", self.rate, 1.0)
         _check_count("random seed", self.seed)
         _check_count("random warmup", self.warmup)
@@ -164,19 +165,24 @@ def _spec(name: str, **values: float | None) -> str:
     return f"{name}:{','.join(items)}" if items else name
 
 
+def _shown(value: object) -> str:
+    text = f"{value:#x}" if isinstance(value, int) and abs(value) > 10**18 else repr(value)  # no digits without end
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 def _check_count(what: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= INT32_MAX:
-        raise PolicyError(f"{what} is {value!r}, expected a whole number from 0 to {INT32_MAX}")
+        raise PolicyError(f"{what} is {_shown(value)}, expected a whole number from 0 to {INT32_MAX}")
 
 
 def _check_number(what: str, value: object, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= high:
-        raise PolicyError(f"{what} is {value!r}, expected a number from 0 to {high:g}")
+        raise PolicyError(f"{what} is {_shown(value)}, expected a number from 0 to {high:g}")
 
 
 def _count(what: str, text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 10):
-        raise PolicyError(f"{what} is {text!r}, expected a whole number from 0")
+        raise PolicyError(f"{what} is {_shown(text)}, expected a whole number from 0")
     return int(text)
 
 
@@ -184,12 +190,12 @@ def _number(what: str, text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise PolicyError(f"{what} is {text!r}, expected a number") from None
+        raise PolicyError(f"{what} is {_shown(text)}, expected a number") from None
 
 
 def _flag(what: str, text: str) -> bool:
     if text not in ("0", "1"):
-        raise PolicyError(f"{what} is {text!r}, expected 0 or 1")
+        raise PolicyError(f"{what} is {_shown(text)}, expected 0 or 1")
     return text == "1"
 
 
@@ -210,7 +216,7 @@ def _parse_settings(name: str, rest: str) -> Policy:
         key, equals, text = item.partition("=")
         if not equals or key not in known:
             raise PolicyError(
-                f"{name} has no setting {item!r}, expected key=value with a key of {', '.join(sorted(known))}"
+                f"{name} has no setting {_shown(item)}, expected key=value with a key of {', '.join(sorted(known))}"
             )
         if key in values:
             raise PolicyError(f"{name} sets {key} twice, expected it once")
@@ -224,7 +230,7 @@ def parse_skip(spec: str | float | Policy) -> Policy:
     if isinstance(spec, (Off, Cosine, Static, Profiled, Random)):
         return spec
     if isinstance(spec, (int, float)) and not isinstance(spec, bool):
-        spec = str(float(spec))
+        spec = str(float(spec)) if abs(spec) < 1e300 else _shown(spec)
     if not isinstance(spec, str):
         raise PolicyError(f"skip is a {type(spec).__name__}, expected a specification such as 'off' or 'static:5,14'")
     name, colon, rest = spec.strip().partition(":")
@@ -236,9 +242,8 @@ def parse_skip(spec: str | float | Policy) -> Policy:
         return Static(tuple(_count("static layer", item.strip()) for item in rest.split(",")) if rest.strip() else ())
     if _is_rate(spec):
         return Profiled(rate=float(spec))
-    shown = spec if len(spec) <= 60 else spec[:57] + "..."
     raise PolicyError(
-        f"skip is {shown!r}, expected off, a rate such as 0.25, profile[:key=value,...], cosine[:key=value,...], "
+        f"skip is {_shown(spec)}, expected off, a rate such as 0.25, profile[:key=value,...], cosine[:key=value,...], "
         "static:LAYER,... or random[:key=value,...]"
     )
 

@@ -6,6 +6,7 @@ import os
 
 from . import _log
 from ._context import SkipContext
+from ._crash import aborts_caught
 from ._library import llama_cpp
 from .errors import ModelLoadError
 
@@ -24,14 +25,18 @@ def skippable_layers(path: str | os.PathLike[str]) -> tuple[int, ...]:
     model_params = llama_cpp.llama_model_default_params()
     model_params.no_alloc = True
     model_params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
-    model = llama_cpp.llama_model_load_from_file(os.fsencode(path), model_params)
+    with aborts_caught():
+        model = llama_cpp.llama_model_load_from_file(os.fsencode(path), model_params)
     if not model:
         raise ModelLoadError(f"{os.fspath(path)}: llama.cpp cannot load it ({_log.last_complaint()})")
     try:
         context_params = llama_cpp.llama_context_default_params()
         context_params.n_ctx = context_params.n_batch = context_params.n_ubatch = N_CTX
         context_params.n_threads = context_params.n_threads_batch = 1
-        context = llama_cpp.llama_init_from_model(model, context_params)
+        # the FFN's part of the graph is the same, and PLM's graph aborts with it
+        context_params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        with aborts_caught():
+            context = llama_cpp.llama_init_from_model(model, context_params)
         if not context:
             raise ModelLoadError(f"{os.fspath(path)}: llama.cpp cannot make a context ({_log.last_complaint()})")
         try:

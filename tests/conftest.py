@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hub_server import Hub, Repo, running_hub
 
 import pyskip  # isort: skip  (before llama_cpp)
 import llama_cpp
@@ -20,6 +21,7 @@ import llama_cpp
 from pyskip.models import resolve
 
 ROOT = Path(__file__).resolve().parent.parent
+os.environ["HF_HUB_OFFLINE"] = "1"  # for all but the `hub` fixture's users: no test reaches the real one
 REFERENCE = Path(os.environ.get("PYSKIP_REFERENCE_LIB", ROOT / "build" / "reference" / "lib"))
 
 
@@ -135,5 +137,35 @@ def cli() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(
             [sys.executable, "-m", "pyskip", *args], capture_output=True, text=True, timeout=120, **kwargs
         )
+
+    return run
+
+
+@pytest.fixture
+def hub(tiny: Path) -> Iterator[Hub]:
+    """A Hugging Face Hub with one repository of a model in four quantisations (of which only the names differ)."""
+    content = tiny.read_bytes()
+    with running_hub() as hub:
+        names = ("Q2_K", "Q4_K_M", "Q8_0", "F16")
+        files = {f"Tiny-{name}.gguf": content + name.encode() for name in names}
+        hub.repos["some-one/Tiny-GGUF"] = Repo({"README.md": b"#", "mmproj-F32.gguf": b"", **files})
+        yield hub
+
+
+@pytest.fixture
+def hub_env(hub: Hub, tmp_path: Path) -> dict[str, str]:
+    """The environment of a user of that Hub, with a cache of its own and no token."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
+    return {**kept, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")}
+
+
+@pytest.fixture
+def hub_cli(
+    cli: Callable[..., subprocess.CompletedProcess[str]], hub_env: dict[str, str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The command line in that environment, and with what is given by name."""
+
+    def run(*args: str, **more: str) -> subprocess.CompletedProcess[str]:
+        return cli(*args, env={**hub_env, **more})
 
     return run

@@ -51,7 +51,8 @@ def test_cut_off(cli: Cli, tmp_path: Path, demo: Path, share: float) -> None:
 def test_directory_and_names(cli: Cli, tmp_path: Path) -> None:
     refused(cli("generate", str(tmp_path), "-p", "x"), 1, "directory")
     refused(cli("generate", "", "-p", "x"), 1, "expected")
-    refused(cli("generate", "hf:some/repo", "-p", "x"), 1, "download")
+    refused(cli("generate", "hf:repo", "-p", "x"), 1, "names no repository")
+    refused(cli("generate", "no-such-model", "-p", "x"), 1, "neither a file nor")
     refused(cli("generate", os.devnull, "-p", "x"), 1, "regular file")
 
 

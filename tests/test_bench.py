@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,12 @@ def test_what_cannot_be_measured(cli: Cli, tiny: Path, args: tuple[str, ...], co
     assert result.returncode == code
     assert match in result.stderr.splitlines()[-1]
     assert result.stdout == ""
+
+
+def test_a_job_that_fails_is_one_line(tiny: Path) -> None:
+    worker = bench._Worker(bench.Arm("off", "off"), {"model": str(tiny), "n_ctx": 16, "n_threads": 1, "profile": None})
+    with closing(worker), pytest.raises(pyskip.PyskipError, match=r"arm off: 0 \+ 99 tokens do not fit"):
+        worker.ask({"do": "run", "context": [1] * 99, "tokens": [1], "batch": False})
 
 
 def test_ctrl_c_keeps_whole_rounds_and_leaves_no_worker(tiny: Path) -> None:

@@ -112,6 +112,16 @@ def test_harm_is_explained_by_token_and_layer() -> None:
     assert abs(found.u[5]) < 0.3
 
 
+def test_without_harm_nothing_is_explained() -> None:
+    """A model whose logits no skip moves, and one of which no block is liked."""
+    rows = np.ones((20, 4), np.float32)
+    for score in (-1.0, np.inf):
+        scores = np.full((20, N_MASK, 3), score, np.float32)
+        found = explain(Observed(rows, np.zeros((20, N_MASK), np.float32), scores, np.full(20, True)))
+        assert (found.tau == 0).all()
+        assert (found.u == 0).all()
+
+
 def test_harm_is_observed(tiny: Path, tmp_path: Path) -> None:
     """Where nothing was skipped nothing differs; where blocks were, scores are finite and the divergence is not 0."""
     path = tmp_path / "p.skip.gguf"

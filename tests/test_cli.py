@@ -95,6 +95,11 @@ def test_info(cli: Run) -> None:
     assert document["n_params"] == 134515008
     assert document["ffn_share"] == pytest.approx(document["ffn_bytes"] / document["bytes"], abs=1e-4)
     assert document["skippable_layers"] == list(range(30))
+    memory = document["memory"]
+    assert memory["weights"] == document["bytes"]
+    assert memory["kv"] == 4096 * 30 * 2 * 192 * 2  # 30 layers, keys and values of 3 heads of 64, f16
+    assert memory["available"] > memory["weights"] + memory["kv"]
+    assert memory["fits"] is True
     assert document["profile"]["stand_in"] == "gated"
     assert document["profile"]["recommended"] in [point["rate"] for point in document["profile"]["curve"]]
     info = pyskip.inspect(resolve("demo"))
@@ -114,6 +119,6 @@ def test_version_and_help(cli: Run) -> None:
     assert re.match(
         r"pyskip \d+\.\d+\.\d+ \(llama-cpp-python [\d.]+, llama\.cpp \w+, patches \w+\)", cli("--version").stdout
     )
-    for command in ("calibrate", "chat", "eval", "generate", "info"):
+    for command in ("calibrate", "chat", "eval", "generate", "info", "list", "pull"):
         assert command in cli("--help").stdout
         assert "--help" in cli(command, "--help").stdout

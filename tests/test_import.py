@@ -1,5 +1,6 @@
 """Importing pyskip: what it exports, what it does not pull in, and whom it refuses to share a process with."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,6 @@ import pyskip
 
 
 def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
-    import os
-
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **env})
 
 
@@ -42,3 +41,14 @@ def test_another_llama_cpp_python_is_refused(tmp_path: Path) -> None:
 def test_environment_is_left_alone() -> None:
     done = python("import os, pyskip; print('LLAMA_CPP_LIB_PATH' in os.environ)")
     assert done.stdout.strip() == "False"
+
+
+def test_a_library_that_cannot_be_imported_is_one_line(tmp_path: Path) -> None:
+    """numpy's own error runs over a page, for instance where there is no memory to map it."""
+    (tmp_path / "numpy").mkdir()
+    (tmp_path / "numpy" / "__init__.py").write_text('raise ImportError("page\\n\\n" * 20 + "no memory\\n")\n')
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-m", "pyskip", "info", "x"], env=env, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "no memory" in done.stderr

@@ -12,7 +12,10 @@ import sys
 import termios
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
+
+import pytest
 
 PYSKIP = [sys.executable, "-m", "pyskip"]
 
@@ -95,6 +98,25 @@ def test_while_loading(tmp_path: Path) -> None:
             process.send_signal(signal.SIGINT)
             status, _, _ = finish(process)
         assert status == 130
+
+
+@pytest.mark.parametrize("command", [PYSKIP, [str(Path(sys.executable).with_name("pyskip"))]])
+def test_while_importing(tmp_path: Path, command: list[str]) -> None:
+    """Importing takes some tenths of a second; here a llama_cpp that does not come to an end."""
+    (tmp_path / "llama_cpp").mkdir()
+    stub = f'print(flush=True)\nimport time\ntime.sleep(60)\n__version__ = "{version("llama-cpp-python")}"\n'
+    (tmp_path / "llama_cpp" / "__init__.py").write_text(stub)
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    for args, status in ((command, 130), ([sys.executable, "-c", "import pyskip"], -signal.SIGINT)):
+        with subprocess.Popen(
+            args, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=hear_interrupts
+        ) as process:
+            assert process.stdout
+            process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=30)
+        assert process.returncode == status
+        assert bool(err) == (status != 130)  # another program's KeyboardInterrupt is its own
 
 
 def test_chat_from_a_pipe(demo: Path) -> None:

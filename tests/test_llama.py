@@ -228,6 +228,8 @@ def test_completion_stream_chat_grammar_logprobs(tiny: Path) -> None:
 def test_vocabulary_only(tiny: Path) -> None:
     with closing(load(tiny, vocab_only=True)) as llm:
         assert llm.detokenize(llm.tokenize(b"w1")) == b"w1"
+        with pytest.raises(pyskip.DecodeError, match="vocab_only"):
+            llm.eval([1])
 
 
 def test_long_pieces(llm: pyskip.Llama) -> None:

@@ -23,6 +23,7 @@ extern "C" {
 #endif
 
 struct llama_context;
+struct llama_vocab;
 struct pyskip_profile;
 struct pyskip_gather;
 
@@ -110,6 +111,10 @@ PYSKIP_API const char * pyskip_build(void);
 // Number of layers of the context's model.
 PYSKIP_API int32_t pyskip_n_layer(const struct llama_context * ctx);
 
+// UNSUPPORTED, with the reason in error, where the context does not generate text token by token: encoders and diffusion
+// models. An encoder-decoder does, once llama_encode() was called.
+PYSKIP_API enum pyskip_status pyskip_check_generates(struct llama_context * ctx, char * error, size_t n_error);
+
 // Which layers have an FFN that can be skipped, found by building the context's decode graph once: skippable[il] = 1,
 // else 0. n is the length of skippable, at least pyskip_n_layer(). UNSUPPORTED with the reason in error where there is
 // none (encoders, models without an FFN, layers on another back end than the CPU).
@@ -150,6 +155,30 @@ PYSKIP_API size_t pyskip_take_trace(struct llama_context * ctx, size_t n, struct
 // it was called with false before.
 PYSKIP_API enum pyskip_status pyskip_set_abort(struct llama_context * ctx, bool abort);
 
+// For models larger than memory, mapped from their file: under a policy other than off, from the next llama_decode() on,
+// nothing is read around a page that is missing, and the weights of a block are asked for when it was decided to run.
+PYSKIP_API enum pyskip_status pyskip_set_streaming(struct llama_context * ctx, bool on);
+
+// Until pyskip_catch_aborts(false), what makes llama.cpp abort in this thread is thrown as an exception instead. For
+// calls that catch, log and return NULL: llama_model_load_from_file() and llama_init_from_model().
+PYSKIP_API void pyskip_catch_aborts(bool begin);
+
+// llama_tokenize() and llama_token_to_piece() with their arguments, and UNSUPPORTED with the reason in error for a
+// vocabulary that they throw or abort on. n_out: what they return; where it is negative, that many would fit.
+PYSKIP_API enum pyskip_status pyskip_tokenize(const struct llama_vocab * vocab, const char * text, int32_t n_text,
+                                              int32_t * tokens, int32_t n_tokens, bool add_special, bool parse_special,
+                                              int32_t * n_out, char * error, size_t n_error);
+PYSKIP_API enum pyskip_status pyskip_token_to_piece(const struct llama_vocab * vocab, int32_t token, char * piece,
+                                                    int32_t n_piece, bool special, int32_t * n_out,
+                                                    char * error, size_t n_error);
+
+// Drop llama.cpp's log from now on: whoever receives it is about to go.
+PYSKIP_API void pyskip_log_drop(void);
+
+// For command lines: from now on a crash in native code (SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT) ends the process with
+// exit code 1 and one line on the file descriptor fd.
+PYSKIP_API void pyskip_exit_on_crash(int32_t fd);
+
 // What a GGUF file says of its model, read by upstream's own reader without loading weights.
 struct pyskip_gguf_info {
     char    architecture[64];
@@ -157,12 +186,14 @@ struct pyskip_gguf_info {
     int64_t n_tensors;
     int64_t n_params;           // all weights
     int64_t bytes;              // all weights, as stored
-    int64_t ffn_bytes;          // of blk.N.ffn_{up,gate,down} and their expert, bias and scale tensors
+    int64_t ffn_bytes;          // of blk.N.ffn_{up,gate,down} and their expert, bias and scale tensors, or of RWKV's
+                                // blk.N.channel_mix_*; of an encoder-decoder the decoder's
     int64_t read_bytes;         // that decoding a token reads: of experts those that are used, of the embeddings one row
                                 // unless the output shares them
     int64_t read_ffn_bytes;     // of the FFN weights
     int64_t n_layer;            // 0 where the file does not say, here and below
     int64_t n_ctx_train;
+    int64_t n_positions;        // learned ones, at which a context ends; 0 where positions are computed
     int64_t n_embd;
     int64_t n_ff;               // of the widest layer
     int64_t kv_bytes_per_token; // of an f16 KV cache

@@ -66,29 +66,51 @@ std::shared_ptr<pyskip_state> pyskip_state_of(const llama_memory_i * mem) {
 }
 
 int32_t pyskip_context_n_layer(const llama_context * ctx) {
-    return (int32_t) ctx->get_model().hparams.n_layer();
+    const auto & hparams = ctx->get_model().hparams;
+    return (int32_t) (hparams.dec_n_layer > 0 ? hparams.dec_n_layer : hparams.n_layer()); // T5 counts its encoder's
 }
 
 int32_t pyskip_context_n_embd(const llama_context * ctx) {
     return (int32_t) ctx->get_model().hparams.n_embd;
 }
 
-bool pyskip_context_probe(llama_context * ctx, pyskip_state & state, std::string & error) {
-    const llama_model & model = ctx->get_model();
-    const std::string   arch  = model.arch_name();
+// The graph that decodes one token, or nullptr where the context is none that generates text token by token.
+static const ggml_cgraph * decode_graph(llama_context * ctx, std::string & error) {
+    const std::string found  = "found a " + ctx->get_model().arch_name() + " context ";
+    const char *      wanted = ", expected a decoder";
     if (!ctx->get_memory()) {
-        error = "found a " + arch + " context without a KV cache or recurrent state, expected a decoder: skipping is for "
-                "models that generate text, run this one with skip off";
-        return false;
+        error = found + "without a KV cache or recurrent state" + wanted;
+        return nullptr;
     }
     if (!ctx->get_cparams().causal_attn) {
-        error = "found a " + arch + " context with non-causal attention, expected a decoder: run it with skip off";
+        error = found + "with non-causal attention" + wanted;
+        return nullptr;
+    }
+    const llama_memory_context_ptr mctx = ctx->get_memory()->init_full();
+    const ggml_cgraph *            gf   = ctx->graph_reserve(1, 1, 1, mctx.get(), /*split_only =*/ true);
+    if (!ctx->get_gf_res_reserve()->get_logits()) {
+        error = found + "without logits" + wanted;
+        return nullptr;
+    }
+    return gf;
+}
+
+bool pyskip_context_generates(llama_context * ctx, std::string & error) {
+    if (!decode_graph(ctx, error)) {
+        error += ": take a model that generates text";
         return false;
     }
-    std::vector<uint8_t>     skippable(state.n_layer, 0);
-    int32_t                  n_found = 0;
-    llama_memory_context_ptr mctx    = ctx->get_memory()->init_full();
-    const ggml_cgraph *      gf      = ctx->graph_reserve(1, 1, 1, mctx.get(), /*split_only =*/ true);
+    return true;
+}
+
+bool pyskip_context_probe(llama_context * ctx, pyskip_state & state, std::string & error) {
+    const ggml_cgraph * gf = decode_graph(ctx, error);
+    if (!gf) {
+        error += ": skipping is for models that generate text, run this one with skip off";
+        return false;
+    }
+    std::vector<uint8_t> skippable(state.n_layer, 0);
+    int32_t              n_found = 0;
     for (const pyskip_block & block : pyskip_graph_find(gf)) {
         if (!block.on_cpu) {
             error = "layer " + std::to_string(block.il) + " has its FFN on another back end than the CPU, expected all on "
@@ -101,8 +123,8 @@ bool pyskip_context_probe(llama_context * ctx, pyskip_state & state, std::string
         }
     }
     if (n_found == 0) {
-        error = "found no feed-forward block in the graph of this " + arch + " model, expected one that ends in "
-                "blk.N.ffn_down: run it with skip off";
+        error = "found no feed-forward block in the graph of this " + ctx->get_model().arch_name() + " model, expected one "
+                "that ends in blk.N.ffn_down: run it with skip off";
         return false;
     }
     state.skippable = std::move(skippable);

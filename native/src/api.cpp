@@ -1,6 +1,7 @@
 // The C API of pyskip.h. Nothing throws across it.
 
 #include "access.h"
+#include "crash.h"
 #include "gather.h"
 #include "gguf-inspect.h"
 #include "llama.h"
@@ -40,6 +41,16 @@ const char * pyskip_build(void) {
 
 int32_t pyskip_n_layer(const llama_context * ctx) {
     return pyskip_context_n_layer(ctx);
+}
+
+pyskip_status pyskip_check_generates(llama_context * ctx, char * error, size_t n_error) {
+    return guard(error, n_error, [&] {
+        std::string line;
+        if (!pyskip_context_generates(ctx, line)) {
+            return report(PYSKIP_STATUS_UNSUPPORTED, line, error, n_error);
+        }
+        return PYSKIP_STATUS_OK;
+    });
 }
 
 pyskip_status pyskip_skippable(llama_context * ctx, uint8_t * skippable, size_t n, char * error, size_t n_error) {
@@ -163,6 +174,13 @@ size_t pyskip_take_trace(llama_context * ctx, size_t n, pyskip_trace_token * tok
         state->trace.pop_front();
     }
     return n_taken;
+}
+
+pyskip_status pyskip_set_streaming(llama_context * ctx, bool on) {
+    return guard(nullptr, 0, [&] {
+        pyskip_state_make(ctx).set_streaming(on);
+        return PYSKIP_STATUS_OK;
+    });
 }
 
 pyskip_status pyskip_set_abort(llama_context * ctx, bool abort) {
@@ -293,4 +311,22 @@ void pyskip_gather_free(llama_context * ctx, pyskip_gather * gather) {
         pyskip_state_make(ctx).set_gather(nullptr);
     }
     delete gather;
+}
+
+pyskip_status pyskip_tokenize(const llama_vocab * vocab, const char * text, int32_t n_text, int32_t * tokens, int32_t n_tokens,
+                              bool add_special, bool parse_special, int32_t * n_out, char * error, size_t n_error) {
+    return guard(error, n_error, [&] {
+        const pyskip_aborts_caught caught;
+        *n_out = llama_tokenize(vocab, text, n_text, tokens, n_tokens, add_special, parse_special);
+        return PYSKIP_STATUS_OK;
+    });
+}
+
+pyskip_status pyskip_token_to_piece(const llama_vocab * vocab, int32_t token, char * piece, int32_t n_piece, bool special,
+                                    int32_t * n_out, char * error, size_t n_error) {
+    return guard(error, n_error, [&] {
+        const pyskip_aborts_caught caught;
+        *n_out = llama_token_to_piece(vocab, token, piece, n_piece, /*lstrip =*/ 0, special);
+        return PYSKIP_STATUS_OK;
+    });
 }

@@ -43,3 +43,14 @@ bool pyskip_gguf_check(const char * path, const std::string & kind, int64_t & si
     }
     return true;
 }
+
+bool pyskip_gguf_holds(const gguf_context * gguf, int64_t i, int64_t size) {
+    uint64_t left = (uint64_t) size;
+    for (const uint64_t part : { gguf_get_data_offset(gguf), gguf_get_tensor_offset(gguf, i), gguf_get_tensor_size(gguf, i) }) {
+        if (part > left) {
+            return false;
+        }
+        left -= part;
+    }
+    return true;
+}

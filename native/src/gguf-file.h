@@ -17,3 +17,6 @@ using pyskip_gguf_ptr = std::unique_ptr<gguf_context, pyskip_gguf_deleter>;
 // Whether the file is a regular one that starts with GGUF. `kind` is what it should be, "model" or "profile". Sets its
 // size; false with a line in `error`.
 bool pyskip_gguf_check(const char * path, const std::string & kind, int64_t & size, std::string & error);
+
+// Whether a file of that size holds the whole of tensor i. Its sizes are the file's own word, up to 2^64 - 1.
+bool pyskip_gguf_holds(const gguf_context * gguf, int64_t i, int64_t size);

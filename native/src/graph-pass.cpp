@@ -10,21 +10,30 @@
 #include <unordered_map>
 #include <unordered_set>
 
+static bool skip_prefix(const char *& p, const char * prefix) {
+    const size_t n = std::strlen(prefix);
+    if (std::strncmp(p, prefix, n) != 0) {
+        return false;
+    }
+    p += n;
+    return true;
+}
+
 int32_t pyskip_ffn_down_layer(const char * name) {
-    if (std::strncmp(name, "blk.", 4) != 0) {
+    const char * p = name;
+    skip_prefix(p, "dec."); // the decoder of T5
+    if (!skip_prefix(p, "blk.")) {
         return -1;
     }
-    const char * p  = name + 4;
     int32_t      il = 0;
     int          n_digit = 0;
     for (; *p >= '0' && *p <= '9' && n_digit < 7; ++p, ++n_digit) {
         il = il * 10 + (*p - '0');
     }
-    if (n_digit == 0 || std::strncmp(p, ".ffn_down", 9) != 0) {
+    if (n_digit == 0 || !(skip_prefix(p, ".ffn_down") || skip_prefix(p, ".channel_mix_value"))) {
         return -1;
     }
-    const char end = p[9]; // ".weight", "_exps.weight", "_shexp.weight", ...
-    return end == '\0' || end == '.' || end == '_' ? il : -1;
+    return *p == '\0' || *p == '.' || *p == '_' ? il : -1; // ".weight", "_exps.weight", "_shexp.weight", ...
 }
 
 namespace {

@@ -41,7 +41,8 @@ struct pyskip_block {
     bool on_cpu = true;
 };
 
-// The layer of a weight "blk.N.ffn_down*", else -1. Exact: "blk.N.attn_output.weight" is not one.
+// The layer of the weight that an FFN ends in, else -1: "blk.N.ffn_down*", T5's "dec.blk.N.ffn_down*" or RWKV's
+// "blk.N.channel_mix_value*". Exact: "blk.N.attn_output.weight" is not one.
 int32_t pyskip_ffn_down_layer(const char * name);
 
 // The blocks of `gf` in graph order. A layer whose FFN cannot be told from the rest of the graph is left out.

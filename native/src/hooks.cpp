@@ -1,11 +1,12 @@
 #include "hooks.h"
 
 #include "access.h"
+#include "llama-graph.h"
 #include "state.h"
 
-void pyskip_hook_reuse(const pyskip_state * state, llm_graph_result ** active) {
+void pyskip_hook_reuse(const pyskip_state * state, llm_graph_result * previous) {
     if (state && state->must_rebuild) {
-        *active = nullptr;
+        previous->reset(); // a graph of no parameters equals none
     }
 }
 

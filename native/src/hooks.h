@@ -13,7 +13,7 @@ class llm_graph_result;
 
 // llama_context::process_ubatch, in order:
 // may the graph of the last batch be used again?
-void pyskip_hook_reuse(const pyskip_state * state, llm_graph_result ** active);
+void pyskip_hook_reuse(const pyskip_state * state, llm_graph_result * previous);
 // a graph was built for this batch and is not allocated yet
 void pyskip_hook_built(pyskip_state * state, ggml_cgraph * gf, const llama_ubatch & ubatch);
 // its inputs are set and it is about to be computed

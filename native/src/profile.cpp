@@ -164,11 +164,9 @@ private:
     bool check_tensors() {
         const int64_t n = gguf_get_n_tensors(gguf.get());
         for (int64_t i = 0; i < n; ++i) {
-            const std::string name = gguf_get_tensor_name(gguf.get(), i);
-            const uint64_t    end  = gguf_get_data_offset(gguf.get()) + gguf_get_tensor_offset(gguf.get(), i) +
-                                     gguf_get_tensor_size(gguf.get(), i);
-            if (end > (uint64_t) size) {
-                return fail("tensor " + name, "a file of " + std::to_string(size) + " bytes", std::to_string(end));
+            if (!pyskip_gguf_holds(gguf.get(), i, size)) {
+                return fail("tensor " + std::string(gguf_get_tensor_name(gguf.get(), i)),
+                            "a file of " + std::to_string(size) + " bytes, which ends before it", "a whole one");
             }
         }
         return true;

@@ -37,6 +37,11 @@ void pyskip_state::set_gather(pyskip_gather * next) {
     gather       = next;
 }
 
+void pyskip_state::set_streaming(bool on) {
+    must_rebuild = must_rebuild || is_streaming != on;
+    is_streaming = on;
+}
+
 // Whether the rows of the join are the batch's tokens, or those of them that have an output.
 static bool rows_are_tokens(const pyskip_block & block, const llama_ubatch & ubatch) {
     const int64_t n_rows    = ggml_nrows(block.join);
@@ -68,6 +73,9 @@ void pyskip_state::attach(ggml_cgraph * gf, const llama_ubatch & ubatch) {
         slot.governed      = block.region;
         slot.block         = std::move(block);
         attach_slot(gf, slot);
+    }
+    if (is_streaming) {
+        pyskip_stream_plan(gf, slots, first_weights);
     }
 }
 
@@ -139,6 +147,9 @@ void pyskip_state::begin(const llama_ubatch & ubatch) {
     n_run_all = 0;
     n_done    = 0;
 
+    if (is_streaming) {
+        pyskip_stream_in(first_weights);
+    }
     if (gather) {
         gather->begin(n_tokens);
         return;
@@ -178,6 +189,12 @@ void pyskip_state::arm(pyskip_slot & slot, bool run, bool stand_in) {
     if (slot.is_standing != stand_in) {
         set_computed(slot.stand_in, stand_in);
         slot.is_standing = stand_in;
+    }
+    if (is_streaming) {
+        if (run) {
+            pyskip_stream_in(slot.region_weights);
+        }
+        pyskip_stream_in(slot.next_weights);
     }
 }
 

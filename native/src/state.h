@@ -8,6 +8,7 @@
 #include "graph-pass.h"
 #include "policy.h"
 #include "sequences.h"
+#include "stream-in.h"
 
 #include <atomic>
 #include <cstddef>
@@ -32,6 +33,10 @@ struct pyskip_slot {
 
     // What is computed only where the block runs: the region, without its prelude where there is a gate.
     std::vector<ggml_tensor *> governed;
+
+    // With a model larger than memory, set by stream-in.cpp:
+    pyskip_weights region_weights; // read where the block runs
+    pyskip_weights next_weights;   // read after the join, before the next region
 
     // With a profile that has a stand-in for the layer, set by gate.cpp:
     const pyskip_stand_in *    own            = nullptr;
@@ -68,6 +73,9 @@ struct pyskip_state {
 
     // Run dense and gather from the next batch on; nullptr: go back to the rule.
     void set_gather(pyskip_gather * next);
+
+    // Read weights as they are needed from the next batch on: the model is larger than memory.
+    void set_streaming(bool on);
 
     // A graph was built for a batch of this shape: make its blocks conditional. With the rule off it stays as it is.
     void attach(ggml_cgraph * gf, const llama_ubatch & ubatch);
@@ -109,6 +117,9 @@ struct pyskip_state {
     std::shared_ptr<const pyskip_profile> profile; // the gates decide
     std::shared_ptr<const pyskip_profile> retired; // the one before it
     pyskip_gather *                       gather = nullptr;
+
+    bool                     is_streaming = false;
+    pyskip_weights           first_weights; // read before the first region
 
     bool                     must_rebuild = false; // the graph in use was built for another kind of rule
     std::vector<pyskip_slot> slots;

@@ -2,9 +2,10 @@
 
 #pragma once
 
+#include <atomic>
 #include <cstdio>
 
-inline int n_failed = 0;
+inline std::atomic<int> n_failed{ 0 };
 
 #define CHECK(condition)                                                              \
     do {                                                                              \

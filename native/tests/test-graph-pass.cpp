@@ -56,6 +56,10 @@ static void test_names() {
     CHECK(pyskip_ffn_down_layer("blk..ffn_down.weight") == -1);
     CHECK(pyskip_ffn_down_layer("blk.5x.ffn_down.weight") == -1);
     CHECK(pyskip_ffn_down_layer("enc.blk.5.ffn_down.weight") == -1);
+    CHECK(pyskip_ffn_down_layer("dec.blk.5.ffn_down.weight") == 5);
+    CHECK(pyskip_ffn_down_layer("blk.5.channel_mix_value.weight") == 5);
+    CHECK(pyskip_ffn_down_layer("blk.5.channel_mix_key.weight") == -1);
+    CHECK(pyskip_ffn_down_layer("dec.blk.5.cross_attn_o.weight") == -1);
     CHECK(pyskip_ffn_down_layer("blk.99999999999999.ffn_down.weight") == -1);
 }
 

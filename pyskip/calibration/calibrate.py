@@ -26,7 +26,7 @@ from .write import LayerFit, Provenance, quantise, write_profile
 
 __all__ = ["Calibration", "Settings", "calibrate"]
 
-N_WINDOW = 512
+N_WINDOW = 512  # tokens; the model's own context where that is less
 WARMUP = 16
 N_FIT, N_FIT_SAMPLED, ALL = 12, 160, 1 << 30
 N_CHOOSE = 2  # windows that neurons are chosen on
@@ -42,8 +42,8 @@ class Settings:
     rank: of linear stand-ins, at most n_embd (the default: one matrix of full rank), which otherwise serve only blocks
         that are no silu(gate) * up.
     width: neurons of gated ones.
-    n_fit, n_curve: windows of 512 tokens to fit on, and to measure on. n_fit None: N_FIT; to distill, all of a text or
-        N_FIT_SAMPLED of the model's own.
+    n_fit, n_curve: windows of N_WINDOW tokens to fit on, and to measure on. n_fit None: N_FIT; to distill, all of a
+        text or N_FIT_SAMPLED of the model's own.
     n_harm: of those to fit on, windows that the harm is measured on; 0: gates predict the relative error alone.
     distill: seconds of end-to-end training instead of the closed form; 0: none.
     """
@@ -81,16 +81,18 @@ def calibrate(
     start = time.monotonic()
     target = settings.output or path_beside(model)
     _check_target(target)
+    n_window = min(N_WINDOW, inspect(model).n_ctx_train or N_WINDOW)
     llm = Llama(
         model,
-        n_ctx=N_WINDOW,
-        n_batch=N_WINDOW,
-        n_ubatch=N_WINDOW,
+        n_ctx=n_window,
+        n_batch=n_window,
+        n_ubatch=n_window,
         n_threads=n_threads,
         n_threads_batch=n_threads,
         verbose=False,
     )
     try:
+        llm._check_decoder()
         if not llm.skippable_layers:
             raise PolicyError(f"{model}: no layer can be skipped")
         with tempfile.TemporaryDirectory(prefix="pyskip-") as folder:
@@ -140,9 +142,9 @@ class Run:
         s = self.settings
         if s.text:
             n_fit = s.n_fit or (ALL if s.distill else N_FIT)
-            return read_text(self.llm, s.text, N_WINDOW, n_fit, s.n_curve, s.seed)
+            return read_text(self.llm, s.text, self.llm.n_ctx(), n_fit, s.n_curve, s.seed)
         n_fit = s.n_fit or (N_FIT_SAMPLED if s.distill else N_FIT)
-        return sample_text(self.llm, N_WINDOW, n_fit, s.n_curve, s.seed, self.progress)
+        return sample_text(self.llm, self.llm.n_ctx(), n_fit, s.n_curve, s.seed, self.progress)
 
     # Closed form
 

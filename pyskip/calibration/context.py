@@ -28,12 +28,14 @@ def log_softmax(logits: Floats) -> Floats:
 
 
 class BatchContext:
-    """n_seq sequences of up to n_ctx tokens over a loaded model. Every token counts as generated."""
+    """n_seq sequences of up to n_ctx tokens over a loaded model, whose attention is computed as the Llama does. Every
+    token counts as generated."""
 
     def __init__(self, llm: Llama, n_seq: int, n_ctx: int, n_batch: int) -> None:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx, params.n_seq_max, params.kv_unified = n_seq * n_ctx, n_seq, False
         params.n_batch = params.n_ubatch = n_batch
+        params.flash_attn_type = llm.context_params.flash_attn_type
         params.n_threads, params.n_threads_batch = llm.n_threads, llm.n_threads_batch
         _log.forget()
         self.ctx: Any = llama_cpp.llama_init_from_model(llm._model.model, params)
@@ -70,10 +72,13 @@ class BatchContext:
         return np.ctypeslib.as_array(llama_cpp.llama_get_logits(self.ctx), (n_wanted, self._n_vocab))
 
     def decode_window(self, window: npt.NDArray[np.int32], logits: bool = True) -> Floats:
-        """Logits [n, n_vocab] of one sequence's n tokens, from a clear start; or none, nor the last layer."""
+        """Logits [n, n_vocab] of one sequence's n tokens, from a clear start; or of the last token only, and no more of
+        the last layer (some models abort on a batch without outputs)."""
         n = len(window)
         self.clear()
-        return self.decode(window.tolist(), range(n), [0] * n, np.full(n, logits))
+        wanted = np.full(n, logits)
+        wanted[-1] = True
+        return self.decode(window.tolist(), range(n), [0] * n, wanted)
 
     def __enter__(self) -> BatchContext:
         return self

@@ -11,13 +11,14 @@ import numpy.typing as npt
 from ..evaluation import evaluate_windows
 from ..gguf_info import inspect
 from ..llama import Llama
-from ..policy import Policy, Profiled
+from ..policy import MAX_ERROR, Policy, Profiled
 from ..profile import Point
 from .context import BatchContext
 
 __all__ = ["RATES", "find_thresholds", "measure", "recommend"]
 
 RATES = (0.05, 0.10, 0.18, 0.27, 0.36, 0.45)
+MAX_THRESHOLD = math.log(MAX_ERROR) - 1e-6  # with all blocks that can be skipped below it
 MAX_RATIO = 1.05  # perplexity against dense that the recommended point may have
 
 Windows = Sequence[npt.NDArray[np.int32]]
@@ -44,13 +45,13 @@ def find_thresholds(llm: Llama, windows: Windows, rates: Sequence[float], progre
                 scores.append(trace.similarity[trace.positions >= len(window) // 2])
                 progress(k * len(windows) + done, len(rates) * len(windows))
             found = np.nan_to_num(np.concatenate(scores).ravel(), nan=np.inf)
-            before = max(before, float(np.quantile(found, rate, method="lower")))
+            before = max(before, min(float(np.quantile(found, rate, method="lower")), MAX_THRESHOLD))
             thresholds.append(before)
     return thresholds
 
 
 def threshold_policy(threshold: float) -> Policy:
-    return Profiled(error=math.exp(min(threshold, 80.0)) if threshold > -700 else 0.0)
+    return Profiled(error=math.exp(threshold) if threshold > -700 else 0.0)
 
 
 def measure(llm: Llama, windows: Windows, thresholds: Sequence[float], progress: Progress) -> list[Point]:
@@ -61,8 +62,10 @@ def measure(llm: Llama, windows: Windows, thresholds: Sequence[float], progress:
     results = evaluate_windows(
         llm, [w.tolist() for w in windows], policies, n_ctx=n_ctx, progress=lambda done, total, _: progress(done, total)
     )
+    found = {result.skip: result for result in results}  # equal thresholds share one
     points: list[Point] = []
-    for threshold, result in zip(thresholds, results[1:], strict=True):
+    for threshold, policy in zip(thresholds, policies, strict=True):
+        result = found[str(policy)]
         if result.skip_rate <= (points[-1].rate if points else 0.0) + 1e-4:
             continue
         points.append(

@@ -71,7 +71,8 @@ def gather(
     progress: Callable[[int, int], None],
 ) -> None:
     """Run dense over the windows, then hand each layer's sums to `visit`; they are gone when it returns. Layers that
-    have not what is gathered are left out; so is the last, of which llama.cpp computes only tokens with an output.
+    have not what is gathered are left out; so is the last, of which llama.cpp computes only tokens with an output, one
+    a window.
 
     profile: whose stand-ins, for HIDDEN and ERRORS. targets: of the windows' tokens, for TARGETS. Takes
     4 * n_row * (n_row + n_target) bytes a layer. Raises PolicyError for a model whose blocks cannot be told.
@@ -89,7 +90,7 @@ def gather(
             progress(i + 1, len(windows))
         for il in range(context.skip.n_layer):
             sums = _take(native, il)
-            if sums is not None:
+            if sums is not None and sums.n_tokens > len(windows):
                 visit(il, sums)
 
 

@@ -117,6 +117,8 @@ def explain(seen: Observed) -> Explained:
     predicted[~np.isfinite(seen.scores)] = 0.0
     use = seen.counted[:, None] & (predicted.sum(axis=2) > 0)
     kld = seen.kld[use].astype(np.float64)
+    if not kld.any():  # no skip moved a logit
+        return Explained(np.zeros(len(rows)), np.zeros(seen.scores.shape[2]))
     design = predicted[use]  # [m, n_layer]
     background = np.full((len(design), 1), np.median(design.sum(axis=1)))
     design = np.concatenate([design, background], 1)

@@ -76,21 +76,21 @@ def bench(
     peer: str | None,
     form: str,
 ) -> None:
-    """Measure decode rates of MODEL (a path, or demo) under policies, in turns, against off.
+    """Measure decode rates of MODEL under policies, in turns, against off.
 
-    speed-up is the median of the rounds' own ratios; what the bytes allow is a machine whose time is all reading
-    weights; efficiency is the one over the other.
+    MODEL is a path, demo, a name of pyskip list, or hf:REPO[:FILE]. speed-up is the median of the rounds'
+    own ratios; what the bytes allow is a machine whose time is all reading weights; efficiency is the one over the
+    other.
     """
     from pyskip._system import physical_cores
     from pyskip.bench import Test, run_bench
-    from pyskip.models import resolve
     from pyskip.policy import parse_skip
     from pyskip.tasks import read_text
 
     for spec in skips:
         parse_skip(spec)
     content = None if text is None else read_text(text)
-    path = resolve(model)
+    path = ui.resolve(model)
     tests = [Test("pp", n, d) for d in depth for n in n_prompt if n]
     tests += [Test("tg", n, d) for d in depth for n in n_gen if n]
     if not tests:

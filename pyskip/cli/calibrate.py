@@ -101,11 +101,13 @@ def calibrate(
     n_threads: int | None,
     as_json: bool,
 ) -> None:
-    """Make the profile of MODEL (a path, or demo): fit stand-ins and gates on text, measure what each skip rate costs,
-    and write it all to one file. The model's own text serves where none is given."""
+    """Make the profile of MODEL.
+
+    MODEL is a path, demo, a name of pyskip list, or hf:REPO[:FILE]. Fits stand-ins and gates on text, measures
+    what each skip rate costs, and writes it all to one file. The model's own text serves where none is given.
+    """
     from pyskip.calibration.calibrate import Settings
     from pyskip.calibration.calibrate import calibrate as run
-    from pyskip.models import resolve
 
     settings = Settings(
         text=tuple(map(Path, text)),
@@ -119,8 +121,9 @@ def calibrate(
         width=width,
         output=Path(output) if output else None,
     )
+    path = ui.resolve(model)
     with ui.stage_line() as show:
-        made = ui.in_thread(lambda: run(resolve(model), settings, show, n_threads))
+        made = ui.in_thread(lambda: run(path, settings, show, n_threads))
     if as_json:
         document = asdict(made) | {"profile": str(made.profile)}
         click.echo(json.dumps(document))

@@ -27,6 +27,9 @@ def chat(
     system: str | None,
     skip: str | None,
     profile: str | None,
+    target_tps: float | None,
+    max_skip: float | None,
+    low_memory: bool,
     n_ctx: int | None,
     n_predict: int,
     n_threads: int | None,
@@ -34,11 +37,15 @@ def chat(
     seed: int | None,
     verbose: bool,
 ) -> int:
-    """Chat with MODEL (a path, or demo, which is also the default).
+    """Chat with MODEL.
 
-    With no terminal on stdin, each line is a turn of the conversation and each answer goes to stdout.
+    MODEL is a path, a name of pyskip list, hf:REPO[:FILE], or demo, which is the default. With no terminal on stdin,
+    each line is a turn of the conversation and each answer goes to stdout.
     """
-    llm = ui.load(model, skip=skip, profile=profile, n_ctx=n_ctx, n_threads=n_threads, verbose=verbose)
+    llm = ui.load(
+        model, skip=skip, profile=profile, target_tps=target_tps, max_skip=max_skip, low_memory=low_memory,
+        n_ctx=n_ctx, n_threads=n_threads, verbose=verbose,
+    )  # fmt: skip
     if "tokenizer.chat_template" not in llm.metadata:
         ui.note("the model has no chat template: using ChatML")
     conversation = Conversation(llm, system, n_predict=n_predict, temp=temp, seed=seed)
@@ -95,10 +102,11 @@ class Conversation:
         n_timed = sum(a.n_gen - 1 for a in self.answers if a.gen_ts)
         skipped = sum(sum(a.skip.skipped) for a in self.answers)
         blocks = skipped + sum(sum(a.skip.evaluated) for a in self.answers)
-        return (
+        line = (
             f"{len(self.answers)} answers, {n_gen} tokens, {n_timed / seconds if seconds else 0.0:.1f} tokens/s, "
             f"{skipped / blocks if blocks else 0.0:.1%} of FFN blocks skipped ({self.llm.skip})"
         )
+        return line if self.answers[-1].pace is None else f"{line}; last answer: {self.answers[-1].pace}"
 
 
 def _print(pieces: Generator[str, None, None]) -> None:

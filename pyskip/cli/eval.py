@@ -68,7 +68,10 @@ def eval(
     resume: str | None,
     as_json: bool,
 ) -> None:
-    """Measure what policies cost MODEL (a path, or demo) in quality. Dense is the first row, asked for or not."""
+    """Measure what policies cost MODEL in quality.
+
+    MODEL is a path, demo, a name of pyskip list, or hf:REPO[:FILE]. Dense is the first row, asked for or not.
+    """
     path = text if text is not None else task
     if path is None or (text is not None and task is not None):
         raise click.UsageError("Give either --text or --task.", click.get_current_context())
@@ -93,12 +96,15 @@ def eval(
 
 def _load(model: str, kind: str, n_ctx: int | None, n_threads: int | None, profile: str | None) -> Llama:
     """With one batch for a whole window."""
+    from pyskip.errors import PyskipError
     from pyskip.gguf_info import inspect
     from pyskip.llama import Llama
-    from pyskip.models import resolve
 
-    path = resolve(model)
-    n_ctx = n_ctx or min(N_CTX[kind], inspect(path).n_ctx_train or N_CTX[kind])
+    path = ui.resolve(model)
+    info = inspect(path)
+    n_ctx = n_ctx or min(N_CTX[kind], info.n_ctx_train or N_CTX[kind])
+    if 0 < info.n_positions < n_ctx:
+        raise PyskipError(f"{path}: has {info.n_positions} positions, expected {n_ctx}: use --ctx {info.n_positions}")
     n_batch = min(n_ctx, N_BATCH) if kind == "articles" else n_ctx
     sizes: dict[str, Any] = {"n_ctx": n_ctx, "n_batch": n_batch, "n_ubatch": n_batch}
     threads: dict[str, Any] = {"n_threads": n_threads, "n_threads_batch": n_threads}

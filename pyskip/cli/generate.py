@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import closing
+from dataclasses import asdict
 
 import click
 
@@ -23,6 +24,9 @@ def generate(
     prompt: str,
     skip: str | None,
     profile: str | None,
+    target_tps: float | None,
+    max_skip: float | None,
+    low_memory: bool,
     n_ctx: int | None,
     n_predict: int,
     n_threads: int | None,
@@ -31,7 +35,10 @@ def generate(
     verbose: bool,
     as_json: bool,
 ) -> int:
-    """Continue a prompt with MODEL (a path, or demo). The text goes to stdout, the rest to stderr."""
+    """Continue a prompt with MODEL.
+
+    MODEL is a path, demo, a name of pyskip list, or hf:REPO[:FILE]. The text goes to stdout, the rest to stderr.
+    """
     try:
         raw = prompt.encode("utf-8")
     except UnicodeEncodeError:
@@ -39,7 +46,10 @@ def generate(
     if not prompt:
         raise click.BadParameter("the prompt is empty.", param_hint="-p")
 
-    llm = ui.load(model, skip=skip, profile=profile, n_ctx=n_ctx, n_threads=n_threads, verbose=verbose)
+    llm = ui.load(
+        model, skip=skip, profile=profile, target_tps=target_tps, max_skip=max_skip, low_memory=low_memory,
+        n_ctx=n_ctx, n_threads=n_threads, verbose=verbose,
+    )  # fmt: skip
     from pyskip.generation import Generation
 
     tokens = list(llm.tokenize(raw, add_bos=True, special=True))
@@ -58,7 +68,8 @@ def generate(
         skipped = {"spec": answer.skip.skip, "rate": answer.skip.rate, "per_layer": list(answer.skip.per_layer)}
         document = {"text": answer.text, "n_prompt": answer.n_prompt, "n_gen": answer.n_gen}
         rates = {"prompt_ts": answer.prompt_ts, "gen_ts": answer.gen_ts}
-        click.echo(json.dumps({**document, **rates, "skip": skipped}))
+        pace = None if answer.pace is None else asdict(answer.pace)
+        click.echo(json.dumps({**document, **rates, "skip": skipped, "pace": pace}))
     else:
         click.echo()
         ui.note(ui.answer_line(answer))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import click
@@ -22,20 +22,26 @@ RATES = (0.1, 0.2, 0.3, 0.4, 0.5)  # of the blocks that can be skipped
 @click.argument("model")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout instead of a table.")
 def info(model: str, as_json: bool) -> None:
-    """Tell what MODEL (a path, or demo) is: its shape, the share of its FFN weights, the layers that can skip."""
+    """Tell what MODEL is, and how much of it skipping can reach.
+
+    MODEL is a path, demo, a name of pyskip list, or hf:REPO[:FILE]. Tells its shape, the share of its FFN weights, the
+    layers that can skip, and its size against this machine's memory.
+    """
+    from pyskip._system import available_memory, total_memory
     from pyskip.errors import PolicyError
     from pyskip.gguf_info import inspect
-    from pyskip.models import resolve
     from pyskip.probe import skippable_layers
     from pyskip.profile import find_profile
 
-    path = resolve(model)
+    path = ui.resolve(model)
     gguf = inspect(path)
     reason = None
     try:
         layers = list(ui.in_thread(lambda: skippable_layers(path)))
     except PolicyError as error:
         layers, reason = [], str(error)
+    n_ctx = min(4096, gguf.n_ctx_train or 4096)  # as chat and generate take it
+    memory = Memory(gguf.bytes, n_ctx, n_ctx * gguf.kv_bytes_per_token, total_memory(), available_memory())
     share = len(layers) / gguf.n_layer if gguf.n_layer else 0.0
     profile = find_profile(path, gguf.fingerprint)
     rows = {
@@ -51,6 +57,7 @@ def info(model: str, as_json: bool) -> None:
         "ffn_share": round(gguf.ffn_share, 4),
         "skippable_layers": layers,
         "ideal_speedup": {str(rate): round(gguf.ideal_speedup(rate * share), 4) for rate in RATES},
+        "memory": asdict(memory) | {"fits": memory.fits},
         "profile": _describe(profile) if profile else None,
     }
     if as_json:
@@ -60,6 +67,7 @@ def info(model: str, as_json: bool) -> None:
     rows["ffn_bytes"] = f"{gguf.ffn_bytes:,} ({gguf.ffn_share:.0%} of the weights)"
     rows["n_params"] = f"{gguf.n_params:,}"
     rows["skippable_layers"] = _ranges(layers) if layers else f"none: {reason}"
+    rows["memory"] = str(memory)
     rows["profile"] = str(profile.path) if profile else "none"
     del rows["ffn_share"], rows["ideal_speedup"]
     click.echo(ui.plain(str(path)))
@@ -73,6 +81,36 @@ def info(model: str, as_json: bool) -> None:
         click.echo("skip rate  ideal speed-up, before stand-ins (pyskip calibrate tells what it costs)")
         for rate in RATES:
             click.echo(f"{rate:9.3f}  {gguf.ideal_speedup(rate * share):13.2f}x")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a model needs and what there is, in bytes."""
+
+    weights: int
+    n_ctx: int
+    kv: int
+    total: int | None
+    available: int | None
+
+    @property
+    def fits(self) -> bool:
+        """Into what is free now. Weights that do not are read from the disk again for every token."""
+        return self.available is None or self.weights + self.kv <= self.available
+
+    def __str__(self) -> str:
+        from pyskip.quantisations import size_text
+
+        needed = f"{size_text(self.weights)} of weights, {size_text(self.kv)} for {self.n_ctx} tokens of context"
+        if self.total is None or self.available is None:
+            return needed
+        if self.fits:
+            verdict = "fits"
+        elif self.weights + self.kv <= self.total:
+            verdict = "fits once other programs leave room"
+        else:
+            verdict = "does not fit: take a smaller quantisation"
+        return f"{needed}; {size_text(self.available)} of {size_text(self.total)} are free: {verdict}"
 
 
 def _describe(profile: Profile) -> dict[str, object]:

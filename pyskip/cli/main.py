@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
+from contextlib import suppress
 from typing import Any
 
 import click
+
+from pyskip import _startup
 
 from . import ui
 
@@ -21,7 +25,7 @@ class LazyGroup(click.Group):
     """Imports a subcommand, and with it llama.cpp, only when it runs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return ["bench", "calibrate", "chat", "eval", "generate", "info"]
+        return ["bench", "calibrate", "chat", "eval", "generate", "info", "list", "pull"]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):
@@ -59,6 +63,7 @@ def _one_line(error: BaseException) -> str:
 def run(args: list[str] | None = None) -> int:
     """The command line's exit code. Prints errors."""
     try:
+        _startup.hear_interrupts()
         result: Any = cli.main(args=args, prog_name="pyskip", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
@@ -97,10 +102,22 @@ def _open_closed_streams() -> None:
             stream.reconfigure(errors="replace")
 
 
+def _crash_in_one_line() -> None:
+    """A crash inside llama.cpp, too, is a line and an exit code; with PYSKIP_DEBUG it is left to a debugger."""
+    if os.environ.get("PYSKIP_DEBUG"):
+        return
+    with suppress(ImportError, OSError):  # the command that needs the library says what is wrong with it
+        from pyskip._crash import exit_on_crash
+
+        exit_on_crash(os.dup(sys.stderr.fileno()))  # a copy: llama-cpp-python closes stderr while it loads
+
+
 def main() -> None:
     """Console script."""
     _open_closed_streams()
+    _crash_in_one_line()
     status = run()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is over: one that comes now must not end in a traceback
     if ui.must_exit_now:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -27,6 +28,7 @@ __all__ = [
     "note",
     "plain",
     "progress_line",
+    "resolve",
     "stage_line",
     "stream",
 ]
@@ -71,6 +73,21 @@ def common_options(command: Callable[..., T]) -> Callable[..., T]:
             "random[:key=value,...]. [default: the profile's recommended point, off without a profile]",
         ),
         click.option("--profile", metavar="FILE", help="The profile. [default: MODEL.skip.gguf beside the model]"),
+        click.option(
+            "--target-tps",
+            type=FiniteFloat(0.0, min_open=True),
+            metavar="N",
+            help="Keep N tokens/s: skip as much as that takes, from what --skip asks for (off) to --max-skip.",
+        ),
+        click.option(
+            "--max-skip",
+            type=FiniteFloat(0.0, 1.0, min_open=True),
+            metavar="R",
+            help="Rate that --target-tps may come to. [default: the profile's recommended one]",
+        ),
+        click.option(
+            "--low-memory", is_flag=True, help="The model is larger than memory: read what runs, when it runs."
+        ),
         click.option(
             "-c",
             "n_ctx",
@@ -130,8 +147,24 @@ def in_thread(work: Callable[[], T]) -> T:
     return value  # type: ignore[return-value]
 
 
+def resolve(model: str, *, refresh: bool = False) -> Path:
+    """The file of the model that a command line names. Downloads it where need be, and says so on stderr."""
+    from pyskip.models import resolve
+
+    return resolve(model, refresh=refresh, tell=lambda line: note(plain(line)))  # names of files are the Hub's words
+
+
 def load(
-    model: str, *, skip: str | None, profile: str | None, n_ctx: int | None, n_threads: int | None, verbose: bool
+    model: str,
+    *,
+    skip: str | None,
+    profile: str | None,
+    target_tps: float | None,
+    max_skip: float | None,
+    low_memory: bool,
+    n_ctx: int | None,
+    n_threads: int | None,
+    verbose: bool,
 ) -> Llama:
     """The model that a command line names. Says how skipping stands on stderr."""
     from pyskip.policy import parse_skip
@@ -140,7 +173,6 @@ def load(
 
     from pyskip.gguf_info import inspect
     from pyskip.llama import Llama
-    from pyskip.models import resolve
 
     path = resolve(model)
     n_ctx = n_ctx or min(4096, inspect(path).n_ctx_train or 4096)
@@ -149,6 +181,9 @@ def load(
             path,
             skip=policy,
             profile=profile,
+            target_tps=target_tps,
+            max_skip=max_skip,
+            low_memory=low_memory,
             n_ctx=n_ctx,
             n_threads=n_threads,
             n_threads_batch=n_threads,
@@ -156,7 +191,10 @@ def load(
         )
     )
     llm.set_abort(False)
-    if skip is None:
+    if llm.pace is not None:
+        pace = llm.pace
+        note(f"skipping what it takes to keep {pace.target_tps:g} tokens/s, at most {pace.max_skip:.2f} of FFN blocks")
+    elif skip is None:
         _choose_default(llm)
     return llm
 
@@ -224,7 +262,8 @@ def answer_line(answer: Answer) -> str:
     """What an answer took, in one line."""
     skip = answer.skip
     line = f"{answer.n_gen} tokens, {answer.gen_ts:.1f} tokens/s, {skip.rate:.1%} of FFN blocks skipped ({skip.skip})"
-    return line + f"; prompt {answer.n_prompt} tokens, {answer.prompt_ts:.1f} tokens/s"
+    line += f"; prompt {answer.n_prompt} tokens, {answer.prompt_ts:.1f} tokens/s"
+    return f"{line}; {answer.pace}" if answer.pace else line
 
 
 @contextmanager

@@ -1,0 +1,15 @@
+// While one of these lives, what makes llama.cpp abort in this thread is thrown as an exception instead.
+
+#pragma once
+
+class pyskip_aborts_caught {
+public:
+    pyskip_aborts_caught();
+    ~pyskip_aborts_caught();
+
+    pyskip_aborts_caught(const pyskip_aborts_caught &)             = delete;
+    pyskip_aborts_caught & operator=(const pyskip_aborts_caught &) = delete;
+
+private:
+    bool before;
+};

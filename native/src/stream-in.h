@@ -1,0 +1,21 @@
+// Weights that lie in a mapped file larger than memory: which pages are read, and when. Called by state.cpp for contexts
+// that pyskip_set_streaming() made so; the others leave the mapping as llama.cpp made it.
+
+#pragma once
+
+#include <vector>
+
+struct ggml_cgraph;
+struct ggml_tensor;
+struct pyskip_slot;
+
+// Weights in the order in which the graph reads them.
+using pyskip_weights = std::vector<const ggml_tensor *>;
+
+// What each part of the graph reads: slot.region_weights by the slot's region, slot.next_weights by what lies between its
+// join and the next region, `first` by what lies before the first join. Embeddings and experts, of which a token reads a
+// part, are left out. Tells the kernel to read nothing around a page that is missing: it may be a block that is skipped.
+void pyskip_stream_plan(const ggml_cgraph * gf, std::vector<pyskip_slot> & slots, pyskip_weights & first);
+
+// Start reading what is not in memory.
+void pyskip_stream_in(const pyskip_weights & weights);

@@ -1,0 +1,20 @@
+"""A minute of fuzzing, the same inputs every time. `make fuzz` runs 200,000 a target, and libFuzzer where clang is."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RUN = Path(__file__).parent / "fuzz" / "run.py"
+
+
+@pytest.mark.parametrize(("target", "runs"), [("skip", 40_000), ("task", 20_000), ("profile", 10_000), ("pair", 4_000)])
+def test_smoke(target: str, runs: int) -> None:
+    command = [sys.executable, str(RUN), "--target", target, "--runs", str(runs), "--seed", "2"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)[target]
+    assert result["inputs"] == runs
+    assert runs / 50 < result["accepted"] < runs * 0.9  # neither noise that nothing lets in, nor all of it sound

@@ -1,0 +1,96 @@
+"""Models larger than memory: what is skipped is never read from the file, and nothing else changes."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+import pyskip
+
+libc = ctypes.CDLL(None, use_errno=True)
+PROFILE = "random:rate=0.3,seed=1,warmup=0"
+MADV_DONTNEED = 4  # mmap.MADV_DONTNEED, which not every platform's module has
+
+
+def mappings(path: Path) -> list[tuple[int, int, int]]:
+    """Where this process has the file, pieces of different advice apart: address, length, offset."""
+    found = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if line.endswith(str(path)):
+            span, _, offset, *_ = line.split()
+            begin, end = (int(part, 16) for part in span.split("-"))
+            found.append((begin, end - begin, int(offset, 16)))
+    assert found
+    return found
+
+
+def resident(path: Path) -> np.ndarray:
+    """Which pages of the file are in memory; those that are not mapped count as absent."""
+    flags = np.zeros(-(-path.stat().st_size // mmap.PAGESIZE), np.uint8)
+    for address, length, offset in mappings(path):
+        piece = flags[offset // mmap.PAGESIZE :][: -(-length // mmap.PAGESIZE)]
+        assert libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(length), ctypes.c_void_p(piece.ctypes.data)) == 0
+    return flags & 1
+
+
+def evict(path: Path) -> None:
+    """The file's pages out of memory."""
+    for address, length, _ in mappings(path):
+        assert libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), MADV_DONTNEED) == 0
+    fd = os.open(path, os.O_RDONLY)
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
+    if resident(path).any():
+        pytest.skip("the file system of the test's folder keeps its files in memory")
+
+
+def pages(path: Path, name: str) -> slice:
+    """Those that hold nothing but the tensor."""
+    tensor = next(t for t in gguf.GGUFReader(path).tensors if t.name == name)
+    begin = int(tensor.data_offset)
+    return slice(-(-begin // mmap.PAGESIZE), (begin + int(tensor.n_bytes)) // mmap.PAGESIZE)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+def test_skipped_blocks_are_never_read(tiny: Path) -> None:
+    llm = pyskip.Llama(tiny, skip="static:1,4", low_memory=True, n_ctx=64, n_threads=2, verbose=False)
+    llm.eval([5])  # builds the graph, with the advice
+    evict(tiny)
+    llm.eval([6])
+    seen = resident(tiny)
+    for il in range(6):
+        for part in ("gate", "up", "down"):
+            of_tensor = seen[pages(tiny, f"blk.{il}.ffn_{part}.weight")]
+            assert len(of_tensor) > 5
+            assert of_tensor.any() != (il in (1, 4)), (il, part)
+            assert of_tensor.all() == of_tensor.any()
+    llm.close()
+
+
+@pytest.mark.parametrize(
+    "skip", ["off", "static:1,4", "cosine:threshold=0.9,warmup=0,cold_start=0,cold_end=1", PROFILE]
+)
+def test_changes_no_logits(tiny: Path, skip: str) -> None:
+    def logits(low_memory: bool) -> np.ndarray:
+        llm = pyskip.Llama(tiny, skip=skip, low_memory=low_memory, n_ctx=64, logits_all=True, verbose=False)
+        llm.mark_generated(0)
+        llm.eval([5, 6, 7])
+        llm.eval([8])
+        scores = llm.scores[:4].copy()
+        llm.close()
+        return scores
+
+    np.testing.assert_array_equal(logits(True), logits(False))
+
+
+@pytest.mark.parametrize("argument", [{"use_mmap": False}, {"use_mlock": True}, {"lora_path": "x.gguf"}])
+def test_refuses_what_loads_all(tiny: Path, argument: dict[str, object]) -> None:
+    with pytest.raises(pyskip.ModelLoadError, match="low_memory found"):
+        pyskip.Llama(tiny, low_memory=True, verbose=False, **argument)
