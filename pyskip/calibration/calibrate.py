@@ -28,7 +28,7 @@ __all__ = ["Calibration", "Settings", "calibrate"]
 
 N_WINDOW = 512  # tokens; the model's own context where that is less
 WARMUP = 16
-N_FIT, N_FIT_SAMPLED, ALL = 12, 160, 1 << 30
+N_FIT, N_FIT_SAMPLED, ALL = 16, 160, 1 << 30
 N_CHOOSE = 2  # windows that neurons are chosen on
 
 F32 = npt.NDArray[np.float32]

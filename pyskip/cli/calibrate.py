@@ -41,7 +41,7 @@ __all__ = ["calibrate"]
     "n_fit",
     type=click.IntRange(1, 1 << 20),
     metavar="N",
-    help="Windows of 512 tokens to fit on. [default: 12; to distill, all of a text, or 160 of the model's own]",
+    help="Windows of 512 tokens to fit on. [default: 16; to distill, all of a text, or 160 of the model's own]",
 )
 @click.option(
     "--curve",
