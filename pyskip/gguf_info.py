@@ -37,6 +37,11 @@ class GGUFInfo:
     fingerprint: str
 
     @property
+    def default_n_ctx(self) -> int:
+        """Tokens of context where none are asked for."""
+        return min(4096, self.n_ctx_train or 4096)
+
+    @property
     def ffn_share(self) -> float:
         """FFN weights / all weights, in bytes."""
         return self.ffn_bytes / self.bytes if self.bytes else 0.0

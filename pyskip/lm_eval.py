@@ -86,7 +86,7 @@ class PyskipLM(TemplateLM):  # type: ignore[misc]
             raise PyskipError(f"n_ctx is {n_ctx!r}, expected a whole number from 1")
         policy, file = parse_skip(skip), resolve(str(path))
         info = inspect(file)
-        self.max_length: int = n_ctx or min(4096, info.n_ctx_train or 4096)
+        self.max_length: int = n_ctx or info.default_n_ctx
         self._fingerprint = info.fingerprint
         self._n_batch = min(BATCH, self.max_length + 1)
         self.llm = Llama(

@@ -40,7 +40,7 @@ def info(model: str, as_json: bool) -> None:
         layers = list(ui.in_thread(lambda: skippable_layers(path)))
     except PolicyError as error:
         layers, reason = [], str(error)
-    n_ctx = min(4096, gguf.n_ctx_train or 4096)  # as chat and generate take it
+    n_ctx = gguf.default_n_ctx
     memory = Memory(gguf.bytes, n_ctx, n_ctx * gguf.kv_bytes_per_token, total_memory(), available_memory())
     share = len(layers) / gguf.n_layer if gguf.n_layer else 0.0
     profile = find_profile(path, gguf.fingerprint)

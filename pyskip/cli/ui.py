@@ -175,7 +175,7 @@ def load(
     from pyskip.llama import Llama
 
     path = resolve(model)
-    n_ctx = n_ctx or min(4096, inspect(path).n_ctx_train or 4096)
+    n_ctx = n_ctx or inspect(path).default_n_ctx
     llm = in_thread(
         lambda: Llama(
             path,
