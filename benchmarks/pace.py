@@ -1,10 +1,11 @@
 """A pace that is kept while other processes spin on the same cores: tokens/s and operating point against time.
 
-    python benchmarks/pace.py [--model demo] [--share 0.95] [--max-skip 0.44] [--hogs 1] [--nice 8] [-t N] [-o FOLDER]
+    python benchmarks/pace.py [--model demo] [--share 0.95] [--max-skip 0.44] [--hogs 1] [--duty 0.15] [--nice 0] [-t N]
+                              [-o FOLDER]
 
 First decodes dense for a while: the target is `--share` of that rate. Then three phases: alone, beside hogs, alone.
-Hogs are processes that spin; their niceness says how much of a core they get. Answers of 200 tokens from a short
-prompt, one after another, with a sampling seed, so that the context stays short. Writes pace.json and pace.svg.
+Hogs are processes that spin for a share of their time, 20 times a second. Answers of 200 tokens from a short prompt,
+one after another, with a sampling seed, so that the context stays short. Writes pace.json and pace.svg.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 N_ANSWER = 200
 WINDOW = 1.0  # seconds that a rate is taken over
 NEAR = 0.9  # of the target
+PERIOD = 0.05  # seconds, of a hog
 
 
 @dataclass(frozen=True)
@@ -65,19 +67,32 @@ def rate(tokens: list[Token]) -> float:
     return len(tokens) / sum(token.seconds for token in tokens) if tokens else 0.0
 
 
-class Hogs:
-    """Processes that spin from `begin` to `end`; call it as often as possible."""
+# argv: niceness, share of the time
+SPIN = f"""
+import os, sys, time
+os.nice(int(sys.argv[1]))
+busy = float(sys.argv[2]) * {PERIOD}
+while True:
+    end = time.perf_counter() + busy
+    while time.perf_counter() < end:
+        pass
+    time.sleep({PERIOD} - busy)
+"""
 
-    def __init__(self, n: int, niceness: int, begin: float, end: float) -> None:
-        self.n, self.niceness, self.begin, self.end = n, niceness, begin, end
+
+class Hogs:
+    """Processes that spin for a share of their time from `begin` to `end`; call it as often as possible."""
+
+    def __init__(self, n: int, niceness: int, duty: float, begin: float, end: float) -> None:
+        self.n, self.begin, self.end = n, begin, end
+        self.command = [sys.executable, "-c", SPIN, str(niceness), str(duty)]
         self.running: list[subprocess.Popen[bytes]] = []
         self.came = self.went = 0.0
 
     def __call__(self, seconds: float) -> None:
         if self.begin <= seconds < self.end and not self.came:
             self.came = seconds
-            spin = [sys.executable, "-c", f"import os; os.nice({self.niceness})\nwhile True: pass"]
-            self.running = [subprocess.Popen(spin) for _ in range(self.n)]
+            self.running = [subprocess.Popen(self.command) for _ in range(self.n)]
         elif seconds >= self.end and not self.went:
             self.went = seconds
             self.stop()
@@ -95,7 +110,7 @@ def measure(llm: pyskip.Llama, args: argparse.Namespace) -> dict[str, Any]:
     alone = rate(decode(llm, args.prompt, lambda seconds: seconds > args.phase))
     llm.keep_pace(args.share * alone, args.max_skip)
     assert llm.pace is not None
-    hogs = Hogs(args.hogs, args.nice, args.phase, 2.5 * args.phase)
+    hogs = Hogs(args.hogs, args.nice, args.duty, args.phase, 2.5 * args.phase)
 
     def is_over(seconds: float) -> bool:
         hogs(seconds)
@@ -110,7 +125,7 @@ def measure(llm: pyskip.Llama, args: argparse.Namespace) -> dict[str, Any]:
         "model": Path(resolve(args.model)).name, "cpu": cpu_name(), "build": BUILD, "n_threads": args.threads,
         "omp": {key: os.environ.get(key, "") for key in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")},
         "date": datetime.date.today().isoformat(), "command": " ".join(["benchmarks/pace.py", *sys.argv[1:]]),
-        "hogs": args.hogs, "nice": args.nice, "hog_from": hogs.came, "hog_to": hogs.went,
+        "hogs": args.hogs, "duty": args.duty, "nice": args.nice, "hog_from": hogs.came, "hog_to": hogs.went,
         "alone_tps": alone, "target_tps": stats.target_tps, "max_skip": stats.max_skip, "floor": stats.floor,
         **verdict(tokens, stats.target_tps, stats.floor, hogs.came, hogs.went),
         "series": series(tokens),
@@ -191,7 +206,8 @@ def main() -> int:
     parser.add_argument("--share", type=float, default=0.95, help="target, of the rate alone")
     parser.add_argument("--max-skip", type=float, default=0.44)
     parser.add_argument("--hogs", type=int, default=1)
-    parser.add_argument("--nice", type=int, default=8, help="niceness of the hogs: 0 takes half of a core")
+    parser.add_argument("--duty", type=float, default=0.15, help="share of its time that a hog spins")
+    parser.add_argument("--nice", type=int, default=0, help="niceness of the hogs")
     parser.add_argument("--phase", type=float, default=10.0, metavar="SECONDS")
     parser.add_argument("--prompt", default="The history of the city of Rome begins")
     parser.add_argument("-t", "--threads", type=int, default=physical_cores())
