@@ -162,7 +162,9 @@ void neurons_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
         for (int64_t j = share.begin; j < share.end; ++j) {
             layer.neurons[j] += h[j] * h[j];
         }
-        layer.n_tokens += ith == 0;
+        if (ith == 0) { // of all threads one counts
+            ++layer.n_tokens;
+        }
     }
 }
 
