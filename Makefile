@@ -53,7 +53,7 @@ test: $(VENV)/.built build/reference/.built build/native-tests/.built $(VENV)/.d
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-extras: $(VENV)/.built $(VENV)/.dev
-	@$(PIP) install "torch>=2.1" "transformers>=4.46" "lm-eval>=0.4.13"
+	@$(PIP) install "pyskip[distill,lm-eval]"
 	$(BIN)/python -m pytest tests/test_distill.py tests/test_lm_eval.py
 
 upstream-test: build/upstream-tests/.built build/reference/.built
@@ -135,7 +135,7 @@ $(VENV)/.built: $(VENV)/.runtime $(NATIVE)
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/.built
-	@$(PIP) install "pytest>=8" "ruff>=0.8" "mypy>=1.13" types-cffi "rouge-score>=0.1.2" "matplotlib>=3.8"
+	@$(PIP) install "pyskip[dev]"
 	@touch $@
 
 # Unpatched libllama of the same release and the same flags: what tests and benchmarks compare with. `never-built` is

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from . import ui
+from .options import Options, common_options, load
 
 if TYPE_CHECKING:
     from pyskip.generation import Answer, Message
@@ -21,34 +22,17 @@ __all__ = ["chat"]
 @click.command()
 @click.argument("model", default="demo")
 @click.option("--system", metavar="TEXT", help="System message.")
-@ui.common_options
-def chat(
-    model: str,
-    system: str | None,
-    skip: str | None,
-    profile: str | None,
-    target_tps: float | None,
-    max_skip: float | None,
-    low_memory: bool,
-    n_ctx: int | None,
-    n_predict: int,
-    n_threads: int | None,
-    temp: float,
-    seed: int | None,
-    verbose: bool,
-) -> int:
+@common_options
+def chat(model: str, system: str | None, options: Options) -> int:
     """Chat with MODEL.
 
     MODEL is a path, a name of pyskip list, hf:REPO[:FILE], or demo, which is the default. With no terminal on stdin,
     each line is a turn of the conversation and each answer goes to stdout.
     """
-    llm = ui.load(
-        model, skip=skip, profile=profile, target_tps=target_tps, max_skip=max_skip, low_memory=low_memory,
-        n_ctx=n_ctx, n_threads=n_threads, verbose=verbose,
-    )  # fmt: skip
+    llm = load(model, options)
     if "tokenizer.chat_template" not in llm.metadata:
         ui.note("the model has no chat template: using ChatML")
-    conversation = Conversation(llm, system, n_predict=n_predict, temp=temp, seed=seed)
+    conversation = Conversation(llm, system, n_predict=options.n_predict, temp=options.temp, seed=options.seed)
     return _on_terminal(conversation) if sys.stdin.isatty() else _from_pipe(conversation)
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict
 import click
 
 from . import ui
+from .options import Options, common_options, load
 
 __all__ = ["generate"]
 
@@ -17,24 +18,9 @@ __all__ = ["generate"]
 @click.command()
 @click.argument("model")
 @click.option("-p", "--prompt", required=True, metavar="TEXT", help="Text to continue.")
-@ui.common_options
+@common_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout instead of text.")
-def generate(
-    model: str,
-    prompt: str,
-    skip: str | None,
-    profile: str | None,
-    target_tps: float | None,
-    max_skip: float | None,
-    low_memory: bool,
-    n_ctx: int | None,
-    n_predict: int,
-    n_threads: int | None,
-    temp: float,
-    seed: int | None,
-    verbose: bool,
-    as_json: bool,
-) -> int:
+def generate(model: str, prompt: str, options: Options, as_json: bool) -> int:
     """Continue a prompt with MODEL.
 
     MODEL is a path, demo, a name of pyskip list, or hf:REPO[:FILE]. The text goes to stdout, the rest to stderr.
@@ -46,14 +32,11 @@ def generate(
     if not prompt:
         raise click.BadParameter("the prompt is empty.", param_hint="-p")
 
-    llm = ui.load(
-        model, skip=skip, profile=profile, target_tps=target_tps, max_skip=max_skip, low_memory=low_memory,
-        n_ctx=n_ctx, n_threads=n_threads, verbose=verbose,
-    )  # fmt: skip
+    llm = load(model, options)
     from pyskip.generation import Generation
 
     tokens = list(llm.tokenize(raw, add_bos=True, special=True))
-    generation = Generation(llm, tokens, max_tokens=n_predict, temp=temp, seed=seed)
+    generation = Generation(llm, tokens, max_tokens=options.n_predict, temp=options.temp, seed=options.seed)
     interrupted = False
     try:
         with closing(ui.stream(llm, generation)) as pieces:

@@ -1,8 +1,7 @@
-"""What the commands share: messages on stderr, options, and work that Ctrl-C can stop though it is inside llama.cpp."""
+"""What the commands share: messages on stderr, and work that Ctrl-C can stop though it is inside llama.cpp."""
 
 from __future__ import annotations
 
-import math
 import queue
 import sys
 import threading
@@ -10,7 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -20,10 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "answer_line",
-    "common_options",
     "error",
     "in_thread",
-    "load",
     "must_exit_now",
     "note",
     "plain",
@@ -49,80 +46,6 @@ def error(line: str) -> None:
 
 def note(line: str) -> None:
     click.echo(click.style(f"pyskip: {line}", dim=True) if sys.stderr.isatty() else f"pyskip: {line}", err=True)
-
-
-class FiniteFloat(click.FloatRange):
-    """click takes nan, which no range refuses."""
-
-    name = "number"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{value!r} is not a finite number.", param, ctx)
-        return number
-
-
-def common_options(command: Callable[..., T]) -> Callable[..., T]:
-    """The flags of every command that generates, spelt as llama.cpp spells them."""
-    options = [
-        click.option(
-            "--skip",
-            metavar="SPEC",
-            help="off, a rate such as 0.25, profile[:key=value,...], cosine[:key=value,...], static:LAYER,... or "
-            "random[:key=value,...]. [default: the profile's recommended point, off without a profile]",
-        ),
-        click.option("--profile", metavar="FILE", help="The profile. [default: MODEL.skip.gguf beside the model]"),
-        click.option(
-            "--target-tps",
-            type=FiniteFloat(0.0, min_open=True),
-            metavar="N",
-            help="Keep N tokens/s: skip as much as that takes, from what --skip asks for (off) to --max-skip.",
-        ),
-        click.option(
-            "--max-skip",
-            type=FiniteFloat(0.0, 1.0, min_open=True),
-            metavar="R",
-            help="Rate that --target-tps may come to. [default: the profile's recommended one]",
-        ),
-        click.option(
-            "--low-memory", is_flag=True, help="The model is larger than memory: read what runs, when it runs."
-        ),
-        click.option(
-            "-c",
-            "n_ctx",
-            type=click.IntRange(1, 2**31 - 1),
-            metavar="N",
-            help="Context size in tokens. [default: 4096 or the model's]",
-        ),
-        click.option(
-            "-n",
-            "n_predict",
-            type=click.IntRange(1),
-            default=512,
-            show_default=True,
-            metavar="N",
-            help="Tokens to generate at most.",
-        ),
-        click.option(
-            "-t", "n_threads", type=click.IntRange(1, 512), metavar="N", help="Threads. [default: the physical cores]"
-        ),
-        click.option(
-            "--temp",
-            type=FiniteFloat(0.0),
-            default=0.0,
-            show_default=True,
-            metavar="T",
-            help="Temperature; 0 takes the likeliest token.",
-        ),
-        click.option(
-            "--seed", type=click.IntRange(0, 2**32 - 1), metavar="S", help="Seed of the sampling. [default: random]"
-        ),
-        click.option("-v", "--verbose", is_flag=True, help="Show llama.cpp's log."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 def in_thread(work: Callable[[], T]) -> T:
@@ -152,65 +75,6 @@ def resolve(model: str, *, refresh: bool = False) -> Path:
     from pyskip.models import resolve
 
     return resolve(model, refresh=refresh, tell=lambda line: note(plain(line)))  # names of files are the Hub's words
-
-
-def load(
-    model: str,
-    *,
-    skip: str | None,
-    profile: str | None,
-    target_tps: float | None,
-    max_skip: float | None,
-    low_memory: bool,
-    n_ctx: int | None,
-    n_threads: int | None,
-    verbose: bool,
-) -> Llama:
-    """The model that a command line names. Says how skipping stands on stderr."""
-    from pyskip.policy import parse_skip
-
-    policy = parse_skip("off" if skip is None else skip)  # before anything is loaded
-
-    from pyskip.gguf_info import inspect
-    from pyskip.llama import Llama
-
-    path = resolve(model)
-    n_ctx = n_ctx or inspect(path).default_n_ctx
-    llm = in_thread(
-        lambda: Llama(
-            path,
-            skip=policy,
-            profile=profile,
-            target_tps=target_tps,
-            max_skip=max_skip,
-            low_memory=low_memory,
-            n_ctx=n_ctx,
-            n_threads=n_threads,
-            n_threads_batch=n_threads,
-            verbose=verbose,
-        )
-    )
-    llm.set_abort(False)
-    if llm.pace is not None:
-        pace = llm.pace
-        note(f"skipping what it takes to keep {pace.target_tps:g} tokens/s, at most {pace.max_skip:.2f} of FFN blocks")
-    elif skip is None:
-        _choose_default(llm)
-    return llm
-
-
-def _choose_default(llm: Llama) -> None:
-    from pyskip.policy import Profiled
-
-    if llm.profile is None:
-        note("running dense: there is no profile for this model; pyskip calibrate makes one")
-        return
-    llm.skip = Profiled()
-    point = llm.profile.recommended
-    note(
-        f"skipping about {point.rate:.0%} of FFN blocks: at best {point.ideal_speedup:.2f} x as fast, perplexity "
-        f"{point.ppl_ratio:.3f} x dense on its calibration text; --skip off runs dense"
-    )
 
 
 def stream(llm: Llama, pieces: Iterable[str]) -> Generator[str, None, None]:

@@ -1,0 +1,187 @@
+"""The flags that commands share, spelt as llama.cpp spells them, and the model that they load."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from . import ui
+
+if TYPE_CHECKING:
+    from pyskip.llama import Llama
+
+__all__ = ["ModelOptions", "Options", "common_options", "load", "model_options"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How a model is loaded and what it skips; None stands for the default that the flag's help tells."""
+
+    skip: str | None = None
+    profile: str | None = None
+    target_tps: float | None = None
+    max_skip: float | None = None
+    low_memory: bool = False
+    n_ctx: int | None = None
+    n_threads: int | None = None
+    verbose: bool = False
+
+
+@dataclass(frozen=True)
+class Options(ModelOptions):
+    """And how it generates."""
+
+    n_predict: int = 512
+    temp: float = 0.0
+    seed: int | None = None
+
+
+class FiniteFloat(click.FloatRange):
+    """click takes nan, which no range refuses."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
+
+
+_MODEL_FLAGS = [
+    click.option(
+        "--skip",
+        metavar="SPEC",
+        help="off, a rate such as 0.25, profile[:key=value,...], cosine[:key=value,...], static:LAYER,... or "
+        "random[:key=value,...]. [default: the profile's recommended point, off without a profile]",
+    ),
+    click.option("--profile", metavar="FILE", help="The profile. [default: MODEL.skip.gguf beside the model]"),
+    click.option(
+        "--target-tps",
+        type=FiniteFloat(0.0, min_open=True),
+        metavar="N",
+        help="Keep N tokens/s: skip as much as that takes, from what --skip asks for (off) to --max-skip.",
+    ),
+    click.option(
+        "--max-skip",
+        type=FiniteFloat(0.0, 1.0, min_open=True),
+        metavar="R",
+        help="Rate that --target-tps may come to. [default: the profile's recommended one]",
+    ),
+    click.option("--low-memory", is_flag=True, help="The model is larger than memory: read what runs, when it runs."),
+    click.option(
+        "-c",
+        "n_ctx",
+        type=click.IntRange(1, 2**31 - 1),
+        metavar="N",
+        help="Context size in tokens. [default: 4096 or the model's]",
+    ),
+    click.option(
+        "-t", "n_threads", type=click.IntRange(1, 512), metavar="N", help="Threads. [default: the physical cores]"
+    ),
+    click.option("-v", "--verbose", is_flag=True, help="Show llama.cpp's log."),
+]
+
+_GENERATION_FLAGS = [
+    click.option(
+        "-n",
+        "n_predict",
+        type=click.IntRange(1),
+        default=512,
+        show_default=True,
+        metavar="N",
+        help="Tokens to generate at most.",
+    ),
+    click.option(
+        "--temp",
+        type=FiniteFloat(0.0),
+        default=0.0,
+        show_default=True,
+        metavar="T",
+        help="Temperature; 0 takes the likeliest token.",
+    ),
+    click.option(
+        "--seed", type=click.IntRange(0, 2**32 - 1), metavar="S", help="Seed of the sampling. [default: random]"
+    ),
+]
+
+
+def _gathered(
+    flags: list[Callable[[Any], Any]], into: type[ModelOptions]
+) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    names = [field.name for field in dataclasses.fields(into)]
+
+    def decorate(command: Callable[..., T]) -> Callable[..., T]:
+        @functools.wraps(command)
+        def with_options(**kwargs: Any) -> T:
+            options = into(**{name: kwargs.pop(name) for name in names})
+            return command(options=options, **kwargs)
+
+        for flag in reversed(flags):
+            with_options = flag(with_options)
+        return with_options
+
+    return decorate
+
+
+model_options = _gathered(_MODEL_FLAGS, ModelOptions)  # for a command that takes options: ModelOptions
+common_options = _gathered([*_MODEL_FLAGS, *_GENERATION_FLAGS], Options)  # for one that generates: options: Options
+
+
+def load(model: str, options: ModelOptions, open_model: Callable[..., Llama] | None = None) -> Llama:
+    """The model that a command line names, by Llama or by open_model, which takes what Llama takes. Says how skipping
+    stands on stderr."""
+    from pyskip.policy import parse_skip
+
+    policy = parse_skip("off" if options.skip is None else options.skip)  # before anything is loaded
+
+    from pyskip.gguf_info import inspect
+    from pyskip.llama import Llama
+
+    path = ui.resolve(model)
+    n_ctx = options.n_ctx or inspect(path).default_n_ctx
+    llm = ui.in_thread(
+        lambda: (open_model or Llama)(
+            path,
+            skip=policy,
+            profile=options.profile,
+            target_tps=options.target_tps,
+            max_skip=options.max_skip,
+            low_memory=options.low_memory,
+            n_ctx=n_ctx,
+            n_threads=options.n_threads,
+            n_threads_batch=options.n_threads,
+            verbose=options.verbose,
+        )
+    )
+    llm.set_abort(False)
+    if llm.pace is not None:
+        pace = llm.pace
+        ui.note(
+            f"skipping what it takes to keep {pace.target_tps:g} tokens/s, at most {pace.max_skip:.2f} of FFN blocks"
+        )
+    elif options.skip is None:
+        _choose_default(llm)
+    return llm
+
+
+def _choose_default(llm: Llama) -> None:
+    from pyskip.policy import Profiled
+
+    if llm.profile is None:
+        ui.note("running dense: there is no profile for this model; pyskip calibrate makes one")
+        return
+    llm.skip = Profiled()
+    point = llm.profile.recommended
+    ui.note(
+        f"skipping about {point.rate:.0%} of FFN blocks: at best {point.ideal_speedup:.2f} x as fast, perplexity "
+        f"{point.ppl_ratio:.3f} x dense on its calibration text; --skip off runs dense"
+    )
