@@ -6,13 +6,12 @@ The same files give the same page, byte for byte. What was not measured is left 
 from __future__ import annotations
 
 import json
-import re
-import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import results_plots
+import results_words as words
+from results_words import Row
 
 from pyskip.errors import PyskipError
 
@@ -35,7 +34,6 @@ MEASURES = {
     "cnn": "ROUGE-L F1, %, of summaries against the highlights (the paper has summaries judged by GPT-4)",
 }
 UNITS = {"text": "windows of 512 tokens, the second half of each"}
-Row = dict[str, Any]
 
 
 def write(folder: Path) -> Path:
@@ -60,7 +58,7 @@ def write(folder: Path) -> Path:
         parts.append(_calibrations(documents["calibration"]))
     parts.append(_arms(documents["arms"], quality))
     page = folder.with_suffix(".md")
-    page.write_text("\n\n".join(_filled(part) for part in parts if part) + "\n")
+    page.write_text("\n\n".join(words.filled(part) for part in parts if part) + "\n")
     return page
 
 
@@ -74,7 +72,7 @@ def _head(documents: dict[str, Any], quality: dict[str, Any]) -> str:
         [
             TITLES[name],
             f"`{d['inputs'][name]['name']}`",
-            f"{_counted(d)} {UNITS.get(name, 'items')}",
+            f"{words.counted(d)} {UNITS.get(name, 'items')}",
             f"`{d['inputs'][name]['sha256']}`",
         ]
         for name, d in quality.items()
@@ -94,7 +92,7 @@ What four policies cost in quality, and bring in speed, on {model["name"]} (`{mo
 {model["n_layer"]} layers, fingerprint `{model["fingerprint"]}`). `make results DATA=FOLDER` wrote this page; FOLDER
 holds the inputs under these names:
 
-{_table(["input", "file", "compared on", "sha256"], inputs)}
+{words.table(["input", "file", "compared on", "sha256"], inputs)}
 {first["cpu"]}, {first["n_threads"]} threads; {first["build"]}. ± is one standard error. A command below, run in the
 repository root with the inputs there, measures one table again; `make results` draws the page.
 {"" if not missing else f"{chr(10)}Not measured: {', '.join(missing)}.{chr(10)}"}
@@ -115,8 +113,8 @@ def _headline(document: Row) -> str:
     rows = [
         [
             f"`{row['skip']}`", f"{row['skip_rate']:.3f}", f"{row['ppl']:.2f}",
-            f"{_ratio(row['ppl_ratio'])} ± {_ratio(row['ppl_ratio_se'], row['ppl_ratio'])}", f"{row['kld_mean']:.4f}",
-            f"{_percent(row['same_top'], 1)}", f"{row['ffn_bytes_saved']:.3f}",
+            f"{words.ratio(row['ppl_ratio'])} ± {words.ratio(row['ppl_ratio_se'], row['ppl_ratio'])}",
+            f"{row['kld_mean']:.4f}", f"{words.percent(row['same_top'], 1)}", f"{row['ffn_bytes_saved']:.3f}",
         ]
         for row in (document["dense"], *document["rows"])
     ]  # fmt: skip
@@ -124,8 +122,8 @@ def _headline(document: Row) -> str:
 
 {document["dense"]["n_tokens"]:,} scored tokens: {document["n"]} {UNITS["text"]}.
 
-{_table(["skip", "rate", "perplexity", "/ dense", "KL, nats", "same top token", "FFN bytes saved"], rows)}
-{_unpatched(document)}{_made(document)}
+{words.table(["skip", "rate", "perplexity", "/ dense", "KL, nats", "same top token", "FFN bytes saved"], rows)}
+{_unpatched(document)}{words.made(document)}
 """
 
 
@@ -142,9 +140,9 @@ def _unpatched(document: Row) -> str:
 def _accuracy(document: Row) -> str:
     rows = [
         [
-            TITLES[name], str(task["row"]["n"]), f"{_points(task['dense'], 'accuracy')} %",
-            f"{_points(task['row'], 'accuracy')} %", f"{_points(task['row'], 'accuracy_diff', '+')}",
-            _percent(task["row"]["skip_rate"], 1),
+            TITLES[name], str(task["row"]["n"]), f"{words.points(task['dense'], 'accuracy')} %",
+            f"{words.points(task['row'], 'accuracy')} %", f"{words.points(task['row'], 'accuracy_diff', '+')}",
+            words.percent(task["row"]["skip_rate"], 1),
         ]
         for name, task in document["tasks"].items()
     ]  # fmt: skip
@@ -154,13 +152,9 @@ def _accuracy(document: Row) -> str:
 Without the usual 16 dense tokens, which the shortest items never leave. The difference is that of paired items, in
 points.
 
-{_table(["task", "items", "dense", "profile", "difference", "skipped"], rows)}
-{_made(document)}
+{words.table(["task", "items", "dense", "profile", "difference", "skipped"], rows)}
+{words.made(document)}
 """
-
-
-def _points(row: Row, key: str, sign: str = "") -> str:
-    return f"{100 * row[key]:{sign}.1f} ± {_error(row[key + '_se'])}"
 
 
 def _glance(quality: dict[str, Any]) -> str:
@@ -173,11 +167,15 @@ def _glance(quality: dict[str, Any]) -> str:
     for name, document in quality.items():
         found = {row["policy"]: row for row in document["rows"] if row["nominal"] == rate}
         rows.append(
-            [f"{TITLES[name]}, {_unit(name)}", _dense(name, document), *(_cell(name, found[p]) for p in POLICIES)]
+            [
+                f"{TITLES[name]}, {words.unit(name)}",
+                words.dense(name, document),
+                *(words.cell(name, found[p]) for p in POLICIES),
+            ]
         )
-    return f"""## At a rate of {_percent(rate)}
+    return f"""## At a rate of {words.percent(rate)}
 
-{_table(["", "dense", *POLICIES], rows)}
+{words.table(["", "dense", *POLICIES], rows)}
 In brackets the share of FFN blocks that was skipped. A rate is what a policy was asked for; gates and cosines skip more
 or less on text that they were not set on, so compare at like shares, in the plot.
 """
@@ -197,13 +195,15 @@ What lies within two of them cannot be told from dense with so few items.
     for name, document in quality.items():
         rates = sorted({row["nominal"] for row in document["rows"]})
         found = {(row["policy"], row["nominal"]): row for row in document["rows"]}
-        rows = [[_percent(rate), *(_cell(name, found[policy, rate]) for policy in POLICIES)] for rate in rates]
+        rows = [
+            [words.percent(rate), *(words.cell(name, found[policy, rate]) for policy in POLICIES)] for rate in rates
+        ]
         parts.append(f"""### {TITLES[name]}
 
-{MEASURES[name][0].upper() + MEASURES[name][1:]}. Dense: {_dense(name, document)}; {_warmup(name, document)}
+{MEASURES[name][0].upper() + MEASURES[name][1:]}. Dense: {words.dense(name, document)}; {words.warmup(name, document)}
 
-{_table(["rate", *POLICIES], rows)}
-{_made(document)}
+{words.table(["rate", *POLICIES], rows)}
+{words.made(document)}
 """)
     return "\n".join(parts)
 
@@ -223,10 +223,10 @@ plateau is there: means of {low:.3f} to {high:.3f} from layer {inner[0]} to {inn
 
 <details><summary>Figures</summary>
 
-{_table(["layer", "mean", "10 %", "90 %"], rows)}
+{words.table(["layer", "mean", "10 %", "90 %"], rows)}
 </details>
 
-{_made(cos)}
+{words.made(cos)}
 """
 
 
@@ -237,10 +237,10 @@ def _speed(folder: Path, bench: Row, text: Row) -> str:
     for row in bench["rows"]:
         cost = ratios.get((row["policy"], row["nominal"]))
         rows.append([
-            row["policy"] if row["nominal"] is None else f"{row['policy']}, {_percent(row['nominal'])}",
+            row["policy"] if row["nominal"] is None else f"{row['policy']}, {words.percent(row['nominal'])}",
             f"{row['avg_ts']:.1f} ± {row['spread_ts']:.1f}", f"{row['speedup']:.3f}",
-            "" if row["ideal_speedup"] is None else f"{row['ideal_speedup']:.3f}", _percent(row["skip_rate"]),
-            "" if cost is None else _ratio(cost["ppl_ratio"]),
+            "" if row["ideal_speedup"] is None else f"{row['ideal_speedup']:.3f}", words.percent(row["skip_rate"]),
+            "" if cost is None else words.ratio(cost["ppl_ratio"]),
         ])  # fmt: skip
     return f"""## Speed-up against quality
 
@@ -251,8 +251,8 @@ rounds' ratios to pyskip's `off`; ± is half the distance between the quartiles 
 not read bring where all time is reading. Policies decide from the first generated token on. Perplexity is that of the
 table above, on more text.
 
-{_table(["policy, rate", "tokens/s", "speed-up", "bytes allow", "skipped", "perplexity / dense"], rows)}
-{_made(bench)}
+{words.table(["policy, rate", "tokens/s", "speed-up", "bytes allow", "skipped", "perplexity / dense"], rows)}
+{words.made(bench)}
 """
 
 
@@ -261,8 +261,8 @@ def _calibrations(document: Row) -> str:
         [
             f"`pyskip calibrate {' '.join(['demo', *each['flags'].split()])}`", f"{each['n_tokens']:,}",
             *(
-                f"{_ratio(row['ppl_ratio'])} ± {_ratio(row['ppl_ratio_se'], row['ppl_ratio'])} "
-                f"({_percent(row['skip_rate'], 1)})"
+                f"{words.ratio(row['ppl_ratio'])} ± {words.ratio(row['ppl_ratio_se'], row['ppl_ratio'])} "
+                f"({words.percent(row['skip_rate'], 1)})"
                 for row in each["rows"]
             ),
             *[""] * (len(document["calibrations"][0]["rows"]) - len(each["rows"])),
@@ -276,8 +276,8 @@ Perplexity / dense of profiles that `pyskip calibrate` makes without training, o
 text, {document["dense"]["n_tokens"]:,} tokens scored. Without `--text` it calibrates on what the model writes itself;
 FIT is `{document["inputs"]["fit"]["name"]}`. A profile's rates are those of its own held-out windows.
 
-{_table(["profile", "tokens", *rates], rows)}
-{_made(document)}
+{words.table(["profile", "tokens", *rates], rows)}
+{words.made(document)}
 """
 
 
@@ -285,8 +285,8 @@ def _arms(arms: Row, quality: dict[str, Any]) -> str:
     first = next(iter(quality.values()))
     specs = {(row["policy"], row["nominal"]): row["skip"] for row in first["rows"]}
     rates = sorted({row["nominal"] for row in first["rows"]})
-    rows = [[_percent(rate), *(f"`{specs[p, rate]}`" for p in ("static", "cosine"))] for rate in rates]
-    single = [[str(il), _ratio(arms["single"][il])] for il in arms["order"]]
+    rows = [[words.percent(rate), *(f"`{specs[p, rate]}`" for p in ("static", "cosine"))] for rate in rates]
+    single = [[str(il), words.ratio(arms["single"][il])] for il in arms["order"]]
     return f"""## How `static` and `cosine` were set
 
 On the first {arms["n_windows"]} windows of the wiki text, which are scored too: a favour to these two that the profile
@@ -294,86 +294,11 @@ does without. `static`: the layers that cost least when each alone is skipped, a
 threshold that met the rate best on the first two windows; with `run=1` and 4 cold layers at each end no more than every
 second block between them can be skipped.
 
-{_table(["rate", "static", "cosine"], rows)}
+{words.table(["rate", "static", "cosine"], rows)}
 <details><summary>Perplexity / dense with one layer skipped, cheapest first</summary>
 
-{_table(["layer", "perplexity / dense"], single)}
+{words.table(["layer", "perplexity / dense"], single)}
 </details>
 
-{_made(arms)}
+{words.made(arms)}
 """
-
-
-# Words and cells
-
-
-def _filled(section: str) -> str:
-    """Paragraphs filled to the width of the other documents; tables, headings and the like as they are."""
-    return "\n\n".join(
-        block if block.startswith(("|", "#", "!", "<", "`")) else _wrapped(block)
-        for block in re.split(r"\n\n+", section.strip())
-    )
-
-
-def _wrapped(block: str) -> str:
-    return textwrap.fill(block, 120, break_long_words=False, break_on_hyphens=False)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _made(document: Row) -> str:
-    return f"`{document['command']}`; {document['date']}."
-
-
-def _warmup(name: str, document: Row) -> str:
-    if name == "text":
-        return f"{document['dense']['n_tokens']:,} tokens scored."
-    if name == "cnn":
-        return "articles run dense (but for `static`), and so do the first 16 tokens of a summary."
-    return "policies decide from the first token on, without their usual 16 dense ones: the items are short."
-
-
-def _counted(document: Row) -> int:
-    return int(document["dense"].get("n", document["n"]))
-
-
-def _unit(name: str) -> str:
-    return "perplexity / dense" if name == "text" else "ROUGE-L, %" if name == "cnn" else "accuracy, %"
-
-
-def _key(name: str) -> str:
-    return "rouge_l" if name == "cnn" else "accuracy"
-
-
-def _dense(name: str, document: Row) -> str:
-    row = document["dense"]
-    if name == "text":
-        return f"1 (perplexity {row['ppl']:.2f} ± {row['ppl_se']:.2f})"
-    return _points(row, _key(name))
-
-
-def _cell(name: str, row: Row) -> str:
-    if name == "text":
-        value = f"{_ratio(row['ppl_ratio'])} ± {_ratio(row['ppl_ratio_se'], row['ppl_ratio'])}"
-    else:
-        value = f"{100 * row[_key(name)]:.1f} ± {_error(row[_key(name) + '_diff_se'])}"
-    return f"{value} ({_percent(row['skip_rate'], 1)})"
-
-
-def _error(value: float | None) -> str:
-    return "?" if value is None else f"{100 * value:.1f}"
-
-
-def _ratio(value: float | None, like: float | None = None) -> str:
-    """About four digits, or those that another value has; an infinity is null in JSON."""
-    if value is None:
-        return "∞"
-    size = value if like is None else like
-    return f"{value:,.{3 if size < 10 else 1 if size < 1000 else 0}f}"
-
-
-def _percent(share: float, digits: int = 0) -> str:
-    return f"{100 * share:.{digits}f} %"

@@ -50,14 +50,15 @@ def rows(key: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def benchmarks() -> Iterator[tuple[ModuleType, ModuleType]]:
-    """results.py and results_page.py."""
+def benchmarks() -> Iterator[tuple[ModuleType, ...]]:
+    """results.py, results_page.py and results_steps.py."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
         import results
         import results_page
+        import results_steps
 
-        yield results, results_page
+        yield results, results_page, results_steps
 
 
 @pytest.fixture
@@ -117,7 +118,7 @@ def measure(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def page(benchmarks: tuple[ModuleType, ModuleType], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def page(benchmarks: tuple[ModuleType, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(benchmarks[1].write(measure(tmp_path_factory.mktemp("page") / "results")))
 
 
@@ -148,13 +149,13 @@ def test_page_links_its_plots(page: Path) -> None:
     assert "FFN blocks skipped (%)" in (page.parent / "results" / "quality.svg").read_text()
 
 
-def test_same_measurements_same_bytes(benchmarks: tuple[ModuleType, ModuleType], page: Path, folder: Path) -> None:
+def test_same_measurements_same_bytes(benchmarks: tuple[ModuleType, ...], page: Path, folder: Path) -> None:
     again = benchmarks[1].write(folder)
     for name in ("results.md", "results/quality.svg", "results/cos.svg", "results/speed.svg"):
         assert (again.parent / name).read_bytes() == (page.parent / name).read_bytes()
 
 
-def test_page_says_what_is_missing(benchmarks: tuple[ModuleType, ModuleType], folder: Path) -> None:
+def test_page_says_what_is_missing(benchmarks: tuple[ModuleType, ...], folder: Path) -> None:
     for name in ("cnn", "bench", "cos", "lambada", "headline", "calibration"):
         (folder / f"{name}.json").unlink()
     text = json.loads((folder / "text.json").read_text())
@@ -176,7 +177,7 @@ def test_page_says_what_is_missing(benchmarks: tuple[ModuleType, ModuleType], fo
     ],
 )
 def test_one_line_errors(
-    benchmarks: tuple[ModuleType, ModuleType],
+    benchmarks: tuple[ModuleType, ...],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     args: tuple[str, ...],
@@ -188,9 +189,9 @@ def test_one_line_errors(
     assert words in line
 
 
-def test_policies_of_a_rate(benchmarks: tuple[ModuleType, ModuleType], folder: Path) -> None:
+def test_policies_of_a_rate(benchmarks: tuple[ModuleType, ...], folder: Path) -> None:
     arms = json.loads((folder / "arms.json").read_text())
-    chosen = benchmarks[0].policies(arms, (0.05, 0.25), 0)
+    chosen = benchmarks[2].policies(arms, (0.05, 0.25), 0)
     assert [spec for policy, rate, spec in chosen if rate == 0.25] == [
         "random:rate=0.25,seed=1,warmup=0",
         "static:22,23,24,25,26,27,28,29",  # cheapest first in arms.json: the last layers
