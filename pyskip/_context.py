@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._library import ffi, lib
-from .errors import DecodeError, PolicyError, ProfileError, PyskipError
+from ._status import N_ERROR, raise_for
+from .errors import DecodeError, ProfileError
 from .policy import Cosine, Policy, Profiled, Random, Static
 from .stats import SkipStats, SkipTrace
 
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from .profile import Profile
 
 __all__ = ["SkipContext"]
-
-N_ERROR = 512
 
 
 class SkipContext:
@@ -31,13 +30,13 @@ class SkipContext:
         """The layers whose FFN can be skipped. Raises PolicyError where none can, with the reason."""
         flags = ffi.new("uint8_t[]", self.n_layer)
         error = ffi.new("char[]", N_ERROR)
-        _raise_for(lib.pyskip_skippable(self.native, flags, self.n_layer, error, N_ERROR), error)
+        raise_for(lib.pyskip_skippable(self.native, flags, self.n_layer, error, N_ERROR), error)
         return tuple(il for il in range(self.n_layer) if flags[il])
 
     def check_generates(self) -> None:
         """Raises DecodeError for an encoder or a diffusion model, with the reason."""
         error = ffi.new("char[]", N_ERROR)
-        _raise_for(lib.pyskip_check_generates(self.native, error, N_ERROR), error, DecodeError)
+        raise_for(lib.pyskip_check_generates(self.native, error, N_ERROR), error, DecodeError)
 
     def set_policy(self, policy: Policy, profile: Profile | None = None) -> None:
         """Decide by `policy` from the next token on. Raises PolicyError where it does not fit the model, ProfileError
@@ -68,7 +67,7 @@ class SkipContext:
                     raise ProfileError("random with stand_in=1 needs the model's profile: run pyskip calibrate")
                 native.profile = profile.native
         error = ffi.new("char[]", N_ERROR)
-        _raise_for(lib.pyskip_set_policy(self.native, native, error, N_ERROR), error)
+        raise_for(lib.pyskip_set_policy(self.native, native, error, N_ERROR), error)
 
     def set_generated_from(self, seq_id: int, pos: int) -> None:
         """Positions >= pos of a sequence count as generated; pos < 0: none."""
@@ -108,10 +107,3 @@ class SkipContext:
     def set_streaming(self, on: bool) -> None:
         """Read weights as they are needed: the model is larger than memory."""
         lib.pyskip_set_streaming(self.native, on)
-
-
-def _raise_for(status: int, error: Any, kind: type[PyskipError] = PolicyError) -> None:
-    if status == lib.PYSKIP_STATUS_NO_MEMORY:
-        raise MemoryError(ffi.string(error).decode("utf-8", "replace"))
-    if status != lib.PYSKIP_STATUS_OK:
-        raise kind(ffi.string(error).decode("utf-8", "replace"))

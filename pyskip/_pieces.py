@@ -11,11 +11,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from ._library import ffi, lib
+from ._status import N_ERROR, raise_for
 from .errors import DecodeError
 
 __all__ = ["token_bytes", "tokenize"]
 
-N_ERROR = 512
+DAMAGED = "the model's vocabulary cannot {} ({{}}): the model file is damaged, download it again"
 
 
 def tokenize(vocab: Any, text: bytes, add_bos: bool, special: bool) -> list[int]:
@@ -24,10 +25,8 @@ def tokenize(vocab: Any, text: bytes, add_bos: bool, special: bool) -> list[int]
     while n[0] < 0:
         room = -n[0]
         tokens = ffi.new("int32_t[]", room)
-        _check(
-            lib.pyskip_tokenize(_native(vocab), text, len(text), tokens, room, add_bos, special, n, error, N_ERROR),
-            "split this text into tokens", error,
-        )  # fmt: skip
+        status = lib.pyskip_tokenize(_native(vocab), text, len(text), tokens, room, add_bos, special, n, error, N_ERROR)
+        raise_for(status, error, DecodeError, DAMAGED.format("split this text into tokens"))
     return list(tokens[0 : n[0]])
 
 
@@ -40,7 +39,7 @@ def token_bytes(vocab: Any, tokens: Iterable[int], special: bool) -> bytes:
         n[0] = -1
         while n[0] < 0:
             status = lib.pyskip_token_to_piece(native, token, piece, room, special, n, error, N_ERROR)
-            _check(status, f"write token {token}", error)
+            raise_for(status, error, DecodeError, DAMAGED.format(f"write token {token}"))
             if n[0] < 0:  # what it needs
                 room = -n[0]
                 piece = ffi.new("char[]", room)
@@ -50,13 +49,3 @@ def token_bytes(vocab: Any, tokens: Iterable[int], special: bool) -> bytes:
 
 def _native(vocab: Any) -> Any:
     return ffi.cast("struct llama_vocab *", ctypes.cast(vocab, ctypes.c_void_p).value)
-
-
-def _check(status: int, what: str, error: Any) -> None:
-    if status == lib.PYSKIP_STATUS_NO_MEMORY:
-        raise MemoryError(ffi.string(error).decode("utf-8", "replace"))
-    if status != lib.PYSKIP_STATUS_OK:
-        reason = ffi.string(error).decode("utf-8", "replace")
-        raise DecodeError(
-            f"the model's vocabulary cannot {what} ({reason}): the model file is damaged, download it again"
-        )

@@ -15,7 +15,7 @@ from .errors import DecodeError, PyskipError
 from .llama import Llama
 from .policy import Off, Policy
 
-__all__ = ["Arm", "Decoder", "decoding_arms", "distinct"]
+__all__ = ["Arm", "Decoder", "decode_batch", "decoding_arms", "distinct"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -70,6 +70,16 @@ def decoding_arms(llm: Llama, skips: Sequence[str | float | Policy], n_ctx: int)
         llm.start_trace(0)
 
 
+def decode_batch(llm: Llama, ctx: Any, batch: Any) -> None:
+    """llama_decode() in a context of the model, with what Llama.eval() sees to around it. Raises DecodeError."""
+    _log.forget()
+    llm.check_process()
+    status = llama_cpp.llama_decode(ctx, batch)
+    if status != 0:
+        raise DecodeError(f"llama.cpp cannot decode ({_log.last_complaint() or f'status {status}'})")
+    llm.check_process()
+
+
 class Decoder:
     """Decodes stretches of one sequence, and asks for the logits that are scored only."""
 
@@ -108,12 +118,7 @@ class Decoder:
         np.ctypeslib.as_array(batch.token, (n,))[:] = tokens[pos:]
         np.ctypeslib.as_array(batch.pos, (n,))[:] = positions
         np.ctypeslib.as_array(batch.logits, (n,))[:] = wanted
-        _log.forget()
-        self._llm.check_process()
-        status = llama_cpp.llama_decode(self._llm.ctx, batch)
-        if status != 0:
-            raise DecodeError(f"llama.cpp cannot decode ({_log.last_complaint() or f'status {status}'})")
-        self._llm.check_process()
+        decode_batch(self._llm, self._llm.ctx, batch)
         self._count(first, last, n_wanted)
         if n_wanted == 0:
             return np.empty((0, self._n_vocab), np.float32)

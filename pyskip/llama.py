@@ -283,7 +283,10 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
 
     def check_process(self) -> None:
         """What eval() sees to before it decodes, for those who call llama_decode() themselves. Raises DecodeError where
-        the model's file was written to while it is mapped, or its threads are those of a process that forked."""
+        the model's file was written to while it is mapped, or its threads are those of a process that forked.
+
+        Before a decode, for a file that was cut off would end the process, and behind it, for what was computed while
+        the file changed must not come out; each look is a stat(), some microseconds."""
         self._check_file()
         check_threads(max(self.n_threads, self.n_threads_batch))
 

@@ -24,6 +24,8 @@ import llama_cpp
 from conftest import make_profile, make_random
 from raw import Raw
 
+from pyskip.calibration.context import BatchContext
+
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 POLICIES = ("off", "cosine:threshold=-1,cold_start=1,cold_end=1,warmup=0", "static:2", "profile:rate=0.5,warmup=0")
@@ -185,6 +187,15 @@ def test_a_file_that_is_written_to_is_noticed(pair: list[Path], mapped: Path, ch
             os.truncate(mapped, 4096)
         with pytest.raises(pyskip.DecodeError, match="was written to while it is in use"):
             say(llm)
+
+
+def test_calibration_notices_a_file_that_is_written_to(mapped: Path) -> None:
+    window = np.array([1, 270, 271], np.int32)
+    with closing(load(mapped, "off")) as llm, BatchContext(llm, 1, 16, 16) as context:
+        context.decode_window(window)
+        os.truncate(mapped, 4096)
+        with pytest.raises(pyskip.DecodeError, match="was written to while it is in use"):
+            context.decode_window(window)
 
 
 def test_a_file_that_is_cut_off_within_a_token_is_one_line(mapped: Path) -> None:

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from .. import _log
 from .._context import SkipContext
 from .._library import llama_cpp
-from ..errors import DecodeError, ModelLoadError
+from ..decoding import decode_batch
+from ..errors import ModelLoadError
 from ..llama import Llama
 
 __all__ = ["BatchContext", "log_softmax"]
@@ -42,6 +43,7 @@ class BatchContext:
         if not self.ctx:
             raise ModelLoadError(f"llama.cpp cannot make a context for calibration ({_log.last_complaint()})")
         self.skip = SkipContext(self.ctx)
+        self._llm = llm
         self._batch = llama_cpp.llama_batch_init(n_batch, 0, 1)
         self._n_vocab = llm.n_vocab()
         self.clear()
@@ -62,10 +64,7 @@ class BatchContext:
         np.ctypeslib.as_array(batch.logits, (n,))[:] = wanted
         for i, seq_id in enumerate(seq_ids):
             batch.n_seq_id[i], batch.seq_id[i][0] = 1, seq_id
-        _log.forget()
-        status = llama_cpp.llama_decode(self.ctx, batch)
-        if status != 0:
-            raise DecodeError(f"llama.cpp cannot decode ({_log.last_complaint() or f'status {status}'})")
+        decode_batch(self._llm, self.ctx, batch)
         n_wanted = int(wanted.sum())
         if n_wanted == 0:
             return np.empty((0, self._n_vocab), np.float32)

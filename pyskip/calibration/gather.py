@@ -12,14 +12,12 @@ import numpy.typing as npt
 
 from .._context import SkipContext
 from .._library import ffi, lib
-from ..errors import PolicyError
+from .._status import N_ERROR, raise_for
 from ..llama import Llama
 from ..profile import Profile
 from .context import BatchContext
 
 __all__ = ["Kind", "LayerSums", "gather", "gathering"]
-
-N_ERROR = 512
 
 
 class Kind(enum.IntEnum):
@@ -98,10 +96,7 @@ def _start(skip: SkipContext, kind: Kind, profile: Profile | None, warmup: int) 
     out, error = ffi.new("struct pyskip_gather **"), ffi.new("char[]", N_ERROR)
     of = profile.native if profile else ffi.NULL
     status = lib.pyskip_gather_start(skip.native, int(kind), of, warmup, out, error, N_ERROR)
-    if status == lib.PYSKIP_STATUS_NO_MEMORY:
-        raise MemoryError(ffi.string(error).decode("utf-8", "replace"))
-    if status != lib.PYSKIP_STATUS_OK:
-        raise PolicyError(ffi.string(error).decode("utf-8", "replace"))
+    raise_for(status, error)
     return out[0]
 
 
