@@ -39,10 +39,12 @@ def test_differences_are_told_by_side(run: ModuleType) -> None:
 
 def test_what_does_not_run_is_named(run: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tests").mkdir()
-    for name in ("test-alloc.cpp", "test-fusion.cpp", "test-new.cpp", "test-tokenizer-0.cpp", "testing.h"):
+    names = ("test-alloc.cpp", "test-fusion.cpp", "test-new.cpp", "test-tokenizer-1-spm.cpp", "test-jinja.py")
+    for name in (*names, "testing.h"):
         (tmp_path / "tests" / name).touch()
     monkeypatch.setattr(run, "TREE", tmp_path)
-    found = run.left_out(["test-alloc", "test-tokenizer-0-phi-3", "test-download-model"])
+    tests = {"test-alloc": "test-alloc", "test-tokenizer-1-llama-spm": "test-tokenizer-1-spm"}
+    found = run.left_out({**tests, "test-jinja-py": "python3", "test-download-model": "cmake"})
     assert list(found) == ["test-download-model", "test-fusion", "test-new"]
     assert "unknown" in found["test-new"]
     assert "unknown" not in found["test-fusion"]

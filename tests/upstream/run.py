@@ -86,20 +86,22 @@ def environment(side: str) -> dict[str, str]:
     return {**os.environ, "PATH": search_path(), **own}  # test-jinja-py asks for a python3 with jinja2
 
 
-def registered() -> list[str]:
+def registered() -> dict[str, str]:
+    """Tests by name, and the name of the program that each runs, which mostly is its source's too."""
     command = [tool("ctest"), "--test-dir", str(BINARIES), "--show-only=json-v1"]
     done = subprocess.run(command, capture_output=True, text=True)
-    names = [test["name"] for test in json.loads(done.stdout or "{}").get("tests", [])]
-    if not names:
+    tests = json.loads(done.stdout or "{}").get("tests", [])
+    if not tests:
         raise Failure(f"no tests in {BINARIES}: run `make upstream-test`, which builds them")
-    return names
+    return {test["name"]: Path(test.get("command", [""])[0]).name for test in tests}
 
 
-def left_out(names: list[str]) -> dict[str, str]:
+def left_out(tests: dict[str, str]) -> dict[str, str]:
     """Every test of upstream's folder that does not run, with its reason."""
     sources = {path.stem for path in (TREE / "tests").glob("test-*") if path.suffix in (".cpp", ".c", ".py", ".sh")}
-    unrun = {name for name in sources if not any(test == name or test.startswith(f"{name}-") for test in names)}
-    unrun |= LEFT_OUT.keys() & set(names)
+    unrun = sources - set(tests.values())
+    unrun = {name for name in unrun if not any(test == name or test.startswith(f"{name}-") for test in tests)}
+    unrun |= LEFT_OUT.keys() & tests.keys()
     return {
         name: LEFT_OUT.get(name, "unknown: new in this release, see tests/upstream/run.py") for name in sorted(unrun)
     }
