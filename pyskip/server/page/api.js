@@ -1,0 +1,83 @@
+// Talks to `pyskip serve`: JSON, server-sent events, errors in one line, the API key.
+
+const KEY = "pyskip-api-key"; // in sessionStorage
+
+/** What went wrong, in one line for people. */
+export class ApiError extends Error {}
+
+/** The line that a refusal carries, {"error": {"message"}}, or what can be told without one. */
+async function reason(response) {
+  let message;
+  try {
+    message = (await response.json()).error.message;
+  } catch {
+    message = undefined;
+  }
+  const line = typeof message === "string" && message.trim() ? message : `the server answers ${response.status}`;
+  return line.replace(/\s+/g, " ").trim();
+}
+
+/**
+ * The response to a GET, or to a POST where there is a body. On a 401 askKey(line, hadKey) gives a key, or null
+ * where there is none to try. Addresses are relative to the page: it may lie under another path behind a proxy.
+ */
+async function request(path, { body, signal, askKey }) {
+  for (;;) {
+    const key = sessionStorage.getItem(KEY);
+    const headers = { ...(body && { "Content-Type": "application/json" }), ...(key && { Authorization: `Bearer ${key}` }) };
+    let response;
+    try {
+      response = await fetch(path, {
+        method: body ? "POST" : "GET", body: body && JSON.stringify(body), headers, signal,
+        cache: "no-store", credentials: "same-origin", redirect: "error",
+      });
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      throw new ApiError("the server does not answer: is pyskip serve still running?");
+    }
+    if (response.ok) return response;
+    const line = await reason(response);
+    if (response.status !== 401) throw new ApiError(line);
+    const given = await askKey(line, key !== null);
+    if (given === null) throw new ApiError(line);
+    sessionStorage.setItem(KEY, given);
+  }
+}
+
+/** The models: [{id, n_layer, skippable, skip, profile}]. */
+export async function models(askKey) {
+  const response = await request("pyskip/models", { askKey });
+  try {
+    return (await response.json()).data;
+  } catch {
+    throw new ApiError("found no list of models at pyskip/models, expected JSON: is this pyskip serve?");
+  }
+}
+
+/** The chunks of a streamed chat completion, as the API sends them. Throws AbortError when the signal is set. */
+export async function* chat(body, signal, askKey) {
+  const stream = { stream: true, stream_options: { include_usage: true }, skip_trace: true };
+  const response = await request("v1/chat/completions", { body: { ...body, ...stream }, signal, askKey });
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    let got;
+    try {
+      got = await reader.read();
+    } catch (error) {
+      if (signal.aborted) throw new DOMException("stopped", "AbortError");
+      throw new ApiError("the answer broke off: the connection to the server was lost");
+    }
+    if (got.done) throw new ApiError("the answer broke off: the server ended it early");
+    const lines = (rest + got.value).split("\n");
+    rest = lines.pop();
+    for (const line of lines) {
+      if (!line.startsWith("data:")) continue;
+      const data = line.slice(5).trim();
+      if (data === "[DONE]") return;
+      const chunk = JSON.parse(data);
+      if (chunk.error) throw new ApiError(String(chunk.error.message ?? chunk.error).replace(/\s+/g, " "));
+      yield chunk;
+    }
+  }
+}
