@@ -25,7 +25,7 @@ class LazyGroup(click.Group):
     """Imports a subcommand, and with it llama.cpp, only when it runs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return ["bench", "calibrate", "chat", "eval", "generate", "info", "list", "pull"]
+        return ["bench", "calibrate", "chat", "eval", "generate", "info", "list", "pull", "serve"]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):

@@ -1,0 +1,234 @@
+"""Requests: llama-cpp-python's types of OpenAI's bodies, with `skip`, and what clients send that those do not take."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Annotated, Any
+
+import numpy as np
+from llama_cpp.llama import LogitsProcessorList, MinTokensLogitsProcessor
+from llama_cpp.llama_grammar import LlamaGrammar
+from llama_cpp.server.types import CreateChatCompletionRequest, CreateCompletionRequest, CreateEmbeddingRequest
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, field_validator
+
+from pyskip.policy import Policy, parse_skip
+
+from .errors import bad_request
+
+__all__ = ["ChatRequest", "CompletionRequest", "EmbeddingRequest", "StreamOptions", "TextRequest"]
+
+MAX_STOPS = 16
+MAX_SCHEMA = 65536  # characters of a JSON schema or a grammar
+ROLES = ("system", "user", "assistant", "tool", "function")
+FINITE = ConfigDict(allow_inf_nan=False, extra="ignore")
+
+Temperature = Annotated[float, Field(ge=0, le=100)]
+Penalty = Annotated[float, Field(gt=0, le=100)]
+
+
+class StreamOptions(BaseModel):
+    """OpenAI's stream_options."""
+
+    include_usage: bool = False
+
+
+class _Text(BaseModel):
+    """What chat completions and completions have in common beyond upstream's fields."""
+
+    skip: int | float | str | None = None
+    skip_trace: StrictBool = False
+    stream_options: StreamOptions | None = None
+
+    @field_validator("skip", mode="before")
+    @classmethod
+    def _number_or_text(cls, skip: Any) -> Any:
+        is_finite = not isinstance(skip, float) or math.isfinite(skip)
+        if isinstance(skip, bool) or not isinstance(skip, (int, float, str, type(None))) or not is_finite:
+            raise ValueError("expected a rate such as 0.25 or a specification such as 'off'")
+        return skip
+
+    def policy(self) -> Policy | None:
+        """None: the model's own. Raises PolicyError."""
+        return None if self.skip is None else parse_skip(self.skip)
+
+
+def _checked_stop(stop: Any) -> Any:
+    if (isinstance(stop, list) and (len(stop) > MAX_STOPS or "" in stop)) or stop == "":
+        raise ValueError(f"expected up to {MAX_STOPS} texts, none of them empty")
+    return stop
+
+
+class CompletionRequest(_Text, CreateCompletionRequest):
+    """POST /v1/completions."""
+
+    model_config = FINITE
+
+    max_tokens: int | None = Field(default=16, ge=1)
+    temperature: Temperature = 0.8
+    repeat_penalty: Penalty = 1.0
+
+    @field_validator("prompt")
+    @classmethod
+    def _one_prompt(cls, prompt: str | list[str]) -> str:
+        if isinstance(prompt, list):
+            if len(prompt) != 1:
+                raise ValueError(f"found {len(prompt)} prompts, expected one: send a request for each")
+            return prompt[0]
+        return prompt
+
+    @field_validator("stop")
+    @classmethod
+    def _stop(cls, stop: Any) -> Any:
+        return _checked_stop(stop)
+
+
+class ChatRequest(_Text, CreateChatCompletionRequest):
+    """POST /v1/chat/completions."""
+
+    model_config = FINITE
+
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)  # OpenAI's newer name
+    temperature: Temperature = 0.8
+    repeat_penalty: Penalty = 1.0
+
+    @field_validator("messages", mode="before")
+    @classmethod
+    def _plain(cls, messages: Any) -> Any:
+        """Text in parts as text, `developer` as `system`, no content as none: what templates of text models know."""
+        if not isinstance(messages, list):
+            return messages
+        if not messages:
+            raise ValueError("expected at least one message")
+        return [_plain_message(message) if isinstance(message, dict) else message for message in messages]
+
+    @field_validator("response_format", mode="before")
+    @classmethod
+    def _schema(cls, value: Any) -> Any:
+        """OpenAI's json_schema as llama-cpp-python's json_object with a schema."""
+        if isinstance(value, dict) and value.get("type") == "json_schema":
+            inner = value.get("json_schema")
+            if not isinstance(inner, dict) or not isinstance(inner.get("schema"), dict):
+                raise ValueError('expected {"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}')
+            return {"type": "json_object", "schema": inner["schema"]}
+        return value
+
+    @field_validator("stop")
+    @classmethod
+    def _stop(cls, stop: Any) -> Any:
+        return _checked_stop(stop)
+
+
+def _plain_message(message: dict[str, Any]) -> dict[str, Any]:
+    message = dict(message)
+    if message.get("role") == "developer":
+        message["role"] = "system"
+    if message.get("role") not in ROLES:
+        raise ValueError(f"found the role {message.get('role')!r:.60}, expected one of {', '.join(ROLES)}")
+    content = message.get("content")
+    if isinstance(content, list):
+        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
+        texts = [part for part in parts if isinstance(part, str)]
+        if len(texts) < len(parts):
+            raise ValueError("found a part of content that is not text, expected text: the model reads nothing else")
+        message["content"] = "".join(texts)
+    elif content is None and message.get("role") == "assistant":
+        message["content"] = ""
+    return message
+
+
+TextRequest = ChatRequest | CompletionRequest
+
+_OURS = {"skip", "skip_trace", "stream_options", "max_completion_tokens"}
+_NOT_PASSED = {"n", "best_of", "user", "min_tokens", "logit_bias", "logit_bias_type", "grammar", "model"} | _OURS
+
+
+def upstream_arguments(request: TextRequest, llm: Any, max_tokens: int) -> dict[str, Any]:
+    """Arguments for create_chat_completion() or create_completion() of a model. Raises APIError."""
+    for name in ("n", "best_of"):
+        if getattr(request, name, None) not in (None, 1):
+            raise bad_request(f"{name} is {getattr(request, name)}, expected 1: send a request for each", name)
+    arguments = request.model_dump(exclude=_NOT_PASSED, exclude_none=True)
+    asked = getattr(request, "max_completion_tokens", None) or request.max_tokens
+    arguments["max_tokens"] = max_tokens if asked is None else min(asked, max_tokens)
+    if request.temperature < 1e-3:  # divided by less, logits are no numbers
+        arguments["temperature"] = 0.0
+    grammar = _grammar(request)
+    if grammar is not None:
+        arguments["grammar"] = LlamaGrammar.from_string(grammar)
+    processors = _processors(request, llm)
+    if processors:
+        arguments["logits_processor"] = LogitsProcessorList(processors)
+    return arguments
+
+
+def _grammar(request: TextRequest) -> str | None:
+    """The request's own grammar; the schemas that upstream makes grammars of are tried here: it would take any JSON
+    instead of one that it cannot read."""
+    if isinstance(request, ChatRequest):
+        format_ = request.response_format
+        if format_ is not None and "schema" in format_:
+            _check_schema(format_["schema"], "response_format")
+        for tool in request.tools or ():
+            _check_schema(tool["function"]["parameters"], "tools")
+    if request.grammar is not None and len(request.grammar) > MAX_SCHEMA:
+        raise bad_request(f"the grammar has {len(request.grammar)} characters, expected up to {MAX_SCHEMA}", "grammar")
+    return request.grammar
+
+
+def _check_schema(schema: Any, param: str) -> None:
+    text = json.dumps(schema)
+    if len(text) > MAX_SCHEMA:
+        raise bad_request(f"the JSON schema has {len(text)} characters, expected up to {MAX_SCHEMA}", param)
+    try:
+        LlamaGrammar.from_json_schema(text)
+    except Exception as error:  # the converter asserts, indexes and recurses as it goes
+        raise bad_request(
+            f"no grammar can be made of the JSON schema ({type(error).__name__}: {error})", param
+        ) from None
+
+
+def _processors(request: TextRequest, llm: Any) -> list[Any]:
+    processors: list[Any] = []
+    if request.logit_bias:
+        n_vocab, bias = llm.n_vocab(), {}
+        for key, value in request.logit_bias.items():
+            if request.logit_bias_type == "tokens":
+                ids = llm.tokenize(key.encode("utf-8"), add_bos=False, special=True)
+            else:
+                ids = [int(key)] if key.isascii() and key.isdigit() and len(key) < 10 else [-1]
+            if not all(0 <= token < n_vocab for token in ids) or not -100 <= value <= 100:
+                raise bad_request(
+                    f"logit_bias has {key!r}: {value:g}, expected tokens from 0 to {n_vocab - 1} and -100 to 100",
+                    "logit_bias",
+                )
+            bias.update(dict.fromkeys(ids, value))
+
+        def add_bias(_input_ids: Any, scores: Any) -> Any:
+            scores = np.array(scores)
+            scores[list(bias)] += list(bias.values())
+            return scores
+
+        processors.append(add_bias)
+    if request.min_tokens > 0:
+        processors.append(MinTokensLogitsProcessor(request.min_tokens, llm.token_eos()))
+    return processors
+
+
+class EmbeddingRequest(CreateEmbeddingRequest):
+    """POST /v1/embeddings."""
+
+    encoding_format: str = Field(default="float", pattern="^(float|base64)$")
+    dimensions: int | None = None
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _no_tokens(cls, value: Any) -> Any:
+        if isinstance(value, list) and value and not isinstance(value[0], str):
+            raise ValueError(
+                "found tokens, expected text: they are another model's (langchain: check_embedding_ctx_length=False)"
+            )
+        if value in ("", []) or (isinstance(value, list) and "" in value):
+            raise ValueError("found no text, expected at least one that is not empty")
+        return value

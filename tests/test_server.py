@@ -1,0 +1,250 @@
+"""pyskip serve: OpenAI's endpoints and errors, and a policy for each request that leaves nothing to the next."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving import ALTERNATE, Running, open_served, running
+
+import pyskip
+
+CHAT = "/v1/chat/completions"
+MESSAGES = [{"role": "user", "content": "w1 w2 w3"}]
+LONG = " ".join(f"w{i % 30 + 1}" for i in range(150))  # some blocks of prompt
+SKIPS = ("off", "static:1,3", ALTERNATE, 0.4)
+
+
+@pytest.fixture(scope="module")
+def models(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two models, the first with a profile."""
+    from conftest import make_profile, make_random
+
+    folder = tmp_path_factory.mktemp("served")
+    one, two = folder / "one.gguf", folder / "two.gguf"
+    one.write_bytes(tiny.read_bytes())
+    make_profile.make_profile(one, folder / "one.skip.gguf")
+    make_random.make(two, make_random.SHAPES["tiny"], seed=7)
+    return one, two
+
+
+@pytest.fixture(scope="module")
+def server(models: tuple[Path, Path]) -> Iterator[Running]:
+    one, two = (open_served(path, n_ctx=1024) for path in models)
+    with running({"one": one, "two": two}) as server:
+        yield server
+
+
+def chat(server: Running, **more: Any) -> dict[str, Any]:
+    body = {"messages": MESSAGES, "max_tokens": 12, "temperature": 0, **more}
+    answer = server.post(CHAT, body)
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+def said(answer: dict[str, Any]) -> str:
+    return str(answer["choices"][0]["message"]["content"])
+
+
+def stream(server: Running, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    """The chunks of a streamed answer."""
+    answer = server.post(path, {"stream": True, **body})
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    lines = [line for line in answer.text.split("\n\n") if line]
+    assert lines.pop() == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+def test_skip_by_request(server: Running, models: tuple[Path, Path]) -> None:
+    """What the library says and skips, a request is told."""
+    llm = pyskip.Llama(models[0], n_ctx=512, n_threads=1, n_threads_batch=1, verbose=False)
+    for skip in SKIPS:
+        llm.reset()
+        llm.skip = skip
+        llm.reset_skip_stats()
+        expected = llm.create_chat_completion(MESSAGES, max_tokens=12, temperature=0, repeat_penalty=1.0)
+        usage = chat(server, skip=skip)["usage"]
+        answer = chat(server, skip=skip)
+        assert said(answer) == expected["choices"][0]["message"]["content"]
+        assert answer["usage"]["skip_rate"] == usage["skip_rate"] == pytest.approx(llm.skip_stats().rate)
+        assert (answer["usage"]["skip_rate"] > 0) == (skip != "off")
+        assert answer["usage"]["prompt_tokens"] == expected["usage"]["prompt_tokens"]
+        assert answer["usage"]["completion_tokens"] == expected["usage"]["completion_tokens"]
+    llm.close()
+
+
+def test_a_request_without_skip_gets_the_servers_own(models: tuple[Path, Path]) -> None:
+    with running({"m": open_served(models[0], skip="static:2")}) as server:
+        own = chat(server)
+        assert own["usage"]["skip_rate"] == pytest.approx(1 / 6)
+        assert chat(server, skip="off")["usage"]["skip_rate"] == 0
+        assert server.post(CHAT, {"messages": MESSAGES, "skip": "static:77"}).status_code == 400
+        assert said(chat(server)) == said(own)
+        assert chat(server)["usage"]["skip_rate"] == pytest.approx(1 / 6)
+        assert server.get("/pyskip/models").json()["data"][0]["skip"] == "static:2"
+
+
+def test_answers_do_not_hang_on_the_past(server: Running, models: tuple[Path, Path]) -> None:
+    """Each as from a server that was just started, whatever came before: prefixes of prompts that were answered under
+    other policies, and whole conversations."""
+    first = {"role": "user", "content": LONG}
+    bodies: list[dict[str, Any]] = []
+    for skip in SKIPS:
+        for rest in ([], [{"role": "assistant", "content": "w3"}, {"role": "user", "content": "w4 w5"}]):
+            bodies.append({"messages": [first, *rest], "skip": skip, "max_tokens": 24})
+    alone = []
+    for body in bodies:
+        with running({"one": open_served(models[0], n_ctx=1024)}) as fresh:
+            alone.append(said(chat(fresh, **body)))
+    n_cached = 0
+    for i in (0, 1, 2, 3, 1, 0, 4, 1, 5, 6, 7, 3, 2, 7, 0, 6, 6):
+        answer = chat(server, **bodies[i])
+        assert said(answer) == alone[i], bodies[i]["skip"]
+        n_cached += answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert n_cached > 1000  # and that is not because nothing was used again
+    follow_up = [*bodies[0]["messages"], {"role": "assistant", "content": alone[0]}, {"role": "user", "content": "w9"}]
+    chat(server, **bodies[0])
+    going_on = chat(server, messages=follow_up, skip="off")
+    with running({"one": open_served(models[0], n_ctx=1024)}) as fresh:
+        assert said(chat(fresh, messages=follow_up, skip="off")) == said(going_on)
+
+
+def test_stream(server: Running) -> None:
+    body = {"messages": MESSAGES, "max_tokens": 9, "temperature": 0, "skip": ALTERNATE}
+    whole = chat(server, **body)
+    chunks = stream(server, CHAT, {**body, "stream_options": {"include_usage": True}, "skip_trace": True})
+    assert chunks[-1]["choices"] == []
+    assert chunks[-1]["usage"]["skip_rate"] == pytest.approx(1 / 3)
+    assert chunks[-1]["usage"]["tokens_per_second"] > 0
+    assert chunks[-1]["usage"]["completion_tokens"] == 9
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks[:-1]) == said(whole)
+    traced = [piece for chunk in chunks for piece in chunk.get("skip_trace", ())]
+    assert "".join(piece["text"] for piece in traced) == said(whole)
+    assert traced[0]["skipped"] == []  # the prompt's decode, which is dense
+    assert all(piece["skipped"] == [2, 4] for piece in traced[1:])
+    assert not any("usage" in chunk for chunk in stream(server, CHAT, body))
+
+
+def test_trace_of_a_whole_answer(server: Running) -> None:
+    answer = chat(server, skip=ALTERNATE, skip_trace=True)
+    assert "".join(piece["text"] for piece in answer["skip_trace"]) == said(answer)
+    assert len(answer["skip_trace"]) <= answer["usage"]["completion_tokens"]
+    stop = next(piece["text"] for piece in answer["skip_trace"] if len(piece["text"]) > 2)
+    cut = chat(server, skip=ALTERNATE, skip_trace=True, stop=[stop[1:]])
+    assert said(cut) == said(answer)[: said(answer).index(stop[1:])]
+    assert "".join(piece["text"] for piece in cut["skip_trace"]) == said(cut)
+    assert cut["choices"][0]["finish_reason"] == "stop"
+    assert "skip_trace" not in chat(server)
+
+
+def test_completions(server: Running) -> None:
+    body = {"prompt": "w1 w2", "max_tokens": 6, "temperature": 0, "skip": "static:1"}
+    whole = server.post("/v1/completions", body).json()
+    chunks = stream(server, "/v1/completions", body)
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == whole["choices"][0]["text"]
+    assert whole["usage"]["skip_rate"] == pytest.approx(1 / 6)
+    assert server.post("/v1/completions", {**body, "prompt": ["w1 w2"]}).json()["choices"] == whole["choices"]
+
+
+def test_models(server: Running) -> None:
+    assert [model["id"] for model in server.get("/v1/models").json()["data"]] == ["one", "two"]
+    assert server.get("/v1/models/two").json()["id"] == "two"
+    assert server.get("/v1/models/three").status_code == 404
+    one, two = server.get("/pyskip/models").json()["data"]
+    assert (one["n_layer"], one["skippable"], one["skip"]) == (6, list(range(6)), "off")
+    assert one["profile"]["curve"]
+    assert set(one["profile"]["curve"][0]) == {"rate", "ppl_ratio", "ideal_speedup"}
+    assert two["profile"] is None
+    assert said(chat(server, model="one")) != said(chat(server, model="two"))
+    assert chat(server, model="two")["model"] == "two"
+    assert said(chat(server)) == said(chat(server, model="one"))
+    assert server.get("/health").json()["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "words"),
+    [
+        (b"{", None, "not valid JSON"),
+        (b"\xff\xfe", None, "JSON"),
+        (b"", None, "JSON object"),
+        (b"[" * 100_000, None, "parsing"),
+        (b'{"messages": ' + b"[" * 50_000 + b"]" * 50_000 + b"}", None, "parsing"),
+        ([], None, "JSON object"),
+        ({"messages": 3}, "messages", "list"),
+        ({"messages": []}, "messages", "at least one"),
+        ({"messages": [{"role": "nobody", "content": "x"}]}, "messages", "'nobody', expected"),
+        (
+            {"messages": [{"role": "user", "content": 3}]},
+            "messages",
+            "messages.0.content: ",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
+            "messages",
+            "not text",
+        ),
+        ({"messages": MESSAGES, "temperature": math.nan}, "temperature", "finite"),
+        ({"messages": MESSAGES, "temperature": "hot"}, "temperature", "number"),
+        ({"messages": MESSAGES, "max_tokens": 0}, "max_tokens", "greater"),
+        ({"messages": MESSAGES, "max_tokens": 1.5}, "max_tokens", "integer"),
+        ({"messages": MESSAGES, "n": 2}, "n", "expected 1"),
+        ({"messages": MESSAGES, "stop": ""}, "stop", "empty"),
+        ({"messages": MESSAGES, "skip": "bogus"}, "skip", "bogus"),
+        ({"messages": MESSAGES, "skip": 2}, "skip", "rate"),
+        ({"messages": MESSAGES, "skip": True}, "skip", "specification"),
+        ({"messages": MESSAGES, "skip": math.nan}, "skip", "specification"),
+        ({"messages": MESSAGES, "skip": ["off"]}, "skip", "specification"),
+        ({"messages": MESSAGES, "skip": "static:99"}, "skip", "99"),
+        ({"messages": MESSAGES, "skip": 0.4, "model": "two"}, "skip", "profile"),
+        ({"messages": MESSAGES, "logit_bias": {"999999": 1}}, "logit_bias", "999999"),
+        ({"messages": MESSAGES, "logit_bias": {"1": 1e30}}, "logit_bias", "-100"),
+        ({"messages": MESSAGES, "grammar": "root ::= ("}, "grammar", "grammar"),
+        ({"messages": MESSAGES, "grammar": "nothing"}, "grammar", "grammar"),
+        ({"messages": MESSAGES, "response_format": {"type": "json_schema"}}, "response_format", "schema"),
+        (
+            {"messages": MESSAGES, "response_format": {"type": "json_object", "schema": {"$ref": "https://x.test/"}}},
+            "response_format",
+            "schema",
+        ),
+    ],
+)
+def test_bad_requests(server: Running, body: Any, param: str | None, words: str) -> None:
+    answer = server.post(CHAT, body)
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert (error["type"], error["param"]) == ("invalid_request_error", param)
+    assert words in error["message"]
+    assert len(error["message"]) <= 500
+    chat(server, max_tokens=1)  # it goes on
+
+
+def test_too_long_for_the_context(server: Running) -> None:
+    answer = server.post(CHAT, {"messages": [{"role": "user", "content": LONG * 4}]})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
+    streamed = server.post(CHAT, {"messages": [{"role": "user", "content": LONG * 4}], "stream": True})
+    assert streamed.status_code == 400  # before the stream begins
+
+
+def test_other_paths(server: Running) -> None:
+    for answer, status in (
+        (server.get("/nothing"), 404),
+        (server.get(CHAT), 405),
+        (server.post(CHAT, {"messages": MESSAGES, "model": "three"}), 404),
+        (server.get("/page/../app.py"), 404),
+        (server.get("/page/%2e%2e/app.py"), 404),
+    ):
+        assert answer.status_code == status
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_a_form_is_no_request(server: Running) -> None:
+    """What a page of another origin could send without being asked first."""
+    body = json.dumps({"messages": MESSAGES})
+    answer = server.post(CHAT, body, headers={"Content-Type": "text/plain"})
+    assert answer.status_code == 400
+    assert "Content-Type" in answer.json()["error"]["message"]
