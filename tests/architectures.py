@@ -2,6 +2,7 @@
 
 architectures.py pyskip    MODELS K/N OUT.json              every N-th of the MODELS/*.gguf that make-archs wrote
 architectures.py reference MODELS K/N OUT.json FOUND.json   what must be equal, for the layers that the first run found
+architectures.py commands  MODELS K/N OUT.json FOUND.json   how the command line's commands end
 
 Each model has processes of its own, so that one that aborts says so and stops no other. Asserts nothing: collected.py
 calls it for test_architectures.py and for the page.
@@ -36,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "models"))
 from zero_ffn_down import zero_ffn_down
 
 if TYPE_CHECKING or sys.argv[1:2] != ["reference"]:
-    from architectures_use import examine_use
+    from architectures_use import examine_command_line, examine_use
     from make_profile import make_profile
 
 Floats = npt.NDArray[np.float32]
@@ -266,10 +267,12 @@ def in_child(examine: Callable[[Path, Record], Record], path: Path, found: Recor
 def main() -> None:
     build, models, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[4])
     k, n = map(int, sys.argv[3].split("/"))
-    found = json.loads(Path(sys.argv[5]).read_text()) if build == "reference" else {}
-    examine = examine_reference if build == "reference" else examine_pyskip
+    found = json.loads(Path(sys.argv[5]).read_text()) if build != "pyskip" else {}
     is_patched = hasattr(llama_cpp.llama_cpp._lib, "pyskip_build")
-    assert is_patched == (build == "pyskip")
+    assert is_patched == (build != "reference")
+    examine = examine_reference
+    if is_patched:
+        examine = examine_pyskip if build == "pyskip" else examine_command_line
     paths = sorted(models.glob("*.gguf"))[k::n]
     records = {path.stem: in_child(examine, path, found.get(path.stem, {})) for path in paths}
     if build == "pyskip":

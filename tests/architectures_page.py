@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+from collections import Counter
 from pathlib import Path
 
 from collected import (
@@ -38,6 +40,8 @@ from a tiny random model of each, by upstream's own descriptions (`test-llama-ar
 - every token of every layer is counted as evaluated or as skipped,
 - `info`, `generate`, `eval` and `calibrate` end with an answer or with an error of one line, on every model.
 
+At the command line, which `make architectures` goes through and the tests do not, {commands}.
+
 **{covered} of {of} decoder architectures with an FFN can skip ({share:.1%}).** RWKV's channel mixing and the decoder of
 T5 are counted as such. The {n_drafts} drafts that need another model could not be tried and are not counted.
 
@@ -55,6 +59,30 @@ def kinds(record: dict[str, object]) -> str:
     names = {"shared": "shared experts", "mixing": "channel mixing"}
     keys = ("dense", "experts", "shared", "mixing", "recurrent")
     return ", ".join(names.get(key, key) for key in keys if record[key])
+
+
+def wrong_ends(commands: Records) -> list[str]:
+    """Commands that ended with neither an answer nor one line of error, behind notes of pyskip's own."""
+    wrong = []
+    for name, record in commands.items():
+        for command, end in record.items() if "error" not in record else ():
+            lines = end["said"].splitlines()
+            answered = end["exit"] == 0 and end["n_out"] > 0
+            refused = end["exit"] == 1 and len(lines) == 1 + any("chat template" in line for line in lines)
+            if not (answered or refused) or any(not line.startswith("pyskip: ") for line in lines):
+                wrong.append(f"{command} {name}: exit {end['exit']}: {end['said'][-500:]!r}")
+    return wrong + [f"{name}: {record['error']}" for name, record in commands.items() if "error" in record]
+
+
+def commands_line(commands: Records) -> str:
+    """How many models each command had an answer for; all others were refused in one line."""
+    answered = Counter(command for record in commands.values() for command, end in record.items() if end["exit"] == 0)
+    counts = ", ".join(f"`{command}` for {n}" for command, n in answered.items())
+    return f"""\
+each of {len(commands)} models was given to four commands,
+which had an answer ({counts}) or an error of one line:
+encoders have no text to write, `eval` takes no encoder-decoder, and `bench` needs more than the 128 learned positions
+that some of these models have"""
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -86,6 +114,7 @@ def page(collected: Collected) -> str:
             of=of,
             share=covered / of,
             n_drafts=sum(reason == DRAFT for reason in NOT_MADE.values()),
+            commands=commands_line(collected.commands),
         ),
         "## What can skip\n",
         "`+experts` is a model with experts, of an architecture that has both or only these. The last column says "
@@ -108,7 +137,12 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
     reference = Path(os.environ.get("PYSKIP_REFERENCE_LIB", ROOT / "build" / "reference" / "lib"))
-    args.output.write_text(page(collect(reference)))
+    collected = collect(reference, commands=True)
+    for line in wrong_ends(collected.commands):
+        print(line, file=sys.stderr)
+    if wrong_ends(collected.commands):
+        sys.exit("architectures: the command line did not end as it should: nothing was written")
+    args.output.write_text(page(collected))
 
 
 if __name__ == "__main__":

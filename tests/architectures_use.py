@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import tempfile
 from contextlib import closing
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import pyskip
 from pyskip.calibration.calibrate import Settings, calibrate
+from pyskip.cli.main import run
 from pyskip.evaluation import evaluate_text
 from pyskip.policy import Profiled
 from pyskip.probe import skippable_layers
@@ -58,3 +61,32 @@ def use_calibrate(path: Path) -> Record:
         made = calibrate(path, Settings(text=(text,), n_fit=n_fit, n_curve=1, output=target), lambda *_: None, 1)
         skip = Profiled(rate=made.curve[-1].rate, warmup=0)
         return {"n_points": len(made.curve), **use_generate(path, profile=target, skip=skip)}
+
+
+def examine_command_line(path: Path, found: Record) -> Record:
+    """The commands themselves, in this process, which is for nothing else: how each ended, and what it said on stderr.
+    chat skips a block where the model can."""
+    skip = f"static:{found['layers'][0]}" if "layers" in found else "off"
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        Path("text").write_text(WORDS)
+        commands = {
+            "info": ["info", str(path)],
+            "chat": ["chat", str(path), "-n", "4", "-t", "1", "--skip", skip],
+            "eval": ["eval", str(path), "--text", "text", "-c", "32", "--chunks", "1", "-t", "1"],
+            "bench": ["bench", str(path), "-n", "2", "--rounds", "1", "-t", "1"],
+        }
+        return {name: command_line(arguments, b"some words\n") for name, arguments in commands.items()}
+
+
+def command_line(arguments: list[str], given: bytes) -> Record:
+    """Takes stdin, stdout and stderr of the process for good."""
+    Path("in").write_bytes(given)
+    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
+    for fd, file in enumerate((os.open("in", os.O_RDONLY), os.open("out", flags), os.open("err", flags))):
+        os.dup2(file, fd)
+        os.close(file)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115 without what the last one had read
+    status = run(arguments)
+    sys.stdout.flush()
+    return {"exit": status, "n_out": Path("out").stat().st_size, "said": Path("err").read_text("utf-8", "replace")}

@@ -55,11 +55,12 @@ Records = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Collected:
-    """By model: what make-archs said, what pyskip did and what unpatched llama.cpp did."""
+    """By model: what make-archs said, what pyskip did and what unpatched llama.cpp did; how commands ended."""
 
     made: dict[str, str]
     found: Records
     reference: Records
+    commands: Records
 
     def able(self) -> Records:
         """The models that can skip."""
@@ -72,8 +73,9 @@ class Collected:
         return len(covered), len(covered | missed)
 
 
-def collect(reference_lib: Path) -> Collected:
-    """Makes the models (about 1 GB, for as long as this runs) and examines them, each on one thread: minutes."""
+def collect(reference_lib: Path, *, commands: bool = False) -> Collected:
+    """Makes the models (about 1 GB, for as long as this runs) and examines them, each on one thread: minutes. commands:
+    gives them to the command line too."""
     with tempfile.TemporaryDirectory() as folder:
         models = Path(folder) / "models"
         models.mkdir()
@@ -86,7 +88,8 @@ def collect(reference_lib: Path) -> Collected:
         found_file = Path(folder) / "found.json"
         found_file.write_text(json.dumps(found))
         unpatched = {**quiet, "LLAMA_CPP_LIB_PATH": str(reference_lib)}
-        return Collected(made, found, _examine("reference", models, unpatched, found_file))
+        reference = _examine("reference", models, unpatched, found_file)
+        return Collected(made, found, reference, _examine("commands", models, quiet, found_file) if commands else {})
 
 
 def _examine(build: str, models: Path, env: dict[str, str], *more: Path) -> Records:
