@@ -3,7 +3,8 @@
     python tests/fuzz/guided.py skip|task [libFuzzer's flags, for instance -runs=200000 -seed=1]
 
 (`make fuzz TARGET=guided` sets it up and runs both; atheris has wheels for Linux on x86-64.)
-Mutation starts from inputs that mutate.py makes. What it finds lies in build/fuzz/finds.
+Mutation starts from inputs that mutate.py makes, and from what earlier runs kept in build/fuzz/corpus-NAME because it
+went another way through the code. What it finds lies in build/fuzz/finds.
 """
 
 from __future__ import annotations
@@ -37,18 +38,19 @@ def main() -> None:
     for module in (pyskip.policy, pyskip.tasks):
         instrument(module)
     with tempfile.TemporaryDirectory(prefix="pyskip-fuzz-", dir=SCRATCH) as scratch:
-        folder, corpus = Path(scratch), Path(scratch) / "corpus"
-        corpus.mkdir()
-        FINDS.mkdir(parents=True, exist_ok=True)
+        folder, seeds, kept = Path(scratch), Path(scratch) / "seeds", FINDS.parent / f"corpus-{name}"
+        for place in (seeds, kept, FINDS):
+            place.mkdir(parents=True, exist_ok=True)
         target = TARGETS[name](folder)
         target.prepare(folder)
         for i in range(200):
-            (corpus / str(i)).write_bytes(make(target, name, 1, i)[FILES[name]])
+            (seeds / str(i)).write_bytes(make(target, name, 1, i)[FILES[name]])
 
         def one_input(data: bytes) -> None:
             target.run({FILES[name]: data, "decode": b""})
 
-        atheris.Setup([sys.argv[0], *sys.argv[2:], f"-artifact_prefix={FINDS}/{name}-", str(corpus)], one_input)
+        flags = [*sys.argv[2:], f"-artifact_prefix={FINDS}/{name}-", str(kept), str(seeds)]
+        atheris.Setup([sys.argv[0], *flags], one_input)
         atheris.Fuzz()
 
 

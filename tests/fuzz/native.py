@@ -2,7 +2,8 @@
 
     python tests/fuzz/native.py [--runs N] [--seed S]
 
-What it finds lies in build/fuzz/finds; `build/fuzz/native/fuzz-gguf FILE` runs that again.
+What it finds lies in build/fuzz/finds; `build/fuzz/native/fuzz-gguf FILE` runs that again. Inputs that went another way
+through the code are kept in build/fuzz/corpus, where the next run starts from.
 """
 
 from __future__ import annotations
