@@ -135,16 +135,21 @@ def memory(bench: Bench, args: argparse.Namespace) -> Row:
     ends, wrong = Counter[str](), []
     commands = {name: bench.command(name) for name in ("generate", "eval", "calibrate")}
     commands["generate"][5] = "20"
+    commands["eval"] += ["--chunks", "20"]
     commands["info"] = ["info", str(bench.model)]
     commands["generate demo"] = ["generate", "demo", "-p", "Once", "-n", "8"]
     limits = [int(140 * 1.2**i) for i in range(16)]  # MiB
     for n, limit in enumerate(limits, 1):
         for name, command in commands.items():
-            done = subprocess.run(
-                [*PYSKIP, *command],
-                stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300,
-                preexec_fn=lambda limit=limit: resource.setrlimit(resource.RLIMIT_AS, (limit << 20, limit << 20)),
-            )  # fmt: skip
+            try:
+                done = subprocess.run(
+                    [*PYSKIP, *command],
+                    stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600,
+                    preexec_fn=lambda limit=limit: resource.setrlimit(resource.RLIMIT_AS, (limit << 20, limit << 20)),
+                )  # fmt: skip
+            except subprocess.TimeoutExpired as late:
+                wrong.append(f"{name} in {limit} MiB: no end within {late.timeout:.0f} s")
+                continue
             if any(name in done.stderr for name in NOT_OURS):
                 ends["OpenBLAS or the C library gives up"] += 1
                 continue
