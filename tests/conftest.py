@@ -169,3 +169,50 @@ def hub_cli(
         return cli(*args, env={**hub_env, **more})
 
     return run
+
+
+@pytest.fixture(scope="session")
+def page_models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two tiny models, the first with a profile."""
+    folder = tmp_path_factory.mktemp("page")
+    fitted, plain = folder / "fitted.gguf", folder / "plain.gguf"
+    make_random.make(fitted, make_random.SHAPES["tiny"])
+    make_profile.make_profile(fitted, folder / "fitted.skip.gguf")
+    make_random.make(plain, make_random.SHAPES["tiny"], seed=7)
+    return fitted, plain
+
+
+@pytest.fixture(scope="session")
+def page_url(page_models: tuple[Path, Path]) -> Iterator[str]:
+    """Where `pyskip serve` has its page for them."""
+    from page import serve, stop
+
+    server, url = serve(*map(str, page_models), "-c", "4096", "-t", "1")
+    yield url
+    stop(server)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    import browser
+
+    if not (browser.CHROMIUM and browser.DRIVER):
+        pytest.skip("no chromium and chromedriver (Debian: apt-get install chromium chromium-driver)")
+    with browser.open_browser() as chrome:
+        yield chrome
+
+
+@pytest.fixture
+def page(browser: Any, page_url: str) -> Iterator[Any]:
+    """The page as a visitor finds it; afterwards it has complained of nothing and asked nobody else."""
+    from browser import complaints, requests, set_screen
+    from page import Page
+
+    set_screen(browser, 1100, 800)
+    complaints(browser), requests(browser)
+    page = Page(browser, page_url)
+    page.until(lambda: page("#point").text)
+    yield page
+    assert complaints(browser) == []
+    elsewhere = [r["url"] for r in [*page.asked, *requests(browser)] if not r["url"].startswith(page_url)]
+    assert elsewhere == []

@@ -299,10 +299,19 @@ def create_app(service: Service) -> FastAPI:
 
     @app.get("/")
     async def page() -> Response:
-        return Response(_page(), media_type="text/html")
+        return Response(_page(), media_type="text/html", headers={"Cache-Control": "no-cache"})
 
-    app.mount("/page", StaticFiles(directory=PAGE, check_dir=False), name="page")
+    app.mount("/page", _PageFiles(directory=PAGE, check_dir=False), name="page")
     return app
+
+
+class _PageFiles(StaticFiles):
+    """Asked for again each time, so that files of two releases never meet; unchanged, they are not sent again."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
 
 
 def _page() -> bytes:

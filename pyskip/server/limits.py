@@ -16,7 +16,16 @@ __all__ = ["Guard", "Settings"]
 
 OPEN_PATHS = ("/", "/health")  # without a key
 OPEN_FOLDER = "/page/"
-HEADERS = [(b"x-content-type-options", b"nosniff"), (b"x-frame-options", b"DENY"), (b"referrer-policy", b"no-referrer")]
+CSP = (  # of the page: files of its own, nothing inline, nobody else's
+    b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
+    b"form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = [
+    (b"content-security-policy", CSP),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+]
 
 
 @dataclass(frozen=True)

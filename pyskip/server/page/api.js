@@ -2,24 +2,28 @@
 
 const KEY = "pyskip-api-key"; // in sessionStorage
 
-/** What went wrong, in one line for people. */
-export class ApiError extends Error {}
-
-/** The line that a refusal carries, {"error": {"message"}}, or what can be told without one. */
-async function reason(response) {
-  let message;
-  try {
-    message = (await response.json()).error.message;
-  } catch {
-    message = undefined;
+/** What went wrong, in one line for people; code: the API's word for it, where there is one. */
+export class ApiError extends Error {
+  constructor(message, code) {
+    super(String(message).replace(/\s+/g, " ").trim());
+    this.code = code;
   }
-  const line = typeof message === "string" && message.trim() ? message : `the server answers ${response.status}`;
-  return line.replace(/\s+/g, " ").trim();
+}
+
+/** What a refusal says, {"error": {"message", "code"}}, or what can be told without. */
+async function refusal(response) {
+  let said;
+  try {
+    said = (await response.json()).error;
+  } catch {
+    said = null;
+  }
+  return new ApiError(said?.message || `the server answers ${response.status}`, said?.code);
 }
 
 /**
- * The response to a GET, or to a POST where there is a body. On a 401 askKey(line, hadKey) gives a key, or null
- * where there is none to try. Addresses are relative to the page: it may lie under another path behind a proxy.
+ * The response to a GET, or to a POST where there is a body. On a 401 askKey(hadKey) gives a key, or null where
+ * there is none to try. Addresses are relative to the page: it may lie under another path behind a proxy.
  */
 async function request(path, { body, signal, askKey }) {
   for (;;) {
@@ -36,10 +40,10 @@ async function request(path, { body, signal, askKey }) {
       throw new ApiError("the server does not answer: is pyskip serve still running?");
     }
     if (response.ok) return response;
-    const line = await reason(response);
-    if (response.status !== 401) throw new ApiError(line);
-    const given = await askKey(line, key !== null);
-    if (given === null) throw new ApiError(line);
+    const error = await refusal(response);
+    if (response.status !== 401) throw error;
+    const given = await askKey(key !== null);
+    if (given === null) throw error;
     sessionStorage.setItem(KEY, given);
   }
 }
@@ -76,7 +80,7 @@ export async function* chat(body, signal, askKey) {
       const data = line.slice(5).trim();
       if (data === "[DONE]") return;
       const chunk = JSON.parse(data);
-      if (chunk.error) throw new ApiError(String(chunk.error.message ?? chunk.error).replace(/\s+/g, " "));
+      if (chunk.error) throw new ApiError(chunk.error.message ?? "the answer broke off", chunk.error.code);
       yield chunk;
     }
   }

@@ -55,7 +55,10 @@ export class SkipMap {
     this.tokens = tokens;
     this.slider.max = Math.max(tokens.length - 1, 0);
     if (this.cursor === null) this.#tell();
+    const { scrollLeft, clientWidth, scrollWidth } = this.scroller;
+    const atEnd = scrollLeft + clientWidth >= scrollWidth - 1;
     this.draw();
+    if (atEnd) this.scroller.scrollLeft = this.scroller.scrollWidth;
   }
 
   /** The answer is whole: say in words what the picture shows. */
@@ -76,6 +79,9 @@ export class SkipMap {
     this.slider.value = this.cursor;
     this.#tell();
     this.draw();
+    const { scrollLeft, clientWidth } = this.scroller;
+    const x = this.cursor * this.cell - scrollLeft;
+    if (x < 0 || x > clientWidth - this.cell) this.scroller.scrollLeft += x - clientWidth / 2;
     this.onMove(this.cursor);
   }
 

@@ -22,12 +22,13 @@ function say(line) {
 }
 
 function complain(error) {
-  $("error").textContent = error instanceof ApiError ? error.message : `the page failed: ${error.message}`;
+  const line = error instanceof ApiError ? error.message : `the page failed: ${error.message}`;
+  $("error").textContent = error.code === "context_length_exceeded" ? `${line} (New chat starts over)` : line;
   if (!(error instanceof ApiError)) console.error(error);
 }
 
 /** Ask for the API key. Null where none was given. */
-function askKey(line, hadKey) {
+function askKey(hadKey) {
   const dialog = $("key-dialog");
   $("key-why").textContent = hadKey ? "The server refused that key." : "The server wants an API key.";
   $("key").value = "";
@@ -69,7 +70,7 @@ function showRate(answer) {
   const now = answer?.tokensPerSecond ?? null;
   const base = dense.get(model().id);
   document.querySelector("#rate .now").textContent = now ? perSecond(now) : "";
-  let against = "dense rate not measured here yet: ask once with Skip at off, or compare";
+  let against = "dense: not measured here yet (use off or Compare)";
   if (base) {
     const measured = `${base.toFixed(1)}, last dense answer here`;
     against = now && !answer.dense ? `${(now / base).toFixed(2)} × dense (${measured})` : `dense: ${measured}`;
