@@ -9,6 +9,7 @@
 # make faults  interrupts, too little memory, thousands of requests: docs/reliability.md
 # make bench  what skipping costs and brings on this machine: docs/benchmarks.md
 # make results DATA=FOLDER [ONLY="STEP ..."]  docs/results.md: quality against skip rate (benchmarks/results.py)
+# make screenshots  the pictures of docs/images, from the demo model; needs chromium and chromium-driver
 # make architectures  docs/architectures.md: what can skip in every architecture of llama.cpp (tests/architectures_page.py)
 #
 # Needs Python 3.10 or newer with venv, a C++17 compiler and a network for pip. Everything goes into .venv and build.
@@ -43,7 +44,8 @@ SANITIZED = -DCMAKE_BUILD_TYPE=Sanitized -DGGML_OPENMP=$(if $(filter thread,$(1)
 # What must hold on every release of llama.cpp.
 INVARIANTS := off static cosine profile batches session bad_input patches
 
-.PHONY: chat test test-extras upstream-test bump invariants sanitize lint fuzz faults bench results architectures clean
+.PHONY: chat test test-extras upstream-test bump invariants sanitize lint fuzz faults bench results screenshots \
+        architectures clean
 
 chat: $(VENV)/.built
 	@$(BIN)/pyskip chat
@@ -98,6 +100,9 @@ results: $(VENV)/.built build/reference/.built $(VENV)/.dev
 	  --factoid $(DATA)/dev_factoid.jsonl --arc-easy $(DATA)/dev_arc_easy.jsonl --cnn $(DATA)/dev_cnn_dailymail.jsonl \
 	  --fit $(DATA)/calibration_wiki.txt) \
 	  $(if $(ONLY),--only $(ONLY)) $(RESULTS_ARGS)
+
+screenshots: $(VENV)/.built $(VENV)/.dev
+	$(BIN)/python tests/screenshots_page.py
 
 architectures: $(VENV)/.built build/reference/.built build/native-tests/.built
 	$(BIN)/python tests/architectures_page.py -o docs/architectures.md
