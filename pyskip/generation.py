@@ -1,4 +1,4 @@
-"""One answer: tokens in, text out piece by piece, and what it took. Used by `pyskip chat` and `pyskip generate`."""
+"""One answer: tokens in, text out piece by piece, and what it took. For pyskip.conversation and `pyskip generate`."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class Answer:
     gen_ts: float
     skip: SkipStats
     pace: PaceStats | None  # where a pace is kept
+    tokens: tuple[int, ...] = ()  # [n_gen]
 
 
 class Generation:
@@ -38,7 +39,8 @@ class Generation:
     def __init__(self, llm: Llama, tokens: list[int], *, max_tokens: int, temp: float, seed: int | None) -> None:
         self._llm, self._tokens, self._max_tokens, self._temp = llm, tokens, max_tokens, temp
         self._text = ""
-        self._n_gen = self._n_decoded = 0
+        self._generated: list[int] = []
+        self._n_decoded = 0
         self._t_start = self._t_first = self._t_last = 0.0
         if seed is not None:
             llm.set_seed(seed)
@@ -51,19 +53,20 @@ class Generation:
         n_cached = llm.longest_token_prefix(llm._input_ids.tolist(), self._tokens)
         self._n_decoded = max(1, len(self._tokens) - n_cached)
         self._t_start = time.perf_counter()
-        before = list(self._tokens)
+        n_room = min(self._max_tokens, llm.n_ctx() - len(self._tokens))
+        last = self._tokens[-1:]
         for token in llm.generate(self._tokens, temp=self._temp):
             self._t_last = time.perf_counter()
             self._t_first = self._t_first or self._t_last
             if llama_cpp.llama_vocab_is_eog(vocab, token):
                 break
-            self._n_gen += 1
-            piece = decoder.decode(llm.detokenize([token], prev_tokens=before[-1:]))
-            before.append(token)
+            self._generated.append(token)
+            piece = decoder.decode(llm.detokenize([token], prev_tokens=last))
+            last = [token]
             if piece:
                 self._text += piece
                 yield piece
-            if self._n_gen >= self._max_tokens or len(before) >= llm.n_ctx():
+            if len(self._generated) >= n_room:
                 break
         tail = decoder.decode(b"", final=True)
         if tail:
@@ -71,15 +74,17 @@ class Generation:
             yield tail
 
     def answer(self) -> Answer:
+        n_gen = len(self._generated)
         prompt_s, gen_s = self._t_first - self._t_start, self._t_last - self._t_first
         return Answer(
             text=self._text,
             n_prompt=len(self._tokens),
-            n_gen=self._n_gen,
+            n_gen=n_gen,
             prompt_ts=self._n_decoded / prompt_s if self._t_first and prompt_s > 0 else 0.0,
-            gen_ts=(self._n_gen - 1) / gen_s if self._n_gen > 1 and gen_s > 0 else 0.0,
+            gen_ts=(n_gen - 1) / gen_s if n_gen > 1 and gen_s > 0 else 0.0,
             skip=self._llm.skip_stats(),
             pace=None if self._llm.pace is None else self._llm.pace.stats(),
+            tokens=tuple(self._generated),
         )
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +11,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
+from .._replace import replacing
 from ..errors import ProfileError
 from ..profile import Point
 
@@ -83,23 +82,12 @@ def write_profile(
     """
     target = Path(path)
     try:
-        descriptor, name = tempfile.mkstemp(prefix=target.name + ".", suffix=".part", dir=target.parent)
-        os.close(descriptor)
-    except OSError as error:
-        raise ProfileError(f"{target}: cannot be written ({error.strerror}): name another file with -o") from error
-    try:
-        _write(name, layers, curve, recommended, provenance, quantisation)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, target)
+        with replacing(target) as name:
+            _write(name, layers, curve, recommended, provenance, quantisation)
     except OSError as error:
         raise ProfileError(
             f"{target}: cannot be written ({error.strerror}): make room or name another file with -o"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
 
 
 def _write(
