@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pty
-import select
 import signal
 import subprocess
 import sys
-import termios
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from terminal import Terminal
 
 PYSKIP = [sys.executable, "-m", "pyskip"]
 
@@ -132,70 +130,24 @@ def test_chat_from_a_pipe(demo: Path) -> None:
     assert "1 answers" in err
 
 
-class Terminal:
-    """A chat on a pseudo-terminal."""
-
-    def __init__(self, *args: str) -> None:
-        self.master, self.slave = pty.openpty()
-        self.before = termios.tcgetattr(self.slave)
-        self.process = subprocess.Popen(
-            [*PYSKIP, "chat", *args],
-            stdin=self.slave,
-            stdout=self.slave,
-            stderr=self.slave,
-            start_new_session=True,
-            preexec_fn=hear_interrupts,
-        )
-        self.seen = ""
-
-    def wait_for(self, text: str, timeout: float = 30.0) -> None:
-        end = time.monotonic() + timeout
-        while text not in self.seen:
-            ready, _, _ = select.select([self.master], [], [], max(0.0, end - time.monotonic()))
-            assert ready, f"never saw {text!r} in {self.seen!r}"
-            self.seen += os.read(self.master, 4096).decode("utf-8", "replace")
-        self.seen = self.seen.partition(text)[2]
-
-    def send(self, text: bytes) -> None:
-        os.write(self.master, text)
-
-    def interrupt(self) -> None:
-        self.process.send_signal(signal.SIGINT)
-
-    def __del__(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-
-    def close(self) -> int:
-        status = self.process.wait(30)
-        assert termios.tcgetattr(self.slave) == self.before
-        os.close(self.master)
-        os.close(self.slave)
-        return status
-
-
 def test_on_a_terminal_the_first_ends_the_answer_and_not_the_chat(demo: Path) -> None:
-    terminal = Terminal("-n", "100000", "-c", "8192")
-    terminal.wait_for("> ")
-    terminal.send(b"Tell me a very long story about the sea.\n")
-    terminal.wait_for("\n")
-    terminal.wait_for(" ")
+    terminal = Terminal("chat", "-n", "100000", "-c", "8192")
+    terminal.ask("Tell me a very long story about the sea.", "\n", " ")
     time.sleep(0.5)
     terminal.interrupt()
     terminal.wait_for("stopped")
-    terminal.wait_for("> ")
-    time.sleep(0.5)  # until input() reads
+    terminal.prompt()
+    terminal.interrupt()
+    terminal.wait_for("Ctrl-C again")
+    terminal.prompt()
     terminal.interrupt()
     assert terminal.close() == 130
 
 
 def test_on_a_terminal_end_of_input_ends_the_chat(demo: Path) -> None:
-    terminal = Terminal("-n", "8")
-    terminal.wait_for("> ")
-    terminal.send(b"Are dogs real?\n")
-    terminal.wait_for("tokens/s")
-    terminal.wait_for("> ")
-    terminal.send(b"\x04")
+    terminal = Terminal("chat", "-n", "8", TERM="dumb")
+    terminal.ask("Are dogs real?", "tokens/s")
+    terminal.prompt()
+    terminal.send("\x04")
     terminal.wait_for("1 answers")
     assert terminal.close() == 0

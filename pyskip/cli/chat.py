@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import TYPE_CHECKING
 
 import click
 
 from . import ui
+from .chat_commands import Commands, EndOfChat, find, rate_of, skip_rate_of, unknown
 from .options import Options, common_options, load
 
 if TYPE_CHECKING:
-    from pyskip.generation import Answer, Message
-    from pyskip.llama import Llama
+    from pyskip.conversation import Conversation
+
+    from .heat import Line
 
 __all__ = ["chat"]
 
@@ -22,105 +25,105 @@ __all__ = ["chat"]
 @click.command()
 @click.argument("model", default="demo")
 @click.option("--system", metavar="TEXT", help="System message.")
+@click.option("--load", "session", metavar="FILE", help="Go on with a conversation that /save wrote.")
 @common_options
-def chat(model: str, system: str | None, options: Options) -> int:
+def chat(model: str, system: str | None, session: str | None, options: Options) -> int:
     """Chat with MODEL.
 
     MODEL is a path, a name of pyskip list, hf:REPO[:FILE], or demo, which is the default. With no terminal on stdin,
-    each line is a turn of the conversation and each answer goes to stdout.
+    each line is a turn of the conversation and each answer goes to stdout. Lines such as /help are commands.
     """
     llm = load(model, options)
     if "tokenizer.chat_template" not in llm.metadata:
         ui.note("the model has no chat template: using ChatML")
-    conversation = Conversation(llm, system, n_predict=options.n_predict, temp=options.temp, seed=options.seed)
-    return _on_terminal(conversation) if sys.stdin.isatty() else _from_pipe(conversation)
+    from pyskip.conversation import Conversation
+
+    conversation = Conversation(
+        llm,
+        system,
+        n_predict=options.n_predict,
+        temp=options.temp,
+        seed=options.seed,
+        stream=lambda pieces: ui.stream(llm, pieces),
+        tell=ui.note,
+    )
+    if session is not None:
+        Commands(conversation, PlainView()).run("/load", session)
+    if not sys.stdin.isatty():
+        return _from_pipe(conversation)
+    if _is_plain():
+        return _on_terminal(conversation, PlainView(), lambda: input("> "))
+    from .chat_terminal import RichView, reader
+
+    return _on_terminal(conversation, RichView(), reader(llm))
 
 
-class Conversation:
-    """The turns so far, and what they took."""
+def _is_plain() -> bool:
+    """Whether there is no terminal that can do more than print lines, or none is wanted (https://no-color.org)."""
+    return not sys.stdout.isatty() or bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM", "dumb") == "dumb"
 
-    def __init__(self, llm: Llama, system: str | None, *, n_predict: int, temp: float, seed: int | None) -> None:
-        self.llm, self.n_predict, self.temp, self.seed = llm, n_predict, temp, seed
-        self.system: list[Message] = [{"role": "system", "content": system}] if system else []
-        self.turns: list[Message] = []
-        self.answers: list[Answer] = []
 
-    def say(self, text: str) -> Generator[str, None, None]:
-        """The pieces of the answer. Raises KeyboardInterrupt when it was stopped; what had come is kept as a turn."""
-        self.turns.append({"role": "user", "content": text})
+class PlainView:
+    """Answers go to stdout as they come, all else to stderr."""
+
+    has_colours = False
+    width = 78
+
+    def note(self, line: str) -> None:
+        ui.note(line)
+
+    def show(self, lines: list[Line]) -> None:
+        for line in lines:
+            click.echo("".join(text for text, _ in line).rstrip(), err=True)
+
+    def answer(self, pieces: Generator[str, None, None]) -> None:
+        is_terminal = sys.stdout.isatty()
         try:
-            tokens = self._fit()
-        except BaseException:
-            self.turns.pop()
-            raise
-        from pyskip.generation import Generation
-
-        generation = Generation(self.llm, tokens, max_tokens=self.n_predict, temp=self.temp, seed=self.seed)
-        self.seed = None  # seeds the conversation, not each answer
-        try:
-            yield from ui.stream(self.llm, generation)
+            # an interrupt may come out of echo too: the generation must have ended before what follows
+            with closing(pieces):
+                for piece in pieces:
+                    click.echo(ui.printable(piece) if is_terminal else piece, nl=False)
+                    sys.stdout.flush()
         finally:
-            answer = generation.answer()
-            if answer.n_gen:
-                self.answers.append(answer)
-            self.turns.append({"role": "assistant", "content": answer.text})
-
-    def _fit(self) -> list[int]:
-        """The prompt's tokens; drops the oldest turns where they leave no room for an answer."""
-        from pyskip.generation import chat_tokens
-
-        room = min(self.n_predict, max(1, self.llm.n_ctx() // 4))
-        n_dropped = 0
-        tokens = chat_tokens(self.llm, self.system + self.turns)
-        while len(tokens) + room > self.llm.n_ctx() and len(self.turns) > 1:
-            del self.turns[:2]
-            n_dropped += 2
-            tokens = chat_tokens(self.llm, self.system + self.turns)
-        if n_dropped:
-            ui.note(f"the context of {self.llm.n_ctx()} tokens is full: dropped the oldest {n_dropped} messages")
-        return tokens
-
-    def summary(self) -> str:
-        n_gen = sum(a.n_gen for a in self.answers)
-        seconds = sum((a.n_gen - 1) / a.gen_ts for a in self.answers if a.gen_ts)
-        n_timed = sum(a.n_gen - 1 for a in self.answers if a.gen_ts)
-        skipped = sum(sum(a.skip.skipped) for a in self.answers)
-        blocks = skipped + sum(sum(a.skip.evaluated) for a in self.answers)
-        line = (
-            f"{len(self.answers)} answers, {n_gen} tokens, {n_timed / seconds if seconds else 0.0:.1f} tokens/s, "
-            f"{skipped / blocks if blocks else 0.0:.1%} of FFN blocks skipped ({self.llm.skip})"
-        )
-        return line if self.answers[-1].pace is None else f"{line}; last answer: {self.answers[-1].pace}"
+            click.echo()
 
 
-def _print(pieces: Generator[str, None, None]) -> None:
-    try:
-        # an interrupt may come out of echo too: the generation must have ended before what follows
-        with closing(pieces):
-            for piece in pieces:
-                click.echo(piece, nl=False)
-                sys.stdout.flush()
-    finally:
-        click.echo()
+def _summary(conversation: Conversation) -> str:
+    answers = conversation.answers
+    policies = ", ".join(dict.fromkeys(a.skip.skip for a in answers))
+    line = (
+        f"{len(answers)} answers, {sum(a.n_gen for a in answers)} tokens, {rate_of(answers):.1f} tokens/s, "
+        f"{skip_rate_of(answers):.1%} of FFN blocks skipped ({policies})"
+    )
+    return line if answers[-1].pace is None else f"{line}; last answer: {answers[-1].pace}"
 
 
 def _from_pipe(conversation: Conversation) -> int:
+    """A line is a command only where it is exactly one; an error ends the chat."""
+    view = PlainView()
+    commands = Commands(conversation, view)
     status = 0
     try:
         for number, raw in enumerate(sys.stdin.buffer, 1):
             try:
-                text = raw.decode("utf-8").strip()
+                text = raw.decode("utf-8").rstrip()
             except UnicodeDecodeError:
                 raise click.ClickException(
                     f"line {number} of stdin is not UTF-8: convert it, for instance with iconv"
                 ) from None
-            if text:
-                _print(conversation.say(text))
+            command = find(text)
+            if command is None and not text:
+                continue
+            pieces = commands.run(*command) if command else conversation.say(text.strip())
+            if pieces is not None:
+                view.answer(pieces)
     except KeyboardInterrupt:
         status = 130
+    except EndOfChat:
+        pass
     finally:
         if conversation.answers:
-            ui.note(conversation.summary())
+            ui.note(_summary(conversation))
     return status
 
 
@@ -132,35 +135,61 @@ def _is_text(text: str) -> bool:
     return True
 
 
-def _on_terminal(conversation: Conversation) -> int:
-    from pyskip.errors import DecodeError
-
-    ui.note("Ctrl-C stops an answer, Ctrl-D ends the chat")
-    status = 0
+def _on_terminal(conversation: Conversation, view: PlainView, read: Callable[[], str]) -> int:
+    """read() gives what was typed, and raises EOFError, or KeyboardInterrupt for Ctrl-C where that was nothing."""
+    ui.note("Ctrl-C stops an answer, Ctrl-D ends the chat, /help lists commands")
+    commands = Commands(conversation, view)
+    status = interrupts = 0
     while True:
         try:
-            text = input("> ").strip()
+            text = read().rstrip()
         except EOFError:
             click.echo()
             break
         except KeyboardInterrupt:
             click.echo()
-            status = 130
+            interrupts += 1
+            if interrupts == 2:
+                status = 130
+                break
+            ui.note("Ctrl-C again, or Ctrl-D, ends the chat")
+            continue
+        interrupts = 0
+        if text.strip() and not _turn(conversation, commands, view, text):
             break
-        if not text:
-            continue
-        if not _is_text(text):
-            ui.error("what was typed is not UTF-8: set the terminal to UTF-8")
-            continue
-        try:
-            _print(conversation.say(text))
-        except KeyboardInterrupt:
-            ui.note("stopped")
-        except DecodeError as error:
-            ui.error(str(error))
-            continue
-        if conversation.answers:
-            ui.note(ui.answer_line(conversation.answers[-1]))
     if conversation.answers:
-        ui.note(conversation.summary())
+        ui.note(_summary(conversation))
     return status
+
+
+def _turn(conversation: Conversation, commands: Commands, view: PlainView, text: str) -> bool:
+    """Answers a text or runs a command. Whether the chat goes on."""
+    from pyskip.errors import PyskipError
+
+    n_before = len(conversation.answers)
+    try:
+        pieces = _pieces(conversation, commands, text)
+        if pieces is not None:
+            view.answer(pieces)
+    except EndOfChat:
+        return False
+    except KeyboardInterrupt:
+        ui.note("stopped")
+    except PyskipError as error:
+        ui.error(str(error))
+    if len(conversation.answers) > n_before:
+        ui.note(ui.answer_line(conversation.answers[-1]))
+    return True
+
+
+def _pieces(conversation: Conversation, commands: Commands, text: str) -> Generator[str, None, None] | None:
+    from pyskip.errors import PyskipError
+
+    if not _is_text(text):
+        raise PyskipError("what was typed is not UTF-8: set the terminal to UTF-8")
+    command = find(text)
+    if command is not None:
+        return commands.run(*command)
+    if text.startswith("/"):
+        raise PyskipError(unknown(text))
+    return conversation.say(text.strip())

@@ -24,6 +24,7 @@ __all__ = [
     "must_exit_now",
     "note",
     "plain",
+    "printable",
     "progress_line",
     "resolve",
     "stage_line",
@@ -38,6 +39,15 @@ must_exit_now = False  # a thread was left inside llama.cpp: no orderly end of t
 def plain(text: str) -> str:
     """The text without what would steer a terminal."""
     return "".join(c if c.isprintable() else "?" for c in text)
+
+
+_STEERS = {c: "\ufffd" for c in (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+del _STEERS[9], _STEERS[10]
+
+
+def printable(text: str) -> str:
+    """A text of lines without what would steer a terminal or turn the order of its characters."""
+    return text.translate(_STEERS)
 
 
 def error(line: str) -> None:
