@@ -6,9 +6,12 @@ import re
 from pathlib import Path
 
 from browser import complaints, requests, set_screen
-from page import Page, api, letters, serve, shown, stop
+from page import Page, api, letters, shown
 from selenium.webdriver import ActionChains, Chrome, Keys
 from selenium.webdriver.common.by import By
+from serving import open_served, running
+
+from pyskip.server.limits import Settings
 
 KEY = "a-key-of-ours"
 TIMES = "\u00d7"
@@ -161,6 +164,18 @@ def test_another_model_and_its_own_policies(page: Page) -> None:
     assert len(page.bodies()[0]["messages"]) == 1
 
 
+def test_a_pace_is_the_servers_until_a_rate_is_set(page: Page, page_models: tuple[Path, Path]) -> None:
+    with running({"paced": open_served(page_models[0], target_tps=1.5)}) as server:
+        other = Page(page.browser, server.url)
+        other.until(lambda: "keeps 1.5 tokens/s" in other("#point").text)
+        other.ask(n_tokens=4)
+        other.slide(40)
+        other.ask(n_tokens=4)
+        assert [a.get("skip") for a in other.bodies()] == [None, 0.4]
+    page.browser.get("about:blank")
+    requests(page.browser)
+
+
 def test_a_refusal_is_one_line_and_loses_nothing(page: Page) -> None:
     page.fill("#policy", "cosine:threshold=many")
     page("#prompt").send_keys("do not lose this", Keys.ENTER)
@@ -177,10 +192,9 @@ def test_a_refusal_is_one_line_and_loses_nothing(page: Page) -> None:
 
 
 def test_the_key_is_asked_for(browser: Chrome, page_models: tuple[Path, Path]) -> None:
-    server, url = serve(str(page_models[0]), "--api-key", KEY, "-t", "1")
-    try:
-        set_screen(browser, 1100, 800)
-        page = Page(browser, url)
+    set_screen(browser, 1100, 800)
+    with running({"fitted": open_served(page_models[0])}, Settings(api_key=KEY, grace=5)) as server:
+        page = Page(browser, server.url)
         page.until(lambda: page("#key-dialog").is_displayed())
         page("#key").send_keys("wrong", Keys.ENTER)
         page.until(lambda: "refused" in page("#key-why").text)
@@ -188,18 +202,17 @@ def test_the_key_is_asked_for(browser: Chrome, page_models: tuple[Path, Path]) -
         page.until(lambda: page("#point").text)
         assert not page("#key-dialog").is_displayed()
         page.ask(n_tokens=4)
-        assert browser.execute_script(
-            "return Object.entries(sessionStorage).flat().concat(Object.keys(localStorage))"
-        ) == [
-            "pyskip-api-key",
-            KEY,
-        ]
+        kept = page.js("return [...Object.entries(sessionStorage).flat(), ...Object.keys(localStorage)]")
+        assert kept == ["pyskip-api-key", KEY]
         assert KEY not in browser.current_url + browser.page_source
-        complaints(browser)
-        stop(server)
+        page.js("sessionStorage.clear()")
         page("#prompt").send_keys("w1", Keys.ENTER)
-        page.until(lambda: "the server does not answer" in page("#error").text)
-    finally:
-        server.kill()
-        server.communicate()
+        page.until(lambda: page("#key-dialog").is_displayed())
+        ActionChains(browser).send_keys(Keys.ESCAPE).perform()
+        page.until(lambda: "API key" in page("#error").text)
+        assert page("#prompt").get_property("value") == "w1"
+        assert "wants an API key" in page("#key-why").get_property("textContent")
+    page("#prompt").send_keys(Keys.ENTER)
+    page.until(lambda: "the server does not answer" in page("#error").text)
+    browser.get("about:blank")
     complaints(browser), requests(browser)

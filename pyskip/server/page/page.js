@@ -10,6 +10,7 @@ const LEAST_TIMED = 8; // tokens of an answer whose rate counts as the model's
 
 let known = []; // of pyskip/models
 let messages = []; // the conversation, as the API takes it
+let paced = false; // what is skipped is left to the server, which keeps a rate (--target-tps)
 let running = null; // AbortController of what is being answered
 
 const model = () => known.find(({ id }) => id === $("model").value);
@@ -39,10 +40,11 @@ function askKey(hadKey) {
   });
 }
 
-/** What is asked for now: {skip, label}; skip is what the API takes. */
+/** What is asked for now: {skip, label}; skip is what the API takes, undefined for the server's own. */
 function chosen() {
   const spec = $("policy").value.trim();
   if (spec) return { skip: spec, label: `skip ${spec}` };
+  if (paced) return { label: `keeping ${model().target_tps} tokens/s` };
   const { profile } = model();
   const rate = profile ? rateAt(profile, Number($("skip").value)) : 0;
   return rate ? { skip: rate, label: `skip ${rate}` } : { skip: "off", label: "dense" };
@@ -54,6 +56,7 @@ function showPoint() {
   const rate = profile ? rateAt(profile, Number($("skip").value)) : 0;
   let line = "off: every block runs";
   if (spec) line = `the policy of the settings: ${spec}`;
+  else if (paced) line = `the server keeps ${model().target_tps} tokens/s; the slider sets a rate instead`;
   else if (!profile) line = "off: there is no profile for this model; pyskip calibrate makes one";
   else if (rate) {
     const { pplRatio, idealSpeedup } = pointAt(profile, rate);
@@ -80,12 +83,13 @@ function showRate(answer) {
 
 /** The slider for the model that is chosen. */
 function showModel() {
-  const { profile, skip } = model();
+  const { profile, skip, target_tps: pace } = model();
   const slider = $("skip");
   const last = lastStop(profile);
   slider.max = last;
   slider.disabled = !last;
-  const stop = stopOfSpec(profile, skip);
+  paced = Boolean(pace);
+  const stop = paced ? stopOf(profile, profile.recommended) : stopOfSpec(profile, skip);
   slider.value = stop ?? 0;
   $("policy").value = stop === null ? skip : "";
   $("end").textContent = last ? rateAt(profile, last) : "";
@@ -99,7 +103,7 @@ function showModel() {
     button.onclick = () => {
       slider.value = best;
       $("policy").value = "";
-      showPoint();
+      slider.dispatchEvent(new Event("input"));
     };
   }
   showPoint();
@@ -250,7 +254,11 @@ $("new").addEventListener("click", () => {
   say("New chat.");
 });
 $("model").addEventListener("change", showModel);
-for (const id of ["skip", "policy"]) $(id).addEventListener("input", showPoint);
+$("policy").addEventListener("input", showPoint);
+$("skip").addEventListener("input", () => {
+  paced = false;
+  showPoint();
+});
 
 try {
   known = await models(askKey);
