@@ -5,7 +5,7 @@
 # make sanitize  native tests, and a chat, under the address, undefined-behaviour and thread sanitizers
 # make bump VERSION=x.y.z  pin another release of llama-cpp-python, build it and run the invariants (docs/upstream.md)
 # make lint   ruff and mypy
-# make fuzz [RUNS=N] [TARGET=skip|task|profile|pair|native|guided]  mutated inputs, 200,000 a target: docs/reliability.md
+# make fuzz [RUNS=N] [TARGET=skip|task|profile|session|pair|native|guided]  mutated inputs: docs/reliability.md
 # make faults  interrupts, too little memory, thousands of requests: docs/reliability.md
 # make bench  what skipping costs and brings on this machine: docs/benchmarks.md
 # make results DATA=FOLDER [ONLY="STEP ..."]  docs/results.md: quality against skip rate (benchmarks/results.py)
