@@ -5,6 +5,7 @@ Patched and stock llama.cpp cannot live in one process, so a stock one that is t
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.util
 import os
@@ -56,6 +57,17 @@ def _installed_version() -> str:
     return stated.group(1) if stated else "of no version"
 
 
+def _load_backends(lib_dir: Path) -> None:
+    """In a build with a back end for every level of the instruction set (the wheels): load the one that fits best. By
+    itself llama.cpp would look for one beside the Python interpreter and in the working directory."""
+    ggml = ctypes.CDLL(str(lib_dir / "libggml.so"))
+    if ggml.ggml_backend_reg_count() == 0:
+        lib.pyskip_log_drop()  # it tells what it loads; _log.py hears the rest
+        ggml.ggml_backend_load_all_from_path(ctypes.c_char_p(os.fsencode(lib_dir)))
+    if ggml.ggml_backend_reg_count() == 0:
+        raise BuildMismatchError(f"no libggml-cpu-*.so in {lib_dir} runs on this processor: install pyskip again")
+
+
 def _import_llama_cpp(lib_dir: Path) -> Any:
     before = os.environ.get("LLAMA_CPP_LIB_PATH")
     os.environ["LLAMA_CPP_LIB_PATH"] = str(lib_dir)
@@ -88,4 +100,5 @@ ffi: Any = _native.ffi
 lib: Any = _native.lib
 BUILD: str = ffi.string(lib.pyskip_build()).decode()
 _check_version(BUILD)
+_load_backends(LIB_DIR)
 llama_cpp: Any = _import_llama_cpp(LIB_DIR)  # loosely typed upstream; taken from here, so that the checks come first

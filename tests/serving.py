@@ -30,7 +30,6 @@ class Running:
     service: Service
     server: Server
     port: int
-    client: httpx.Client  # one: each reads the certificates of the system anew, to no use here
 
     @property
     def url(self) -> str:
@@ -39,10 +38,10 @@ class Running:
     def post(self, path: str, body: Any, **kwargs: Any) -> httpx.Response:
         raw = body if isinstance(body, (bytes, str)) else json.dumps(body)
         headers = {"Content-Type": "application/json", **kwargs.pop("headers", {})}
-        return self.client.post(self.url + path, content=raw, headers=headers, **kwargs)
+        return httpx.post(self.url + path, content=raw, headers=headers, timeout=60, **kwargs)
 
     def get(self, path: str, **kwargs: Any) -> httpx.Response:
-        return self.client.get(self.url + path, **kwargs)
+        return httpx.get(self.url + path, timeout=60, **kwargs)
 
 
 @contextmanager
@@ -57,8 +56,7 @@ def running(models: dict[str, ServedLlama], settings: Settings | None = None) ->
         thread.start()
         assert up.wait(30)
         try:
-            with httpx.Client(timeout=60, verify=False, limits=httpx.Limits(max_connections=None)) as client:
-                yield Running(service, server, port, client)
+            yield Running(service, server, port)
         finally:
             server.stop()
             thread.join(30)

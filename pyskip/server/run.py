@@ -22,18 +22,15 @@ __all__ = ["Server", "bind"]
 
 def bind(host: str, port: int) -> socket.socket:
     """A TCP socket there; port 0 takes any that is free. Raises OSError."""
-    sock = None
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, kind, proto, _, address = found[0]
+    sock = socket.socket(family, kind, proto)
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, proto, _, address = found[0]
-        sock = socket.socket(family, kind, proto)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
-    except (OSError, UnicodeError) as error:
-        if sock is not None:
-            sock.close()
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise OSError(f"cannot listen at {host}:{port} ({reason}): choose another --host or --port") from error
+    except BaseException:
+        sock.close()
+        raise
     return sock
 
 
@@ -51,7 +48,7 @@ class Server(uvicorn.Server):
                 create_app(service),
                 http=_protocol(service.settings.timeout),
                 log_config=None,
-                log_level="error",  # what others send is no news
+                log_level="warning",
                 access_log=False,
                 lifespan="off",
                 server_header=False,

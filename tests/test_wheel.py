@@ -1,0 +1,232 @@
+"""Wheels: what cmake/wheel.py promises of them, and those in dist/ where `make wheel` has built some. Nothing is built
+or installed here; `make wheel-test` and `make wheel-aarch64-test` do that."""
+
+import base64
+import ctypes
+import hashlib
+import importlib
+import importlib.metadata
+import io
+import re
+import sys
+import tarfile
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from conftest import ROOT
+from packaging.requirements import Requirement
+from packaging.tags import parse_tag
+from packaging.utils import parse_wheel_filename
+from packaging.version import Version
+
+from pyskip import BuildMismatchError, _library
+
+WHEELS = sorted((ROOT / "dist").glob("pyskip-*.whl"))
+NAME = "pyskip-0.1.0-cp310-abi3-manylinux_2_35_{arch}.whl"
+
+
+@pytest.fixture(scope="module")
+def wheel() -> ModuleType:
+    sys.path.insert(0, str(ROOT / "cmake"))
+    try:
+        return importlib.import_module("wheel")
+    finally:
+        sys.path.remove(str(ROOT / "cmake"))
+        sys.modules.pop("wheel", None)  # the name of a package, too
+
+
+def sdist(folder: Path, files: dict[str, str], version: str = "9.9.9") -> Path:
+    path = folder / f"llama_cpp_python-{version}.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        for name, text in files.items():
+            info = tarfile.TarInfo(f"llama_cpp_python-{version}/{name}")
+            info.size = len(text)
+            tar.addfile(info, io.BytesIO(text.encode()))
+    return path
+
+
+SDIST = {
+    "PKG-INFO": "Metadata-Version: 2.1\nName: llama_cpp_python\nVersion: 9.9.9\n\nVersion: 9.9.9\n",
+    "LICENSE.md": "MIT",
+    "llama_cpp/__init__.py": "__version__ = '9.9.9'\n",
+    "llama_cpp/py.typed": "",
+    "llama_cpp/server/app.py": "",
+    "llama_cpp/lib/libllama.so": "not this",
+    "vendor/llama.cpp/llama_cpp/no.py": "not this",
+    "setup.py": "not this",
+}
+
+
+def test_companion(wheel: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "llama_cpp_python-9.9.8+pyskip-py3-none-any.whl").touch()
+    path = wheel.companion(sdist(tmp_path, SDIST), "9.9.9", tmp_path)
+    name, version, _, tags = parse_wheel_filename(path.name)
+    assert (name, version, tags) == ("llama-cpp-python", Version("9.9.9+pyskip"), parse_tag("py3-none-any"))
+    assert [path] == list(tmp_path.glob("*.whl"))  # an older one would be installed for another pin
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    info = "llama_cpp_python-9.9.9+pyskip.dist-info"
+    assert set(files) == {
+        "llama_cpp/__init__.py", "llama_cpp/py.typed", "llama_cpp/server/app.py",
+        f"{info}/METADATA", f"{info}/WHEEL", f"{info}/RECORD", f"{info}/licenses/LICENSE.md",
+    }  # fmt: skip
+    metadata = Parser().parsestr(files[f"{info}/METADATA"].decode())
+    assert metadata["Version"] == "9.9.9+pyskip"
+    assert metadata.get_payload() == "Version: 9.9.9\n"
+    recorded = [line.split(",") for line in files[f"{info}/RECORD"].decode().splitlines()]
+    assert {name for name, *_ in recorded} == set(files)
+    for name, digest, size in recorded:
+        data = files[name]
+        sha256 = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode().rstrip("=")
+        assert (digest, size) == (("", "") if name.endswith("RECORD") else (f"sha256={sha256}", str(len(data))))
+
+
+def test_companion_is_the_same_every_time(wheel: ModuleType, tmp_path: Path) -> None:
+    first = wheel.companion(sdist(tmp_path, SDIST), "9.9.9", tmp_path / "a").read_bytes()
+    assert wheel.companion(sdist(tmp_path, SDIST), "9.9.9", tmp_path / "b").read_bytes() == first
+
+
+@pytest.mark.parametrize("missing", ["PKG-INFO", "LICENSE.md", "llama_cpp/__init__.py"])
+def test_companion_of_an_incomplete_sdist(wheel: ModuleType, tmp_path: Path, missing: str) -> None:
+    files = {name: text for name, text in SDIST.items() if name != missing}
+    with pytest.raises(wheel.Failure, match="has nothing for"):
+        wheel.companion(sdist(tmp_path, files), "9.9.9", tmp_path)
+    assert not list(tmp_path.glob("*.whl"))
+
+
+def test_companion_of_another_version(wheel: ModuleType, tmp_path: Path) -> None:
+    files = {**SDIST, "PKG-INFO": SDIST["PKG-INFO"].replace("Version: 9.9.9\n\n", "Version: 9.9.8\n\n")}
+    with pytest.raises(wheel.Failure, match=r"does not state Version: 9\.9\.9"):
+        wheel.companion(sdist(tmp_path, files), "9.9.9", tmp_path)
+
+
+def test_companion_of_the_pin_is_what_is_installed(wheel: ModuleType, tmp_path: Path) -> None:
+    """The same files as upstream's own build backend takes, and a version that pyskip's requirement accepts."""
+    version = wheel.upstream.pin()["llama_cpp_python"]
+    path = wheel.companion(wheel.upstream.sdist(ROOT / "build" / "sdist"), version, tmp_path)
+    with zipfile.ZipFile(path) as archive:
+        packed = {name: archive.read(name) for name in archive.namelist() if name.startswith("llama_cpp/")}
+    installed = importlib.metadata.distribution("llama-cpp-python")
+    files = {
+        str(file): Path(str(file.locate())).read_bytes() for file in installed.files or () if file.suffix != ".pyc"
+    }
+    assert packed == {name: data for name, data in files.items() if name.startswith("llama_cpp/")}
+    requirements = [Requirement(line) for line in importlib.metadata.requires("pyskip") or ()]
+    (pinned,) = [requirement for requirement in requirements if requirement.name == "llama-cpp-python"]
+    assert pinned.specifier.contains(parse_wheel_filename(path.name)[1])
+
+
+def make_wheel(
+    wheel: ModuleType, folder: Path, arch: str, *, without: str = "", name: str = NAME, machine: int = 0
+) -> Path:
+    files = ["pyskip/_native.abi3.so", "pyskip/lib/libllama.so", "pyskip.libs/libgomp-0123abcd.so.1.0.0"]
+    files += [f"pyskip/lib/libggml-cpu-{level}.so" for level in wheel.BACKENDS[arch].split()]
+    head = b"\x7fELF" + bytes(14) + (machine or wheel.ELF_MACHINES[arch]).to_bytes(2, "little")
+    path = folder / name.format(arch=arch)
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in files:
+            if file != without:
+                archive.writestr(file, head)
+        archive.writestr("pyskip/__init__.py", "")
+    return path
+
+
+@pytest.mark.parametrize("arch", ["x86_64", "aarch64"])
+def test_check(wheel: ModuleType, tmp_path: Path, arch: str) -> None:
+    wheel.check(make_wheel(wheel, tmp_path, arch), arch)
+
+
+def test_check_misses_a_back_end(wheel: ModuleType, tmp_path: Path) -> None:
+    path = make_wheel(wheel, tmp_path, "x86_64", without="pyskip/lib/libggml-cpu-haswell.so")
+    with pytest.raises(
+        wheel.Failure, match=r"has no pyskip/lib/libggml-cpu-haswell\.so: build with PYSKIP_PORTABLE=ON"
+    ):
+        wheel.check(path, "x86_64")
+
+
+def test_check_finds_another_machine(wheel: ModuleType, tmp_path: Path) -> None:
+    path = make_wheel(wheel, tmp_path, "aarch64", machine=62)
+    with pytest.raises(wheel.Failure, match="is for ELF machine 62, expected 183"):
+        wheel.check(path, "aarch64")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pyskip-0.1.0-cp310-abi3-linux_{arch}.whl",
+        "pyskip-0.1.0-cp311-cp311-manylinux_2_35_{arch}.whl",
+        "pyskip-0.1.0-cp310-abi3-manylinux_2_35_other.whl",
+    ],
+)
+def test_check_finds_another_name(wheel: ModuleType, tmp_path: Path, name: str) -> None:
+    with pytest.raises(wheel.Failure, match="expected pyskip-VERSION-cp310-abi3-manylinux"):
+        wheel.check(make_wheel(wheel, tmp_path, "x86_64", name=name), "x86_64")
+
+
+def test_no_cross_compiler(wheel: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wheel.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(wheel, "BUILD", tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(wheel.Failure, match=r"expected aarch64-linux-gnu-g\+\+: install it"):
+        wheel.build("aarch64", tmp_path / "dist")
+
+
+def test_back_ends_are_upstreams(wheel: ModuleType) -> None:
+    """A release with another back end must change BACKENDS."""
+    text = (ROOT / "build" / "upstream" / "patched" / "ggml" / "src" / "CMakeLists.txt").read_text()
+    names = re.findall(r"^ +ggml_add_cpu_backend_variant\(([\w.]+)", text, re.MULTILINE)
+    assert wheel.BACKENDS["x86_64"].split() == names[: names.index("armv8.0_1")]
+    assert wheel.BACKENDS["aarch64"].split() == [name for name in names if name.startswith("armv8")]
+
+
+@pytest.mark.skipif(not WHEELS, reason="`make wheel` builds what is looked at here")
+@pytest.mark.parametrize("path", WHEELS, ids=lambda path: path.name)
+def test_built_wheel(wheel: ModuleType, path: Path) -> None:
+    wheel.check(path, "aarch64" if path.stem.endswith("aarch64") else "x86_64")
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        (metadata,) = [archive.read(name).decode() for name in names if name.endswith(".dist-info/METADATA")]
+    assert {"pyskip/lib/LICENSE.llama.cpp", "pyskip/lib/NOTICE", "pyskip/catalog.toml", "pyskip/py.typed"} <= set(names)
+    assert any(re.fullmatch(r"pyskip/profiles/.*\.skip\.gguf", name) for name in names)
+    assert any(re.fullmatch(r"pyskip-[^/]+\.dist-info/licenses/LICENSE", name) for name in names)
+    assert not [name for name in names if not name.startswith(("pyskip/", "pyskip.libs/", "pyskip-"))]
+    assert f"Requires-Dist: llama-cpp-python=={wheel.upstream.pin()['llama_cpp_python']}" in metadata.splitlines()
+
+
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the effect on the log of this process."""
+    monkeypatch.setattr(_library, "lib", SimpleNamespace(pyskip_log_drop=lambda: None))
+
+
+class Ggml:
+    """libggml without a back end of its own, in a folder where `n` of them run."""
+
+    def __init__(self, n: int) -> None:
+        self.n, self.folders, self.count = n, [], 0
+
+    def ggml_backend_reg_count(self) -> int:
+        return self.count
+
+    def ggml_backend_load_all_from_path(self, folder: ctypes.c_char_p) -> None:
+        self.folders.append(folder.value)
+        self.count += self.n
+
+
+@pytest.mark.usefixtures("quiet")
+def test_back_ends_are_loaded_from_beside_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ggml = Ggml(1)
+    monkeypatch.setattr(ctypes, "CDLL", {str(tmp_path / "libggml.so"): ggml}.__getitem__)
+    _library._load_backends(tmp_path)
+    _library._load_backends(tmp_path)  # by now there is one
+    assert ggml.folders == [str(tmp_path).encode()]
+
+
+@pytest.mark.usefixtures("quiet")
+def test_no_back_end_runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda path: Ggml(0))
+    with pytest.raises(BuildMismatchError, match=r"no libggml-cpu-\*\.so in .* runs on this processor: install"):
+        _library._load_backends(tmp_path)

@@ -1,0 +1,128 @@
+"""The installed x86-64 wheel on older and newer processors than this one: `make wheel-test` runs it.
+
+    python tests/wheel/processors.py [PYTHON] [--cpu MODEL ...] [--n-gen N]
+
+PYTHON is one that has the wheel (default: one that tests/wheel/install.py has left in build/wheel-test). Its answer is
+compared with those of every back end of the wheel that this processor runs, and then with those under qemu-x86_64 as
+each MODEL, all greedy, one thread, `--skip 0.25`. Exit 1 where the tokens differ, or another back end than BACK_ENDS
+names is loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import environment
+import numpy as np
+import numpy.typing as npt
+from environment import ANSWER, Failure, bare, run
+
+QEMU = "qemu-x86_64-static"
+# What must be loaded on which model. QEMU emulates no AVX-512: its Skylake-Server has none, and says so in CPUID.
+BACK_ENDS = {
+    "Conroe": "cpu-x64",
+    "Nehalem": "cpu-sse42",
+    "SandyBridge": "cpu-sandybridge",
+    "IvyBridge": "cpu-ivybridge",
+    "Haswell": "cpu-haswell",
+    "Skylake-Server": "cpu-haswell",
+}
+TOLERANCE = 1e-2
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What answer.py wrote."""
+
+    back_end: str
+    text: str
+    tokens: list[int]
+    logits: npt.NDArray[np.float32]
+    rate: float
+    seconds: float
+
+
+def ask(python: Path, n_gen: int, before: list[str], pythonpath: Path | None = None) -> Answer:
+    env = bare(python.parent) | ({"PYTHONPATH": str(pythonpath)} if pythonpath else {})
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "answer.npz"
+        start = time.perf_counter()
+        run([*before, python, ANSWER, out, "--n-gen", str(n_gen)], env, timeout=3600)
+        seconds = time.perf_counter() - start
+        with np.load(out) as a:
+            back_end, text, tokens, rate = str(a["back_end"]), str(a["text"]), a["tokens"].tolist(), float(a["rate"])
+            return Answer(back_end, text, tokens, a["logits"], rate, seconds)
+
+
+def back_ends(python: Path) -> Iterator[tuple[str, Path]]:
+    """Each back end of the wheel, and a folder for PYTHONPATH in which pyskip has no other."""
+    code = "import importlib.util as u; print(u.find_spec('pyskip').submodule_search_locations[0])"
+    package = Path(run([python, "-c", code], bare(python.parent)).strip())
+    for library in sorted((package / "lib").glob("libggml-cpu-*.so")):
+        with tempfile.TemporaryDirectory() as folder:
+            others = [path.name for path in (package / "lib").glob("libggml-cpu-*.so") if path != library]
+            shutil.copytree(package, Path(folder) / "pyskip", ignore=shutil.ignore_patterns(*others, "__pycache__"))
+            (Path(folder) / "pyskip.libs").symlink_to(package.parent / "pyskip.libs")
+            yield library.stem.removeprefix("libggml-"), Path(folder)
+
+
+def row(where: str, answer: Answer, like: Answer, expected: str) -> str:
+    """A line of the table. Raises Failure where the answer is another one."""
+    if answer.back_end != expected:
+        raise Failure(f"{where}: {answer.back_end or 'no back end'} was loaded, expected {expected}")
+    if answer.tokens != like.tokens:
+        raise Failure(f"{where}: {answer.text!r} was answered, expected {like.text!r} as natively")
+    apart = float(np.abs(answer.logits - like.logits).max())
+    return f"| {where} | {answer.back_end} | {answer.seconds:.0f} s | {apart:.1e} | {answer.rate:.4f} |"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("python", type=Path, nargs="?", help="default: one of build/wheel-test")
+    parser.add_argument("--cpu", nargs="*", choices=sorted(BACK_ENDS), default=["Nehalem", "Haswell", "Skylake-Server"])
+    parser.add_argument("--n-gen", type=int, default=32)
+    args = parser.parse_args()
+    rows: list[str] = []
+
+    def add(line: str) -> None:
+        rows.append(line)
+        print(line, file=sys.stderr, flush=True)
+
+    try:
+        python = args.python or environment.installed()
+        if args.cpu and shutil.which(QEMU) is None:
+            raise Failure(
+                f"no {QEMU} found: install it (Debian: apt-get install qemu-user-static) or give --cpu nothing"
+            )
+        native = ask(python, args.n_gen, [])
+        add(row("this processor", native, native, native.back_end))
+        for back_end, folder in back_ends(python):
+            try:
+                add(row("this processor, forced", ask(python, args.n_gen, [], folder), native, back_end))
+            except Failure as error:
+                if "runs on this processor" not in str(error):
+                    raise
+        for model in args.cpu:
+            answer = ask(python, args.n_gen, [shutil.which(QEMU) or QEMU, "-cpu", model])
+            add(row(f"QEMU {model}", answer, native, BACK_ENDS[model]))
+    except (Failure, OSError, subprocess.TimeoutExpired) as error:
+        print(f"pyskip: {error}", file=sys.stderr)
+        return 1
+    environment.report(
+        f"One answer on all: {native.text!r}",
+        "| processor | back end | seconds | largest difference of a logit | skip rate |",
+        rows,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
