@@ -2,12 +2,12 @@
 # make test   set everything up and run every test
 # make test-extras  install torch, transformers and lm-eval, and run the tests that `make test` skips without them
 # make upstream-test  upstream's own tests on unpatched llama.cpp and on pyskip's (tests/upstream/run.py; half an hour)
-# make sanitize  the native tests under the address, undefined-behaviour and thread sanitizers
+# make sanitize  native tests, and a chat, under the address, undefined-behaviour and thread sanitizers
 # make bump VERSION=x.y.z  pin another release of llama-cpp-python, build it and run the invariants (docs/upstream.md)
 # make wheel, make wheel-aarch64  wheels for every Python from 3.10 and every processor, into dist: docs/wheels.md
 # make wheel-test [PYTHONS="python3.10 ..."], make wheel-aarch64-test  install and run them, also under QEMU
 # make lint   ruff and mypy
-# make fuzz [RUNS=N] [TARGET=skip|task|profile|pair|native|guided]  mutated inputs, 200,000 a target: docs/reliability.md
+# make fuzz [RUNS=N] [TARGET=skip|task|profile|session|pair|native|guided]  mutated inputs: docs/reliability.md
 # make faults  interrupts, too little memory, thousands of requests: docs/reliability.md
 # make bench  what skipping costs and brings on this machine: docs/benchmarks.md
 # make results DATA=FOLDER [ONLY="STEP ..."]  docs/results.md: quality against skip rate (benchmarks/results.py)
@@ -32,10 +32,11 @@ DEMO    = $$($(BIN)/python -c 'from pyskip.models import resolve; print(resolve(
 
 BUILD_TOOLS := "scikit-build-core>=0.10" "cmake>=3.21" "ninja>=1.11" "cffi>=1.15.1" "patch-ng>=1.17" tomli
 
-# What native/tests are configured with, besides the libraries.
+# What native/tests are configured with, besides the libraries and a model with its profile.
 NATIVE_TESTS = -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DPYSKIP_TREE=$(abspath build/upstream/patched) \
-  -DPYSKIP_SDIST=$(abspath $(SDIST)) \
-  -DPYSKIP_MODEL=$(DEMO) -DPYSKIP_PROFILE=$(abspath models/profiles/smollm2-135m-instruct-q4_1.skip.gguf)
+  -DPYSKIP_SDIST=$(abspath $(SDIST))
+WITH_DEMO = -DPYSKIP_MODEL=$(DEMO) -DPYSKIP_PROFILE=$(abspath models/profiles/smollm2-135m-instruct-q4_1.skip.gguf)
+WITH_TINY = -DPYSKIP_MODEL=$(abspath build/tiny/m.gguf) -DPYSKIP_PROFILE=$(abspath build/tiny/m.skip.gguf)
 
 # A build under sanitizers. The thread sanitizer cannot see what OpenMP orders: there ggml has threads of its own.
 SANITIZE_address := -fsanitize=address,undefined
@@ -64,9 +65,13 @@ upstream-test: build/upstream-tests/.built build/reference/.built
 	$(BIN)/python tests/upstream/run.py $(UPSTREAM_TEST_ARGS)
 
 # Leaks in upstream, races in upstream, each with its reason: native/tests/*.supp.
-sanitize: build/sanitize/address/.built build/sanitize/thread/.built
+sanitize: build/sanitize/address/.built build/sanitize/thread/.built build/tiny/.built
 	LSAN_OPTIONS=suppressions=$(abspath native/tests/leak.supp) UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	  $(BIN)/ctest --test-dir build/sanitize/address/tests --output-on-failure
+	@rm -rf build/sanitize/address/site
+	@$(BIN)/cmake --install build/sanitize/address/cmake --prefix build/sanitize/address/site >/dev/null
+	@cp -R pyskip build/sanitize/address/site
+	$(BIN)/python tests/sanitized_chat.py build/sanitize/address/site build/tiny/m.gguf
 	TSAN_OPTIONS=halt_on_error=1:suppressions=$(abspath native/tests/thread.supp) \
 	  $(BIN)/ctest --test-dir build/sanitize/thread/tests --output-on-failure
 
@@ -185,19 +190,26 @@ build/upstream-tests/.built: $(VENV)/.built tests/upstream/CMakeLists.txt
 	  { tail -n 40 build/upstream-tests/log; exit 1; }
 	@touch $@
 
+# A tiny model and its profile, where the demo model would take too long.
+build/tiny/.built: models/make_random.py models/make_profile.py | $(VENV)/.built
+	@mkdir -p $(@D)
+	@$(BIN)/python models/make_random.py --type q4_1 -o $(@D)/m.gguf
+	@$(BIN)/python models/make_profile.py $(@D)/m.gguf --stand-in gated --rank 32 -o $(@D)/m.skip.gguf
+	@touch $@
+
 # The libraries and the native tests under sanitizers.
 build/sanitize/address/.built build/sanitize/thread/.built: build/sanitize/%/.built: $(VENV)/.built $(NATIVE)
 	@echo "pyskip: compiling llama.cpp with $(SANITIZE_$*)" >&2
 	@mkdir -p $(@D)
 	@$(BIN)/cmake -S . -B $(@D)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja $(call SANITIZED,$*) \
 	  -DPython_EXECUTABLE=$(abspath $(BIN))/python >$(@D)/log || { cat $(@D)/log; exit 1; }
-	@$(BIN)/cmake --build $(@D)/cmake --target pyskip-libraries >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
-	@$(BIN)/cmake -S native/tests -B $(@D)/tests $(NATIVE_TESTS) $(call SANITIZED,$*) \
+	@$(BIN)/cmake --build $(@D)/cmake --target pyskip-libraries pyskip-extension >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
+	@$(BIN)/cmake -S native/tests -B $(@D)/tests $(NATIVE_TESTS) $(WITH_TINY) $(call SANITIZED,$*) \
 	  -DPYSKIP_LIB_DIR=$(abspath $(@D)/cmake/bin) >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
 	@$(BIN)/cmake --build $(@D)/tests >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
 	@touch $@
 
 build/native-tests/.built: $(VENV)/.built $(NATIVE)
-	@$(BIN)/cmake -S native/tests -B build/native-tests $(NATIVE_TESTS) -DPYSKIP_LIB_DIR=$(LIB_DIR) >build/native-tests.log || { cat build/native-tests.log; exit 1; }
+	@$(BIN)/cmake -S native/tests -B build/native-tests $(NATIVE_TESTS) $(WITH_DEMO) -DPYSKIP_LIB_DIR=$(LIB_DIR) >build/native-tests.log || { cat build/native-tests.log; exit 1; }
 	@$(BIN)/cmake --build build/native-tests >>build/native-tests.log || { tail -n 40 build/native-tests.log; exit 1; }
 	@touch $@

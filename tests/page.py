@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable
@@ -27,12 +28,16 @@ def serve(*args: str) -> tuple[subprocess.Popen[str], str]:
     command = [sys.executable, "-m", "pyskip", "serve", *args, "--port", "0"]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
+    watch = threading.Timer(120, server.kill)
+    watch.start()
     lines = []
     for line in server.stderr:
         lines.append(line)
         found = re.search(r"http://127\.0\.0\.1:\d+", line)
         if found:
+            watch.cancel()
             return server, found[0]
+    watch.cancel()
     server.communicate()
     pytest.fail("".join(lines))
 
@@ -75,13 +80,13 @@ class Page:
         self(css).clear()
         self(css).send_keys(text)
 
-    def ask(self, text: str = "w1 w2", n_tokens: int = 24, *, send: str = "#send") -> WebElement:
+    def ask(self, text: str = "w1 w2", n_tokens: int = 24, *, send: str = "#send", seconds: float = 30.0) -> WebElement:
         """Send and wait for the answer. Returns the turn."""
         self.js("document.querySelector('#max-tokens').value = arguments[0]", n_tokens)
         n_turns = len(self.all(".turn"))
         self("#prompt").send_keys(text)
         self(send).click()
-        self.until(lambda: len(self.all(".turn")) > n_turns and self.idle())
+        self.until(lambda: len(self.all(".turn")) > n_turns and self.idle(), seconds)
         return self.all(".turn")[-1]
 
     def bodies(self) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from page import Page, serve, stop
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 PROMPT = "Why is the sky blue?"
-N_TOKENS = 96
+N_TOKENS = 80
 
 
 def shoot(page: Page, name: str, width: int, height: int, *, dark: bool = False, end: bool = False) -> None:
@@ -34,7 +34,7 @@ def main() -> int:
             chromium.set_screen(browser, 1000, 760)
             page = Page(browser, url)
             page.until(lambda: page("#point").text)
-            page.ask(PROMPT, N_TOKENS)
+            page.ask(PROMPT, N_TOKENS, seconds=300)
             page.js(
                 "const token = document.querySelector('.cursor input'); token.value = 37;"
                 "token.dispatchEvent(new Event('input'))"
@@ -42,9 +42,9 @@ def main() -> int:
             shoot(page, "page-answer.png", 1000, 840)
             shoot(page, "page-phone.png", 360, 740, end=True)
             page("#new").click()
-            page.ask(PROMPT, N_TOKENS, send="#compare")
-            shoot(page, "page-compare.png", 1000, 940)
-            shoot(page, "page-dark.png", 1000, 940, dark=True)
+            page.ask(PROMPT, N_TOKENS, send="#compare", seconds=300)
+            shoot(page, "page-compare.png", 1000, 900)
+            shoot(page, "page-dark.png", 1000, 900, dark=True)
     finally:
         stop(server)
     return 0

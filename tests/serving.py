@@ -30,6 +30,7 @@ class Running:
     service: Service
     server: Server
     port: int
+    client: httpx.Client  # one: each reads the certificates of the system anew, to no use here
 
     @property
     def url(self) -> str:
@@ -38,10 +39,10 @@ class Running:
     def post(self, path: str, body: Any, **kwargs: Any) -> httpx.Response:
         raw = body if isinstance(body, (bytes, str)) else json.dumps(body)
         headers = {"Content-Type": "application/json", **kwargs.pop("headers", {})}
-        return httpx.post(self.url + path, content=raw, headers=headers, timeout=60, **kwargs)
+        return self.client.post(self.url + path, content=raw, headers=headers, **kwargs)
 
     def get(self, path: str, **kwargs: Any) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=60, **kwargs)
+        return self.client.get(self.url + path, **kwargs)
 
 
 @contextmanager
@@ -56,7 +57,8 @@ def running(models: dict[str, ServedLlama], settings: Settings | None = None) ->
         thread.start()
         assert up.wait(30)
         try:
-            yield Running(service, server, port)
+            with httpx.Client(timeout=60, verify=False, limits=httpx.Limits(max_connections=None)) as client:
+                yield Running(service, server, port, client)
         finally:
             server.stop()
             thread.join(30)

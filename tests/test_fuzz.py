@@ -10,7 +10,10 @@ import pytest
 RUN = Path(__file__).parent / "fuzz" / "run.py"
 
 
-@pytest.mark.parametrize(("target", "runs"), [("skip", 40_000), ("task", 20_000), ("profile", 10_000), ("pair", 4_000)])
+RUNS = {"skip": 40_000, "task": 20_000, "profile": 10_000, "session": 500, "pair": 4_000}
+
+
+@pytest.mark.parametrize(("target", "runs"), RUNS.items())
 def test_smoke(target: str, runs: int) -> None:
     command = [sys.executable, str(RUN), "--target", target, "--runs", str(runs), "--seed", "2"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -12,6 +12,8 @@ import pytest
 from serving import ALTERNATE, Running, open_served, running
 
 import pyskip
+from pyskip.generation import Generation, chat_tokens
+from pyskip.server.completion import create_completion
 
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "w1 w2 w3"}]
@@ -65,15 +67,15 @@ def test_skip_by_request(server: Running, models: tuple[Path, Path]) -> None:
     for skip in SKIPS:
         llm.reset()
         llm.skip = skip
-        llm.reset_skip_stats()
-        expected = llm.create_chat_completion(MESSAGES, max_tokens=12, temperature=0, repeat_penalty=1.0)
-        usage = chat(server, skip=skip)["usage"]
-        answer = chat(server, skip=skip)
-        assert said(answer) == expected["choices"][0]["message"]["content"]
-        assert answer["usage"]["skip_rate"] == usage["skip_rate"] == pytest.approx(llm.skip_stats().rate)
-        assert (answer["usage"]["skip_rate"] > 0) == (skip != "off")
-        assert answer["usage"]["prompt_tokens"] == expected["usage"]["prompt_tokens"]
-        assert answer["usage"]["completion_tokens"] == expected["usage"]["completion_tokens"]
+        generation = Generation(llm, chat_tokens(llm, MESSAGES), max_tokens=12, temp=0, seed=None)
+        expected = "".join(generation).replace("\ufffd", "")  # a server leaves out what is no character
+        first, second = chat(server, skip=skip), chat(server, skip=skip)
+        assert said(first) == said(second) == expected
+        usage = generation.answer()
+        for answer in (first, second):
+            assert answer["usage"]["skip_rate"] == pytest.approx(usage.skip.rate)
+            assert (answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"]) == (usage.n_prompt, 12)
+        assert (usage.skip.rate > 0) == (skip != "off")
     llm.close()
 
 
@@ -248,3 +250,57 @@ def test_a_form_is_no_request(server: Running) -> None:
     answer = server.post(CHAT, body, headers={"Content-Type": "text/plain"})
     assert answer.status_code == 400
     assert "Content-Type" in answer.json()["error"]["message"]
+
+
+def test_stop_sequences_and_characters_in_parts(tiny: Path) -> None:
+    """A stream holds back what may begin a stop sequence, and what is no whole character; bytes that are none at all
+    hold nothing back."""
+    llm = open_served(tiny)
+    text = "a日本 w1 END"
+    tokens = llm.tokenize(text.encode(), add_bos=False)
+    while not llm.detokenize(tokens).decode("utf-8", "ignore").startswith("a"):  # the space that it begins with
+        del tokens[0]
+    vocabulary = {llm.detokenize([token]): token for token in range(llm.n_vocab())}
+    lone = vocabulary[b"\xe6"]
+    assert len(tokens) > 10
+
+    def said(tokens: list[int], **more: Any) -> list[tuple[str, str | None]]:
+        llm.generate = lambda *_args, **_kwargs: (token for token in tokens)  # type: ignore[method-assign,assignment]
+        chunks = create_completion(llm, [1], stream=True, **more)
+        return [(chunk["choices"][0]["text"], chunk["choices"][0]["finish_reason"]) for chunk in chunks]
+
+    plain = said(tokens)
+    assert "".join(piece for piece, _ in plain) == text
+    assert [reason for _, reason in plain] == [None] * (len(plain) - 1) + ["stop"]
+    assert "日" in [piece for piece, _ in plain]
+    stopped = said(tokens, stop=["w1 E", "本 w2"])
+    assert "".join(piece for piece, _ in stopped) == "a日本 "
+    assert all("w" not in piece for piece, _ in stopped)
+    assert said(tokens, stop=["日"]) == [("a", None), ("", "stop")]
+    assert said(tokens[:1], stop=["aa"]) == [("a", None), ("", "stop")]
+    assert [piece for piece, _ in said([lone, *tokens[:1] * 3])] == ["a", "a", "a", ""]
+    cut = said(tokens, max_tokens=3)
+    assert cut[-1] == ("", "length")
+    assert "".join(piece for piece, _ in cut) == "a"  # the character is not whole
+    llm.close()
+
+
+def test_max_tokens_and_the_end_of_the_context(server: Running) -> None:
+    for n in range(1, 8):
+        answer = chat(server, max_tokens=n)
+        assert answer["usage"]["completion_tokens"] == n
+        assert answer["choices"][0]["finish_reason"] == "length"
+    answer = chat(server, messages=[{"role": "user", "content": LONG}], max_tokens=None)
+    assert answer["usage"]["total_tokens"] == 1024
+    assert answer["choices"][0]["finish_reason"] == "length"
+
+
+def test_echo(server: Running) -> None:
+    body = {"prompt": "w1 w2", "max_tokens": 4, "temperature": 0}
+    plain, echoed = (server.post("/v1/completions", {**body, "echo": echo}).json() for echo in (False, True))
+    assert echoed["choices"][0]["text"] == "w1 w2" + plain["choices"][0]["text"]
+    streamed = stream(server, "/v1/completions", {**body, "echo": True})
+    assert "".join(chunk["choices"][0]["text"] for chunk in streamed) == echoed["choices"][0]["text"]
+    assert server.post("/v1/completions", {**body, "prompt": ""}).status_code in (200, 400)
+    for field in ({"suffix": "w9"}, {"logprobs": 2}):
+        assert server.post("/v1/completions", {**body, **field}).json()["error"]["param"] == next(iter(field))

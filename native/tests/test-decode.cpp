@@ -1,5 +1,6 @@
-// test-decode MODEL PROFILE: decoding under every kind of policy, alone and in threads. `make test` runs it, and `make
-// sanitize` under the sanitizers, which is what it is for: it goes through as much of the code as a few tokens can.
+// test-decode MODEL PROFILE: decoding under every kind of policy, alone and in threads. `make test` runs it on the demo
+// model, and `make sanitize` on a tiny one under the sanitizers, which is what it is for: it goes through as much of the
+// code as a few tokens can. MODEL needs 5 layers or more, and 300 tokens.
 
 #include "check.h"
 #include "llama.h"
@@ -119,7 +120,7 @@ struct session {
         llama_batch batch = llama_batch_init(n * n_seq, 0, 1);
         for (int32_t i = 0; i < n * n_seq; ++i) {
             const int32_t pos = n_past + i / n_seq;
-            batch.token[i]     = first >= 0 ? first : 100 + 37 * pos % 5000;
+            batch.token[i]     = first >= 0 ? first : 100 + 37 * pos % 200;
             batch.pos[i]       = pos;
             batch.n_seq_id[i]  = 1;
             batch.seq_id[i][0] = i % n_seq;

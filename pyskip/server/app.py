@@ -67,6 +67,7 @@ class Service:
         name, llm = self.model(request.model)
         policy = request.policy()
         most = llm.n_ctx() if self.settings.max_tokens is None else self.settings.max_tokens
+        echo = str(request.prompt) if isinstance(request, CompletionRequest) and request.echo else ""
         entered = time.perf_counter()
 
         def work(turn: Turn) -> None:
@@ -85,6 +86,8 @@ class Service:
                             text = _tidied(chunk, last)
                             if request.skip_trace and text:
                                 chunk["skip_trace"] = traced.take(text)
+                            if not last and echo:
+                                chunk["choices"][0]["text"] = echo + text
                             last = chunk
                             turn.put(chunk)
                     else:
@@ -103,6 +106,8 @@ class Service:
                 last["usage"] = usage
                 if request.skip_trace:
                     last["skip_trace"] = traced.take(_text_of(last))
+                if echo:
+                    last["choices"][0]["text"] = echo + last["choices"][0]["text"]
                 turn.put(last)
             elif request.stream_options is not None and request.stream_options.include_usage:
                 last.pop("skip_trace", None)

@@ -140,8 +140,11 @@ def _plain_message(message: dict[str, Any]) -> dict[str, Any]:
 
 TextRequest = ChatRequest | CompletionRequest
 
-_OURS = {"skip", "skip_trace", "stream_options", "max_completion_tokens"}
-_NOT_PASSED = {"n", "best_of", "user", "min_tokens", "logit_bias", "logit_bias_type", "grammar", "model"} | _OURS
+_NOT_PASSED = {
+    *("skip", "skip_trace", "stream_options", "max_completion_tokens"),  # ours
+    *("n", "best_of", "user", "logprobs", "top_logprobs", "suffix", "echo", "model"),
+    *("min_tokens", "logit_bias", "logit_bias_type", "grammar"),  # objects, to upstream
+}
 
 
 def upstream_arguments(request: TextRequest, llm: Any, max_tokens: int) -> dict[str, Any]:
@@ -149,6 +152,9 @@ def upstream_arguments(request: TextRequest, llm: Any, max_tokens: int) -> dict[
     for name in ("n", "best_of"):
         if getattr(request, name, None) not in (None, 1):
             raise bad_request(f"{name} is {getattr(request, name)}, expected 1: send a request for each", name)
+    for name in ("logprobs", "suffix"):
+        if getattr(request, name, None) not in (None, False):
+            raise bad_request(f"{name} is not supported: leave it out", name)
     arguments = request.model_dump(exclude=_NOT_PASSED, exclude_none=True)
     asked = getattr(request, "max_completion_tokens", None) or request.max_tokens
     arguments["max_tokens"] = max_tokens if asked is None else min(asked, max_tokens)

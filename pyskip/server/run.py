@@ -22,15 +22,18 @@ __all__ = ["Server", "bind"]
 
 def bind(host: str, port: int) -> socket.socket:
     """A TCP socket there; port 0 takes any that is free. Raises OSError."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, kind, proto, _, address = found[0]
-    sock = socket.socket(family, kind, proto)
+    sock = None
     try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, proto, _, address = found[0]
+        sock = socket.socket(family, kind, proto)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
-    except BaseException:
-        sock.close()
-        raise
+    except (OSError, UnicodeError) as error:
+        if sock is not None:
+            sock.close()
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise OSError(f"cannot listen at {host}:{port} ({reason}): choose another --host or --port") from error
     return sock
 
 
@@ -48,7 +51,7 @@ class Server(uvicorn.Server):
                 create_app(service),
                 http=_protocol(service.settings.timeout),
                 log_config=None,
-                log_level="warning",
+                log_level="error",  # what others send is no news
                 access_log=False,
                 lifespan="off",
                 server_header=False,

@@ -15,6 +15,7 @@ from pyskip.llama import Llama
 from pyskip.policy import Off, Policy, Profiled
 from pyskip.stats import SkipStats
 
+from .completion import create_completion
 from .errors import bad_request
 
 __all__ = ["Run", "ServedLlama"]
@@ -111,6 +112,11 @@ class ServedLlama(Llama):
                 if run.trace:
                     self._trace(run, token, tokens)
                 yield token
+
+    def _create_completion(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        for unused in ("suffix", "echo", "logprobs", "logit_bias"):  # what upstream's callers pass, at their defaults
+            kwargs.pop(unused, None)
+        return create_completion(self, *args, **kwargs)
 
     def _trace(self, run: Run, token: int, prompt: list[int]) -> None:
         rows = self.take_trace(1) if not isinstance(self._policy, Off) else ()

@@ -92,7 +92,7 @@ class Turns:
     def enter(self, turn: Turn) -> None:
         """Queue up. Raises APIError where the queue is full or closed."""
         if self._is_closing:
-            raise APIError(503, "the server is shutting down", code="shutting_down", headers={"Retry-After": "5"})
+            raise _shutting_down()
         if self.n_waiting >= self._max_waiting:
             after = max(1, min(round(self._seconds * self.n_waiting), 60))
             raise APIError(
@@ -129,25 +129,28 @@ class Turns:
                 turn.work(turn)
                 turn.put(END)
             except BaseException as error:
-                turn.put(error)
+                if not turn.is_cancelled:  # else it is the decode that was stopped
+                    turn.put(error)
             finally:
                 with self._lock:
                     self._current = None
                 self._seconds += 0.2 * (time.monotonic() - began - self._seconds)
 
     def close(self) -> None:
-        """Take no more; what waits is told so, what runs is stopped."""
+        """Take no more; what waits and what runs is told so, and stops."""
         self._is_closing = True
         with self._lock:
-            waiting, current = list(self._waiting), self._current
-        for turn in waiting:
+            turns = [*self._waiting, *([self._current] if self._current is not None else [])]
+        for turn in turns:
+            turn.put(_shutting_down())
             self.leave(turn)
-            turn.put(APIError(503, "the server has shut down", code="shutting_down", headers={"Retry-After": "5"}))
-        if current is not None:
-            self.leave(current)
         self._queue.put(None)
 
     def join(self, seconds: float) -> bool:
         """Whether the thread has ended."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
+
+
+def _shutting_down() -> APIError:
+    return APIError(503, "the server is shutting down", code="shutting_down", headers={"Retry-After": "5"})

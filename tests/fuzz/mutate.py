@@ -85,6 +85,21 @@ def _number(rng: Random, field: Field, old: int) -> int:
     return new % (1 << bits)
 
 
+def numbers(rng: Random, whole: bytes) -> bytes:
+    """Other numbers in data whose layout is not looked at: half of the time among its first, which are counts."""
+    data = bytearray(_bytes(rng, whole) if rng.random() < 0.1 else whole)
+    for _ in range(rng.choice((1, 1, 2, 8))):
+        size = rng.choice((4, 4, 8))
+        if len(data) >= size:
+            n_places = (min(len(data), 256) if rng.random() < 0.5 else len(data)) - size + 1
+            at = rng.randrange(n_places)
+            at -= at % 4 * (rng.random() < 0.8)
+            field = Field(at, size, rng.random() < 0.2)
+            old = int.from_bytes(data[at : at + size], "little")
+            data[at : at + size] = _number(rng, field, old).to_bytes(size, "little")
+    return bytes(_cut(rng, bytes(data)) if rng.random() < 0.1 else data)
+
+
 def _numbers(rng: Random, whole: bytes, walk: Walk) -> bytes:
     data = bytearray(whole)
     # half of the time among the first, which are counts, shapes and hyperparameters and not a vocabulary
@@ -262,3 +277,30 @@ def task(rng: Random) -> bytes:
     if rng.random() < 0.5:
         data = _bytes(rng, data)
     return data
+
+
+# Sessions
+
+
+def session(rng: Random, whole: bytes) -> bytes:
+    """session.json with other values, or fewer."""
+    document: dict[str, Any] = json.loads(whole)
+    for _ in range(rng.choice((1, 1, 2))):
+        key = rng.choice((*document, "turns", "tokens", "skip"))
+        if key == "tokens" and rng.random() < 0.7:
+            old = document.get(key)
+            tokens = list(old) if isinstance(old, list) else []
+            at = rng.randrange(len(tokens) + 1)
+            tokens[at : at + rng.randrange(3)] = rng.choices(
+                (0, 1, 2, 5, 287, 288, 2**31, -1), k=rng.choice((0, 1, 1, 40))
+            )
+            document[key] = tokens
+        elif key == "turns" and rng.random() < 0.7:
+            texts = rng.choices((*STRINGS, "w1 w2", "w3 " * 90), k=rng.choice((0, 2, 4)))
+            document[key] = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+        elif key == "skip":
+            document[key] = spec(rng)
+        else:
+            document[key] = _json_value(rng)
+    data = json.dumps(document).encode("utf-8", "surrogatepass")
+    return _bytes(rng, data) if rng.random() < 0.1 else data

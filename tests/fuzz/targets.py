@@ -3,6 +3,7 @@
 skip     a skip specification: parse_skip(), and set on a model, natively
 task     a task file: read_task(), and in tokens
 profile  a profile file: the native reader, and in force while a model decodes
+session  a session of pyskip chat: read, and gone on with
 pair     a model and a profile: the whole command line (pyskip.cli.main.run)
 
 All run in one process, input after input, which run.py replaces where an input ends it. A PyskipError of one line is an
@@ -16,6 +17,7 @@ import os
 import resource
 import signal
 import sys
+import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,8 +29,10 @@ from seeds import make as make_seeds
 
 import pyskip
 from pyskip.cli.main import run as run_cli
+from pyskip.conversation import Conversation
 from pyskip.policy import parse_skip
 from pyskip.profile import Profile
+from pyskip.session import load_session, save_session
 from pyskip.tasks import Article, encode, read_task
 
 Input = dict[str, bytes]  # file name -> content
@@ -155,6 +159,36 @@ class ProfileFile(Target):
             self.llm.skip = "off"
 
 
+class SessionFile(Target):
+    """Its archive is sound and its sums are right: zipfile's own checks would refuse everything else."""
+
+    def prepare(self, folder: Path) -> None:
+        super().prepare(folder)
+        self.path = folder / "s.session"
+        conversation = Conversation(self.llm, "w5", n_predict=4)
+        "".join(conversation.say("w1 w2 w3"))
+        save_session(self.path, self.llm, conversation.system, conversation.turns)
+        with zipfile.ZipFile(self.path) as archive:
+            self.document, self.state = archive.read("session.json"), archive.read("state.bin")
+
+    def make(self, rng: Random) -> Input:
+        return {"mutation": rng.randbytes(8)}  # of a session that a model wrote, which this process has not
+
+    def run(self, given: Input) -> bool:
+        rng = Random(given["mutation"])
+        which = rng.random()
+        with zipfile.ZipFile(self.path, "w") as archive:
+            archive.writestr("session.json", mutate.session(rng, self.document) if which > 0.7 else self.document)
+            archive.writestr("state.bin", mutate.numbers(rng, self.state) if which < 0.8 else self.state)
+        return accepted(self._use)
+
+    def _use(self) -> None:
+        session, _ = load_session(self.path, self.llm)
+        conversation = Conversation(self.llm, session.system, n_predict=2)
+        conversation.turns = list(session.turns)
+        "".join(conversation.say("w4"))
+
+
 SKIPS = ("profile:prefill=1,warmup=0", "0.4", "profile:error=1e9,warmup=0", "random:rate=1,warmup=0,stand_in=1")
 OTHER_SKIPS = ("off", "cosine:threshold=-1,warmup=0,cold_start=0,cold_end=0", "static:1", "random:rate=1,warmup=0")
 
@@ -242,4 +276,10 @@ def check_end(status: int, said: str) -> None:
         check_line(lines[-1])
 
 
-TARGETS: dict[str, type[Target]] = {"skip": Skip, "task": Task, "profile": ProfileFile, "pair": Pair}
+TARGETS: dict[str, type[Target]] = {
+    "skip": Skip,
+    "task": Task,
+    "profile": ProfileFile,
+    "session": SessionFile,
+    "pair": Pair,
+}

@@ -14,9 +14,10 @@ export function shade(skipped, nLayer) {
 }
 
 export class Answer {
-  /** label: how it was made, for people ("dense", "skip 0.23"). */
-  constructor(model, label) {
-    Object.assign(this, { model, label, text: "", tokens: [], ends: [], drawn: [], timer: 0, usage: null, map: null });
+  /** label: how it was made, for people ("dense", "skip 0.23"). within(change): makes every change of the page. */
+  constructor(model, label, within = (change) => change()) {
+    Object.assign(this, { model, label, within, text: "", tokens: [], ends: [], drawn: [], timer: 0 });
+    this.usage = this.map = null;
     this.firstAt = this.lastAt = 0; // ms, when the first and the last tokens came
     this.node = document.createElement("article");
     this.node.className = "answer";
@@ -53,7 +54,7 @@ export class Answer {
       this.firstAt = this.lastAt;
       this.firstCount = this.tokens.length; // of which it is not known how long they took
     }
-    this.timer ||= setTimeout(() => this.paint(), EVERY);
+    this.timer ||= setTimeout(() => this.within(() => this.paint()), EVERY);
   }
 
   /** Tokens a second: the server's figure, or as seen here while it is coming. Null where there is none yet. */
@@ -70,7 +71,7 @@ export class Answer {
     return skipped / Math.max(this.tokens.length * this.model.n_layer, 1);
   }
 
-  /** Bring the page up to what has come. onPaint() afterwards, where it is set. */
+  /** Bring the page up to what has come. */
   paint() {
     clearTimeout(this.timer);
     this.timer = 0;
@@ -83,15 +84,16 @@ export class Answer {
     for (const block of found.slice(same)) this.body.append(element(this.text, block, leaf));
     this.drawn = found.map(key);
     this.map?.update(this.tokens);
-    this.onPaint?.();
   }
 
   /** It is whole, or was stopped. */
   finish(figures) {
-    this.paint();
-    this.figures.textContent = figures;
-    this.map?.finish();
-    this.node.classList.add("whole");
+    this.within(() => {
+      this.paint();
+      this.figures.textContent = figures;
+      this.map?.finish();
+      this.node.classList.add("whole");
+    });
   }
 
   #openMap() {

@@ -64,24 +64,25 @@ export async function* chat(body, signal, askKey) {
   const response = await request("v1/chat/completions", { body: { ...body, ...stream }, signal, askKey });
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
-  for (;;) {
-    let got;
-    try {
-      got = await reader.read();
-    } catch (error) {
-      if (signal.aborted) throw new DOMException("stopped", "AbortError");
-      throw new ApiError("the answer broke off: the connection to the server was lost");
+  try {
+    for (;;) {
+      const { done, value } = await reader.read().catch(() => {
+        if (signal.aborted) throw new DOMException("stopped", "AbortError");
+        throw new ApiError("the answer broke off: the connection to the server was lost");
+      });
+      if (done) throw new ApiError("the answer broke off: the server ended it early");
+      const lines = (rest + value).split("\n");
+      rest = lines.pop();
+      for (const line of lines) {
+        if (!line.startsWith("data:")) continue;
+        const data = line.slice(5).trim();
+        if (data === "[DONE]") return;
+        const chunk = JSON.parse(data);
+        if (chunk.error) throw new ApiError(chunk.error.message ?? "the answer broke off", chunk.error.code);
+        yield chunk;
+      }
     }
-    if (got.done) throw new ApiError("the answer broke off: the server ended it early");
-    const lines = (rest + got.value).split("\n");
-    rest = lines.pop();
-    for (const line of lines) {
-      if (!line.startsWith("data:")) continue;
-      const data = line.slice(5).trim();
-      if (data === "[DONE]") return;
-      const chunk = JSON.parse(data);
-      if (chunk.error) throw new ApiError(chunk.error.message ?? "the answer broke off", chunk.error.code);
-      yield chunk;
-    }
+  } finally {
+    reader.cancel().catch(() => {}); // the server hears that nobody reads on
   }
 }

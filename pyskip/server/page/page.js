@@ -15,6 +15,7 @@ let running = null; // AbortController of what is being answered
 
 const model = () => known.find(({ id }) => id === $("model").value);
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
+const unbroken = (line) => line.replaceAll(" ", "\u00a0");
 const perSecond = (rate) => `${rate.toFixed(1)} tokens/s`;
 
 /** A line for screen readers, once things are done: never a token at a time. */
@@ -128,11 +129,11 @@ function keepEnd(change) {
 
 /** One answer to the conversation, into `place`. Throws where the server refuses; what had come stays. */
 async function answer(place, { skip, label }, seed) {
-  const one = new Answer(model(), label);
+  const one = new Answer(model(), label, (change) => {
+    keepEnd(change);
+    showRate(one);
+  });
   one.dense = skip === "off";
-  one.onPaint = () => showRate(one);
-  const paint = one.paint.bind(one);
-  one.paint = () => keepEnd(paint);
   keepEnd(() => place.append(one.node));
   const system = $("system").value.trim();
   const body = {
@@ -155,9 +156,8 @@ async function answer(place, { skip, label }, seed) {
     if (rate) figures.push(perSecond(rate));
     if (rate && base && !one.dense) figures.push(`${(rate / base).toFixed(2)} × dense`);
     if (end) figures.push(end);
-    if (one.tokens.length || end === "stopped") keepEnd(() => one.finish(figures.map((figure) => figure.replaceAll(" ", "\u00a0")).join(" · ")));
+    if (one.tokens.length || !end || end === "stopped") one.finish(figures.map(unbroken).join(" · "));
     else one.node.remove();
-    showRate(one);
   }
   one.stopped = end === "stopped";
   return one;
