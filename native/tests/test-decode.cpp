@@ -264,7 +264,9 @@ int main(int argc, char ** argv) {
     if (argc != 3) {
         fail("usage: test-decode MODEL PROFILE");
     }
-    ggml_backend_load_all_from_path(PYSKIP_LIB_DIR); // a wheel's libraries have their back ends beside them
+    if (ggml_backend_reg_count() == 0) {
+        ggml_backend_load_all_from_path(PYSKIP_LIB_DIR); // of a wheel, whose back ends lie beside the library
+    }
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
     llama_backend_init();
     {
