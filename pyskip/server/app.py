@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-import struct
 import time
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable
@@ -13,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
@@ -141,9 +141,11 @@ class Service:
                     )
             answer = llm.create_embedding(texts, model=name)
             for item in answer["data"]:
-                if request.encoding_format == "base64":
-                    vector = item["embedding"]
-                    item["embedding"] = b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+                vector = np.asarray(item["embedding"], "<f4")
+                if vector.ndim == 2:  # by token: the model has no pooling of its own
+                    vector = vector.mean(axis=0)
+                is_packed = request.encoding_format == "base64"
+                item["embedding"] = b64encode(vector.tobytes()).decode() if is_packed else vector.tolist()
             turn.put(answer)
 
         turn = Turn(llm, work)

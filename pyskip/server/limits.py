@@ -16,6 +16,7 @@ __all__ = ["Guard", "Settings"]
 
 OPEN_PATHS = ("/", "/health")  # without a key
 OPEN_FOLDER = "/page/"
+LINGER = 16 << 20  # bytes beyond the limit
 CSP = (  # of the page: files of its own, nothing inline, nobody else's
     b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
     b"form-action 'none'; frame-ancestors 'none'"
@@ -91,11 +92,12 @@ class Guard:
             )
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        """What is too large is read a while longer: whoever is still sending hears no answer."""
         limit = self._settings.max_body
         length = dict(scope["headers"]).get(b"content-length", b"0")
-        if length.isdigit() and int(length[:20]) > limit:
+        if length.isdigit() and int(length[:20]) > limit + LINGER:
             raise _too_large(limit)
-        body = bytearray()
+        body, n = bytearray(), 0
         deadline = asyncio.get_running_loop().time() + self._settings.timeout
         more = True
         while more:
@@ -111,10 +113,15 @@ class Guard:
                 ) from None
             if message["type"] == "http.disconnect":
                 raise APIError(400, "the client has gone")
-            body += message.get("body", b"")
+            part = message.get("body", b"")
+            n += len(part)
+            if n <= limit:
+                body += part
+            elif n > limit + LINGER:
+                break
             more = message.get("more_body", False)
-            if len(body) > limit:
-                raise _too_large(limit)
+        if n > limit:
+            raise _too_large(limit)
         return bytes(body)
 
 

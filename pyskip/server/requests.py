@@ -160,6 +160,10 @@ def upstream_arguments(request: TextRequest, llm: Any, max_tokens: int) -> dict[
     arguments["max_tokens"] = max_tokens if asked is None else min(asked, max_tokens)
     if request.temperature < 1e-3:  # divided by less, logits are no numbers
         arguments["temperature"] = 0.0
+    if isinstance(request, ChatRequest) and request.tool_choice == "required":
+        if len(request.tools or ()) != 1:
+            raise bad_request("tool_choice is required, expected one tool with it, or a tool's name", "tool_choice")
+        arguments["tool_choice"] = {"type": "function", "function": {"name": arguments["tools"][0]["function"]["name"]}}
     grammar = _grammar(request)
     if grammar is not None:
         arguments["grammar"] = LlamaGrammar.from_string(grammar)

@@ -1,6 +1,7 @@
-"""Faults that take minutes to provoke: interrupts at random moments, too little memory, and thousands of requests.
+"""Faults that take minutes to provoke: interrupts at random moments, too little memory, thousands of requests, and
+clients by the hundred.
 
-    python tests/faults/run.py [--only NAME ...] [--interrupts N] [--requests N] [--seed S]
+    python tests/faults/run.py [--only NAME ...] [--interrupts N] [--requests N] [--clients N] [--seed S]
 
 (`make faults` sets it up.) Prints the table of docs/reliability.md. Exit 1 where something did not hold. Those that
 take seconds are tests: tests/test_faults.py.
@@ -25,6 +26,7 @@ from random import Random
 from types import ModuleType
 
 import numpy as np
+from server import besiege
 
 import pyskip
 
@@ -198,10 +200,20 @@ def requests(bench: Bench, args: argparse.Namespace) -> Row:
     return Row("short requests", f"{args.requests:,}, four policies in turn", came, tuple(wrong))
 
 
+# A server
+
+
+def server(bench: Bench, args: argparse.Namespace) -> Row:
+    """Clients by the hundred, most of them rude."""
+    done, came, wrong = besiege(bench.model, POLICIES, args.clients, args.seed)
+    return Row("a server and its clients", done, came, wrong)
+
+
 FAULTS: dict[str, Callable[[Bench, argparse.Namespace], Row]] = {
     "interrupts": interrupts,
     "memory": memory,
     "requests": requests,
+    "server": server,
 }
 
 
@@ -210,6 +222,7 @@ def main() -> int:
     parser.add_argument("--only", choices=FAULTS, nargs="+", default=list(FAULTS))
     parser.add_argument("--interrupts", type=int, default=200)
     parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     rows = []

@@ -1,0 +1,198 @@
+"""pyskip serve through the clients that people use: openai's, langchain's, llm's by its own OpenAI models."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from conftest import make_random
+from serving import ALTERNATE, Running, open_served, running
+
+import pyskip
+
+MESSAGES: list[Any] = [{"role": "user", "content": "w1 w2 w3"}]
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 8}, "age": {"type": "integer"}, "ok": {"enum": [True]}},
+    "required": ["name", "age", "ok"],
+}
+TOOL: Any = {
+    "type": "function",
+    "function": {
+        "name": "look_up",
+        "description": "Looks up.",
+        "parameters": {**SCHEMA, "additionalProperties": False},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def server(tiny: Path) -> Iterator[Running]:
+    models = {"tiny": open_served(tiny, n_ctx=2048), "embedder": open_served(tiny, embedding=True)}
+    with running(models) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server: Running) -> Iterator[openai.OpenAI]:
+    with httpx.Client(verify=False) as http:
+        yield openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", http_client=http, max_retries=0, timeout=60)
+
+
+def test_chat(client: openai.OpenAI) -> None:
+    kwargs: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "max_tokens": 9, "temperature": 0}
+    whole = client.chat.completions.create(**kwargs, extra_body={"skip": ALTERNATE, "skip_trace": True})
+    assert whole.usage is not None
+    assert whole.usage.model_extra is not None
+    assert whole.usage.model_extra["skip_rate"] == pytest.approx(1 / 3)
+    stream = client.chat.completions.create(
+        **kwargs, stream=True, stream_options={"include_usage": True}, extra_body={"skip": ALTERNATE}
+    )
+    chunks = list(stream)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1])
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens == 9
+
+
+def test_completion_and_models(client: openai.OpenAI) -> None:
+    done = client.completions.create(model="tiny", prompt="w1", max_tokens=4, temperature=0, extra_body={"skip": "off"})
+    parts = client.completions.create(model="tiny", prompt="w1", max_tokens=4, temperature=0, stream=True)
+    assert "".join(part.choices[0].text for part in parts) == done.choices[0].text
+    assert [model.id for model in client.models.list()] == ["tiny", "embedder"]
+    assert client.models.retrieve("tiny").id == "tiny"
+
+
+def test_errors(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as unknown:
+        client.chat.completions.create(model="gpt-4o", messages=MESSAGES)
+    assert unknown.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError) as bad:
+        client.chat.completions.create(model="tiny", messages=MESSAGES, extra_body={"skip": "bogus"})
+    assert (bad.value.param, bad.value.code) == ("skip", "invalid_skip")
+
+
+def test_json_schema(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="tiny",
+        messages=MESSAGES,
+        max_tokens=400,
+        temperature=0,
+        response_format={"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA, "strict": True}},
+        extra_body={"skip": ALTERNATE, "logit_bias": {}},
+    )
+    assert answer.choices[0].finish_reason == "stop"
+    person = json.loads(answer.choices[0].message.content or "")
+    assert isinstance(person["name"], str)
+    assert isinstance(person["age"], int)
+    assert person["ok"] is True
+
+
+def test_tools(client: openai.OpenAI) -> None:
+    kwargs: dict[str, Any] = {
+        "model": "tiny",
+        "messages": MESSAGES,
+        "tools": [TOOL],
+        "temperature": 0,
+        "max_tokens": 400,
+    }
+    for choice in ({"type": "function", "function": {"name": "look_up"}}, "required"):
+        answer = client.chat.completions.create(**kwargs, tool_choice=choice)
+        calls = answer.choices[0].message.tool_calls
+        assert calls
+        assert calls[0].function.name == "look_up"
+        arguments = json.loads(calls[0].function.arguments)
+        assert arguments["ok"] is True
+        with client.chat.completions.stream(**kwargs, tool_choice=choice) as stream:
+            streamed = stream.get_final_completion().choices[0].message.tool_calls
+        assert streamed
+        assert (streamed[0].function.name, streamed[0].function.arguments) == ("look_up", calls[0].function.arguments)
+    result = {"role": "tool", "tool_call_id": calls[0].id, "content": "w9"}
+    messages = [*MESSAGES, answer.choices[0].message.model_dump(exclude_none=True), result]
+    assert client.chat.completions.create(model="tiny", messages=messages, max_tokens=3).choices
+    for wrong in ({"type": "function", "function": {"name": "other"}}, "sometimes"):
+        with pytest.raises(openai.BadRequestError):
+            client.chat.completions.create(**kwargs, tool_choice=wrong)
+    two = [TOOL, {**TOOL, "function": {**TOOL["function"], "name": "other"}}]
+    with pytest.raises(openai.BadRequestError, match="tool_choice"):
+        client.chat.completions.create(**{**kwargs, "tools": two}, tool_choice="required")
+
+
+def test_embeddings(client: openai.OpenAI, tiny: Path) -> None:
+    texts = ["w1 w2 w3", "w4"]
+    answer = client.embeddings.create(model="embedder", input=texts)  # in base64, which is what this client asks for
+    plain = client.embeddings.create(model="embedder", input=texts[0], encoding_format="float")
+    llm = pyskip.Llama(tiny, n_ctx=512, n_threads=1, n_threads_batch=1, embedding=True, verbose=False)
+    expected = llm.create_embedding(texts)["data"]
+    llm.close()
+    for item, want in zip(answer.data, expected, strict=True):
+        assert item.embedding == pytest.approx(np.mean(want["embedding"], axis=0))
+    assert plain.data[0].embedding == pytest.approx(answer.data[0].embedding)
+    before = client.chat.completions.create(model="embedder", messages=MESSAGES, max_tokens=5, temperature=0)
+    client.embeddings.create(model="embedder", input=texts)
+    after = client.chat.completions.create(model="embedder", messages=MESSAGES, max_tokens=5, temperature=0)
+    assert before.choices == after.choices
+    for model, text in (("tiny", "w1"), ("embedder", ""), ("embedder", [[1, 2]]), ("embedder", "w1 " * 600)):
+        with pytest.raises(openai.BadRequestError):
+            client.embeddings.create(model=model, input=text)
+
+
+def test_langchain(server: Running) -> None:
+    langchain_openai = pytest.importorskip("langchain_openai")
+    with httpx.Client(verify=False) as http:
+        chat = langchain_openai.ChatOpenAI(
+            model="tiny", base_url=f"{server.url}/v1", api_key="none", temperature=0, max_tokens=400, http_client=http,
+            extra_body={"skip": ALTERNATE},
+        )  # fmt: skip
+        short = chat.bind(max_tokens=6)
+        whole = short.invoke("w1 w2")
+        assert "".join(part.content for part in short.stream("w1 w2")) == whole.content
+        called = chat.bind_tools([TOOL], tool_choice="look_up").invoke("w1")
+        assert called.tool_calls[0]["name"] == "look_up"
+        assert called.tool_calls[0]["args"]["ok"] is True
+        person = chat.with_structured_output({"title": "person", **SCHEMA}, method="json_schema").invoke("w1")
+        assert person["ok"] is True
+
+
+def test_llm_by_its_own_openai_models(server: Running, tmp_path: Path) -> None:
+    """extra-openai-models.yaml, as docs/server.md has it."""
+    (tmp_path / "extra-openai-models.yaml").write_text(
+        f"- model_id: served\n  model_name: tiny\n  api_base: {server.url}/v1\n"
+    )
+    env = {**os.environ, "LLM_USER_PATH": str(tmp_path), "OPENAI_API_KEY": "none", "LLM_LOAD_PLUGINS": ""}
+    command = [
+        sys.executable,
+        "-m",
+        "llm",
+        "-m",
+        "served",
+        "-o",
+        "max_tokens",
+        "5",
+        "-o",
+        "temperature",
+        "0",
+        "w1 w2 w3",
+    ]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    body = {"messages": MESSAGES, "max_tokens": 5, "temperature": 0}
+    answer = server.post("/v1/chat/completions", body).json()
+    assert done.stdout.strip() == answer["choices"][0]["message"]["content"].strip()
+
+
+def test_a_model_without_a_template_speaks_chatml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gguf.GGUFWriter.add_chat_template", lambda *_: None)
+    make_random.make(tmp_path / "bare.gguf", make_random.SHAPES["tiny"])
+    llm = open_served(tmp_path / "bare.gguf")
+    assert llm.chat_format == "chatml"
+    llm.close()
