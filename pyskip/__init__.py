@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from .errors import BuildMismatchError, DecodeError, ModelLoadError, PolicyError, ProfileError, PyskipError
-from .policy import Cosine, Off, Policy, Profiled, Random, Static, parse_skip
+from .policy import Cosine, Custom, Off, Policy, Profiled, Random, Static, parse_skip
 
 if TYPE_CHECKING:
     from .gguf_info import GGUFInfo, inspect
@@ -32,6 +32,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BuildMismatchError",
     "Cosine",
+    "Custom",
     "DecodeError",
     "GGUFInfo",
     "Llama",
@@ -50,9 +51,18 @@ __all__ = [
     "SkipTrace",
     "Static",
     "__version__",
+    "get_include",
     "inspect",
     "parse_skip",
 ]
+
+
+def get_include() -> str:
+    """The folder of pyskip.h, for the compiler of a policy in C (Custom)."""
+    from ._library import LIB_DIR
+
+    return str(LIB_DIR.parent / "include")
+
 
 _LAZY = {
     "GGUFInfo": "gguf_info",

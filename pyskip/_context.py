@@ -10,7 +10,7 @@ import numpy as np
 from ._library import ffi, lib
 from ._status import N_ERROR, raise_for
 from .errors import DecodeError, ProfileError
-from .policy import Cosine, Policy, Profiled, Random, Static
+from .policy import Cosine, Custom, Policy, Profiled, Random, Static
 from .stats import SkipStats, SkipTrace
 
 if TYPE_CHECKING:
@@ -66,6 +66,10 @@ class SkipContext:
                 if profile is None:
                     raise ProfileError("random with stand_in=1 needs the model's profile: run pyskip calibrate")
                 native.profile = profile.native
+        elif isinstance(policy, Custom):
+            native.type = lib.PYSKIP_POLICY_CUSTOM
+            native.decide = ffi.cast("pyskip_decide", policy.address)
+            native.decide_data = ffi.cast("void *", policy.data_address)
         error = ffi.new("char[]", N_ERROR)
         raise_for(lib.pyskip_set_policy(self.native, native, error, N_ERROR), error)
 

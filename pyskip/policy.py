@@ -7,7 +7,8 @@
     profile:error=0.12,prefill=1    the same by predicted relative error; prompts too
     random:rate=0.25,seed=1         a coin for each token and layer, to compare with
 
-``parse_skip(str(policy)) == policy`` for every policy.
+``parse_skip(str(policy)) == policy`` for every policy but Custom, which is code: no specification stands for it,
+so that no stranger can write one.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
+from .custom import Custom
 from .errors import PolicyError
 
-__all__ = ["Cosine", "Off", "Policy", "Profiled", "Random", "Static", "parse_skip"]
+__all__ = ["Cosine", "Custom", "Off", "Policy", "Profiled", "Random", "Static", "parse_skip"]
 
 INT32_MAX = 2**31 - 1
 MAX_ERROR = 1e30
@@ -153,7 +155,7 @@ class Random:
         )
 
 
-Policy: TypeAlias = Off | Cosine | Static | Profiled | Random
+Policy: TypeAlias = Off | Cosine | Static | Profiled | Random | Custom
 
 
 def _log_error(error: float | None) -> float:
@@ -227,7 +229,7 @@ def _parse_settings(name: str, rest: str) -> Policy:
 def parse_skip(spec: str | float | Policy) -> Policy:
     """The policy that a skip specification stands for; a policy stands for itself. Raises PolicyError where it is
     malformed. Whether the model has the profile that a rate needs shows when the policy is set."""
-    if isinstance(spec, (Off, Cosine, Static, Profiled, Random)):
+    if isinstance(spec, (Off, Cosine, Static, Profiled, Random, Custom)):
         return spec
     if isinstance(spec, (int, float)) and not isinstance(spec, bool):
         spec = str(float(spec)) if abs(spec) < 1e300 else _shown(spec)

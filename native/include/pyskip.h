@@ -44,12 +44,30 @@ enum pyskip_policy_type {
     PYSKIP_POLICY_COSINE  = 2,
     PYSKIP_POLICY_PROFILE = 3,
     PYSKIP_POLICY_RANDOM  = 4,
+    PYSKIP_POLICY_CUSTOM  = 5,
 };
 
 enum pyskip_phase {
     PYSKIP_PHASE_PROMPT    = 0,
     PYSKIP_PHASE_GENERATED = 1,
 };
+
+// What a custom policy knows of a token that is about to enter a layer's FFN block.
+struct pyskip_decision {
+    int32_t il;      // the layer
+    int32_t n_layer; // of the model
+    int32_t seq_id;  // the token's (first) sequence
+    int32_t pos;     // its position there
+    int32_t index;   // 0, 1, ... among the generated tokens of its sequence; -1: of the prompt
+    int32_t il_sim;  // the last layer before this one whose FFN ran for the token and can be skipped; -1: none
+    float   sim;     // cos(x, z) there, x the residual stream entering the block, z leaving it; NaN: none
+};
+
+// true: skip the block. Asked once for each token and each layer that can skip, layers in rising order, from llama.cpp's
+// compute threads; in a batch from several at once, for different tokens. It must not throw and not call llama.cpp. An
+// answer that hangs on `decision` and on what `data` holds unchanged during a decode is the same in one batch and in
+// single steps.
+typedef bool (*pyskip_decide)(const struct pyskip_decision * decision, void * data);
 
 // The rule that a context decides by. Fields that the type does not use are ignored.
 struct pyskip_policy {
@@ -67,6 +85,8 @@ struct pyskip_policy {
     bool            prefill;    // profile: prompt tokens at positions >= warmup are decided like generated ones
     float           rate;       // random: the share of blocks to skip
     uint32_t        seed;       // random
+    pyskip_decide   decide;     // custom; it and its data must live for as long as the policy is in force
+    void *          decide_data;
 };
 
 // What a profile says of itself. Texts are UTF-8, cut to their room.

@@ -79,7 +79,7 @@ static bool join_row(pyskip_slot & slot, ggml_tensor * dst, int64_t row) {
     if (state.gates_decide() || next == state.slots.size()) {
         return false;
     }
-    pyskip_rule_advance(state.rule, skip, tested, sim, token);
+    pyskip_rule_advance(state.rule, slot.block.il, skip, tested, sim, token);
     const bool skip_next           = pyskip_rule_skips(state.rule, state.slots[next].block.il, token);
     state.skips((int32_t) next, t) = skip_next;
     return !skip_next && state.has_token(state.slots[next], t);

@@ -72,6 +72,15 @@ static bool init_random(pyskip_rule & rule, const pyskip_policy & policy, std::s
     return true;
 }
 
+static bool init_custom(pyskip_rule & rule, const pyskip_policy & policy, std::string & error) {
+    if (policy.decide == nullptr) {
+        return fail(error, "the custom policy has no function to decide by: give one");
+    }
+    rule.decide      = policy.decide;
+    rule.decide_data = policy.decide_data;
+    return true;
+}
+
 bool pyskip_rule_init(pyskip_rule & rule, const pyskip_policy & policy, int32_t n_layer, std::string & error) {
     pyskip_rule next;
     next.n_layer = n_layer;
@@ -99,6 +108,11 @@ bool pyskip_rule_init(pyskip_rule & rule, const pyskip_policy & policy, int32_t 
                 return false;
             }
             break;
+        case PYSKIP_POLICY_CUSTOM:
+            if (!init_custom(next, policy, error)) {
+                return false;
+            }
+            break;
         default:
             return fail(error, "policy type " + std::to_string(policy.type) + " is unknown: give one of pyskip_policy_type");
     }
@@ -112,7 +126,8 @@ bool pyskip_rule_covers(const pyskip_rule & rule, int32_t il) {
         case PYSKIP_POLICY_STATIC: return rule.is_static[il] != 0;
         case PYSKIP_POLICY_COSINE: return il >= rule.cold_start && il < rule.n_layer - rule.cold_end;
         case PYSKIP_POLICY_PROFILE: // what its profile covers
-        case PYSKIP_POLICY_RANDOM: return true;
+        case PYSKIP_POLICY_RANDOM:
+        case PYSKIP_POLICY_CUSTOM: return true;
         default:                   return false;
     }
 }
@@ -136,15 +151,26 @@ bool pyskip_rule_skips(const pyskip_rule & rule, int32_t il, const pyskip_token 
     if (rule.type == PYSKIP_POLICY_RANDOM) {
         return token.index >= 0 && token.index >= rule.warmup && coin_skips(rule, il, token);
     }
+    if (rule.type == PYSKIP_POLICY_CUSTOM) {
+        const pyskip_decision decision = { il, rule.n_layer, token.seq_id, token.pos, token.index, token.il_sim, token.sim };
+        return rule.decide(&decision, rule.decide_data);
+    }
     return rule.type == PYSKIP_POLICY_STATIC || token.n_left > 0;
 }
 
 bool pyskip_rule_tests(const pyskip_rule & rule, int32_t il, const pyskip_token & token) {
+    if (rule.type == PYSKIP_POLICY_CUSTOM) {
+        return true;
+    }
     return rule.type == PYSKIP_POLICY_COSINE && token.index >= 0 && token.index >= rule.warmup &&
            pyskip_rule_covers(rule, il);
 }
 
-void pyskip_rule_advance(const pyskip_rule & rule, bool skipped, bool tested, float sim, pyskip_token & token) {
+void pyskip_rule_advance(const pyskip_rule & rule, int32_t il, bool skipped, bool tested, float sim, pyskip_token & token) {
+    if (rule.type == PYSKIP_POLICY_CUSTOM && tested) {
+        token.il_sim = il;
+        token.sim    = sim;
+    }
     if (rule.type != PYSKIP_POLICY_COSINE) {
         return;
     }

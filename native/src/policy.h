@@ -6,6 +6,7 @@
 
 #include "pyskip.h"
 
+#include <cmath>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -28,6 +29,10 @@ struct pyskip_rule {
     float    rate    = 0.0f;
     uint32_t seed    = 0;
 
+    // custom
+    pyskip_decide decide      = nullptr;
+    void *        decide_data = nullptr;
+
     int32_t n_layer = 0;
 };
 
@@ -37,6 +42,8 @@ struct pyskip_token {
     int32_t n_left = 0;  // cosine: how many of the next layers are still to be skipped
     int32_t seq_id = 0;
     int32_t pos    = 0;
+    int32_t il_sim = -1;  // custom: the last layer that ran
+    float   sim    = NAN; // and cos(x, z) there
 };
 
 // Copy `policy` for a model of n_layer layers into `rule`. False with a line in `error` where it contradicts itself or
@@ -53,7 +60,7 @@ bool pyskip_rule_skips(const pyskip_rule & rule, int32_t il, const pyskip_token 
 bool pyskip_rule_tests(const pyskip_rule & rule, int32_t il, const pyskip_token & token);
 
 // Layer il is done for the token: `skipped` says how; sim is cos(x, z) where pyskip_rule_tests() asked for it.
-void pyskip_rule_advance(const pyskip_rule & rule, bool skipped, bool tested, float sim, pyskip_token & token);
+void pyskip_rule_advance(const pyskip_rule & rule, int32_t il, bool skipped, bool tested, float sim, pyskip_token & token);
 
 // Is layer il's FFN skipped for this token, whose gate says `score`? Profile only. A score that is no number runs it.
 bool pyskip_rule_gates(const pyskip_rule & rule, float score, const pyskip_token & token);

@@ -44,7 +44,7 @@ static std::string walk(const pyskip_rule & rule, int32_t index, float sim) {
     for (int32_t il = 0; il < rule.n_layer; ++il) {
         const bool skipped = pyskip_rule_skips(rule, il, token);
         const bool tested  = !skipped && pyskip_rule_tests(rule, il, token);
-        pyskip_rule_advance(rule, skipped, tested, sim, token);
+        pyskip_rule_advance(rule, il, skipped, tested, sim, token);
         out += skipped ? 's' : tested ? 't' : '.';
     }
     return out;
@@ -178,6 +178,28 @@ static void test_random() {
     CHECK(std::abs(n - 1000) < 120);
 }
 
+// Skips where the last block that ran was `data` layers ago, at least, and its similarity is known.
+static bool decide_by_distance(const pyskip_decision * d, void * data) {
+    CHECK(d->n_layer == 6);
+    CHECK((d->il_sim < 0) == std::isnan(d->sim));
+    CHECK(d->il_sim < d->il);
+    return d->index >= 0 && d->sim == 0.5f && d->il - d->il_sim < *(const int32_t *) data;
+}
+
+static void test_custom() {
+    pyskip_policy p = {};
+    p.type          = PYSKIP_POLICY_CUSTOM;
+    CHECK(refused(p, 6)); // nothing to decide by
+    int32_t distance = 3;
+    p.decide         = decide_by_distance;
+    p.decide_data    = &distance;
+    CHECK(walk(make(p, 6), 0, 0.5f) == "tsstss");
+    CHECK(walk(make(p, 6), 0, 0.4f) == "tttttt");
+    CHECK(walk(make(p, 6), -1, 0.5f) == "tttttt"); // prompt, since this policy wants it so
+    distance = 2;
+    CHECK(walk(make(p, 6), 0, 0.5f) == "tststs");
+}
+
 static void test_score() {
     float  weights[23], x[21], xn[21];
     double dot = 0.0, xx = 0.0;
@@ -199,6 +221,7 @@ int main() {
     test_cosine();
     test_profile();
     test_random();
+    test_custom();
     test_score();
     test_static();
     test_refused();
