@@ -74,7 +74,8 @@ int32_t pyskip_context_n_embd(const llama_context * ctx) {
     return (int32_t) ctx->get_model().hparams.n_embd;
 }
 
-// The graph that decodes one token, or nullptr where the context is none that generates text token by token.
+// The graph that decodes one token, of each sequence where they have KV caches apart, or nullptr where the context is none
+// that generates text token by token.
 static const ggml_cgraph * decode_graph(llama_context * ctx, std::string & error) {
     const std::string found  = "found a " + ctx->get_model().arch_name() + " context ";
     const char *      wanted = ", expected a decoder";
@@ -87,7 +88,8 @@ static const ggml_cgraph * decode_graph(llama_context * ctx, std::string & error
         return nullptr;
     }
     const llama_memory_context_ptr mctx = ctx->get_memory()->init_full();
-    const ggml_cgraph *            gf   = ctx->graph_reserve(1, 1, 1, mctx.get(), /*split_only =*/ true);
+    const uint32_t                 n    = ctx->get_cparams().kv_unified ? 1 : ctx->get_cparams().n_seq_max;
+    const ggml_cgraph *            gf   = ctx->graph_reserve(n, n, n, mctx.get(), /*split_only =*/ true);
     if (!ctx->get_gf_res_reserve()->get_logits()) {
         error = found + "without logits" + wanted;
         return nullptr;
