@@ -12,6 +12,7 @@
 # make bench  what skipping costs and brings on this machine: docs/benchmarks.md
 # make results DATA=FOLDER [ONLY="STEP ..."]  docs/results.md: quality against skip rate (benchmarks/results.py)
 # make screenshots  the pictures of docs/images, from the demo model; needs chromium and chromium-driver
+# make docs   the documentation as a site in build/site (mkdocs.yml)
 # make architectures  docs/architectures.md: what can skip in every architecture of llama.cpp (tests/architectures_page.py)
 #
 # Needs Python 3.10 or newer with venv, a C++17 compiler and a network for pip. Everything goes into .venv and build.
@@ -48,7 +49,7 @@ SANITIZED = -DCMAKE_BUILD_TYPE=Sanitized -DGGML_OPENMP=$(if $(filter thread,$(1)
 INVARIANTS := off static cosine profile batches session bad_input patches
 
 .PHONY: chat test test-extras upstream-test bump invariants sanitize lint fuzz faults bench results screenshots \
-        architectures wheel wheel-aarch64 wheel-test wheel-aarch64-test clean
+        architectures docs wheel wheel-aarch64 wheel-test wheel-aarch64-test clean
 
 chat: $(VENV)/.built
 	@$(BIN)/pyskip chat
@@ -126,6 +127,10 @@ wheel-test: $(VENV)/.built
 
 wheel-aarch64-test: $(VENV)/.built
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/wheel/aarch64.py $(WHEEL_TEST_ARGS)
+
+docs: $(VENV)/.built
+	@$(PIP) install "pyskip[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
 	rm -rf build $(VENV)
