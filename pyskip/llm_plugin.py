@@ -26,7 +26,7 @@ class PyskipModel(llm.Model):  # type: ignore[misc]
     can_stream = True
 
     class Options(llm.Options):  # type: ignore[misc]
-        skip: str | None = Field(
+        skip: str | float | None = Field(
             description="off, a rate such as 0.25, or another specification. Default: the recommended point of the "
             "model's profile; off without one",
             default=None,

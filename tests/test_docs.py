@@ -136,6 +136,7 @@ def reader(
 ) -> Iterator[Reader]:
     reader = Reader(request.node.callspec.params["page"], tmp_path, docs_model, docs_bin)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LLM_USER_PATH", str(tmp_path / "llm"))
     monkeypatch.setattr("pyskip.llama.physical_cores", lambda: 1)  # a tiny model
     yield reader
     reader.close()

@@ -14,26 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import llm
+import llm.cli
 import pytest
+from click.testing import CliRunner, Result
 from conftest import make_profile
-from hub_server import Hub
 
-import pyskip
+import pyskip.generation
 from pyskip import llm_plugin
 
-Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+Cli = Callable[..., Result]
 
 
 @pytest.fixture
-def llm_cli(tmp_path: Path) -> Cli:
-    """llm with no plugin but pyskip's, and a folder of its own."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("LLM_")}
-    own = {"LLM_LOAD_PLUGINS": "pyskip", "LLM_USER_PATH": str(tmp_path / "llm"), "OMP_WAIT_POLICY": "PASSIVE"}
+def llm_cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """llm's command line, in this process, with a folder of its own."""
+    monkeypatch.setenv("LLM_USER_PATH", str(tmp_path / "llm"))
+    monkeypatch.setattr("pyskip.llama.physical_cores", lambda: 1)
 
-    def run(*args: str, typed: str = "", **more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "llm", *args]
-        env = {**kept, **own, **more}
-        return subprocess.run(command, input=typed, capture_output=True, text=True, timeout=300, env=env)
+    def run(*args: str, typed: str = "") -> Result:
+        return CliRunner().invoke(llm.cli.cli, args, input=typed)
 
     return run
 
@@ -56,14 +55,14 @@ def test_it_is_found() -> None:
 
 def test_the_command_line(llm_cli: Cli, tiny: Path) -> None:
     listed = llm_cli("models", "--options", "-q", "pyskip")
-    assert listed.returncode == 0, listed.stderr
+    assert listed.exit_code == 0, listed.stderr
     assert "pyskip/demo" in listed.stdout
     for option in llm_plugin.PyskipModel.Options.model_fields:
         assert option in listed.stdout
     assert llm_cli("pyskip", "add", "tiny", str(tiny)).stdout == "pyskip/tiny\n"
     settings = ("-m", "pyskip/tiny", "-o", "max_tokens", "6", "-o", "n_threads", "1", "-o", "skip", "static:1,3")
     said = llm_cli("Hello", "-s", "Be brief", *settings)
-    assert said.returncode == 0, said.stderr
+    assert said.exit_code == 0, said.stderr
     assert said.stdout.strip()
     assert said.stderr == ""
     assert llm_cli("Hello", "-s", "Be brief", "--no-stream", "--no-log", *settings).stdout == said.stdout
@@ -74,7 +73,7 @@ def test_the_command_line(llm_cli: Cli, tiny: Path) -> None:
     assert logged[0]["response_json"]["skip"]["spec"] == "static:1,3"
     assert logged[0]["response_json"]["skip"]["rate"] == pytest.approx(1 / 3)
     chat = llm_cli("chat", *settings, typed="Hello\nAnd then?\nquit\n")
-    assert chat.returncode == 0, chat.stderr
+    assert chat.exit_code == 0, chat.stderr
     assert len(re.findall("^> ", chat.stdout, re.MULTILINE)) == 3
 
 
@@ -88,7 +87,7 @@ def test_mistakes_are_one_line(llm_cli: Cli, tmp_path: Path, tiny: Path) -> None
     assert llm_cli("pyskip", "add", "x", str(tmp_path / "none.gguf")).stderr.count("\n") == 1
     llm_cli("pyskip", "add", "tiny", str(tiny))
     wrong = llm_cli("Hi", "-m", "pyskip/tiny", "-o", "skip", "most")
-    assert wrong.returncode == 1
+    assert wrong.exit_code == 1
     assert wrong.stderr.startswith("Error: skip is 'most', expected off")
     assert wrong.stderr.count("\n") == 1
     names = tmp_path / "llm" / "pyskip.json"
@@ -96,7 +95,7 @@ def test_mistakes_are_one_line(llm_cli: Cli, tmp_path: Path, tiny: Path) -> None
     assert "holds no JSON object" in llm_cli("models", "-q", "pyskip").stderr
 
 
-def test_models_that_were_pulled(llm_cli: Cli, hub: Hub, hub_env: dict[str, str], monkeypatch: Any) -> None:
+def test_models_that_were_pulled(llm_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyskip.hub.in_cache", lambda repo, file: "0.6B" in repo or "0.6b" in repo)
     known = llm_plugin._known()
     assert known["demo"] == "demo"
@@ -107,6 +106,7 @@ def test_models_that_were_pulled(llm_cli: Cli, hub: Hub, hub_env: dict[str, str]
 
 def test_options(model: Any) -> None:
     few = {"max_tokens": 8, "n_threads": 1, "n_ctx": 128}
+    assert model.prompt("Hello", skip=0.5, **few).text()
     default = model.prompt("Hello", **few)
     default.text()
     assert default.response_json["skip"]["spec"] == "profile"
@@ -141,10 +141,12 @@ def test_a_conversation_keeps_its_turns(model: Any) -> None:
         conversation.prompt("word " * 400, **few).text()
 
 
-def test_beside_a_stock_llama_cpp(llm_cli: Cli, tiny: Path) -> None:
-    """As where another plugin has loaded it: llm goes on, and prompting tells what to do."""
-    llm_cli("pyskip", "add", "tiny", str(tiny))
-    said = llm_cli("Hi", "-m", "pyskip/tiny", PYTHONPATH=str(Path(__file__).parent / "stock"))
+def test_beside_a_stock_llama_cpp(tmp_path: Path) -> None:
+    """As where another plugin has loaded it: llm goes on, and prompting tells what to do. A process of its own."""
+    own = {"PYTHONPATH": str(Path(__file__).parent / "stock"), "LLM_USER_PATH": str(tmp_path / "llm")}
+    command = [sys.executable, "-m", "llm", "Hi", "-m", "pyskip/demo"]
+    env = {**os.environ, **own, "LLM_LOAD_PLUGINS": "pyskip"}
+    said = subprocess.run(command, input="", capture_output=True, text=True, timeout=300, env=env)
     assert said.returncode == 1
     assert "a stock llama_cpp is loaded already" in said.stderr
     assert "Traceback" not in said.stderr
