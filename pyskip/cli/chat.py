@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Generator
 from contextlib import closing
@@ -51,16 +50,11 @@ def chat(model: str, system: str | None, session: str | None, options: Options) 
         Commands(conversation, PlainView()).run("/load", session)
     if not sys.stdin.isatty():
         return _from_pipe(conversation)
-    if _is_plain():
+    if ui.is_plain(sys.stdout):
         return _on_terminal(conversation, PlainView(), lambda: input("> "))
     from .chat_terminal import RichView, reader
 
     return _on_terminal(conversation, RichView(), reader(llm))
-
-
-def _is_plain() -> bool:
-    """Whether there is no terminal that can do more than print lines, or none is wanted (https://no-color.org)."""
-    return not sys.stdout.isatty() or bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM", "dumb") == "dumb"
 
 
 class PlainView:

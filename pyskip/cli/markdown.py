@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from rich.cells import get_character_cell_size
 from rich.console import Console
 from rich.markdown import Markdown
 
@@ -19,6 +20,7 @@ from . import ui
 __all__ = ["MarkdownStream"]
 
 INTERVAL = 0.04  # seconds between two times that the open block is shown, at least
+REST = 10  # times as long as it took: the model has better use for the processor
 SGR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -33,15 +35,16 @@ class MarkdownStream:
         self._is_first = True  # no block before it
         self._goes_on = False  # it is an item of a list that has items before it
         self._is_stale = False  # lines that left the screen are no longer what they were
-        self._last = 0.0
+        self._next = 0.0
         self._size = console.size
 
     def write(self, piece: str) -> None:
         self._source += ui.printable(piece)
-        now = time.monotonic()
-        if now - self._last >= INTERVAL:
-            self._last = now
+        start = time.monotonic()
+        if start >= self._next:
             self._update()
+            end = time.monotonic()
+            self._next = end + max(INTERVAL, REST * (end - start))
 
     def finish(self) -> None:
         """Show what has come, whole."""
@@ -70,7 +73,7 @@ class MarkdownStream:
             self._shown = []
         block = self._block(self._source)
         # a table's columns move with every row: its head must not leave the screen before it is whole
-        is_table = any(token.type == "table_open" for token in tokens[-20:] if token.level == 0)
+        is_table = [token.type for token in tokens if token.level == 0 and token.nesting >= 0][-1] == "table_open"
         self._paint(block[-max(1, self._console.height - 2) :] if is_table else block)
 
     def _block(self, source: str) -> list[str]:
@@ -80,14 +83,22 @@ class MarkdownStream:
         for token in markdown.parsed:
             for child in token.children or ():
                 child.content = ui.printable(child.content)  # entities too
-        with self._console.capture() as capture:
-            self._console.print(markdown, width=max(1, self._console.width - 1))
-        lines = [line.rstrip() for line in capture.get().split("\n")]
+        # terminals do not agree with rich on emoji of several parts: no line may be too long for any of them
+        most = width = max(1, self._console.width - 1)
+        lines = self._rendered(markdown, width)
+        while width > 1 and (excess := max(map(_cells, lines), default=0) - most) > 0:
+            width = max(1, width - excess)
+            lines = self._rendered(markdown, width)
         while lines and not SGR.sub("", lines[-1]).strip():
             lines.pop()
         while lines and not SGR.sub("", lines[0]).strip():
             del lines[0]
         return lines if self._is_first or self._goes_on or not lines else ["", *lines]
+
+    def _rendered(self, markdown: Markdown, width: int) -> list[str]:
+        with self._console.capture() as capture:
+            self._console.print(markdown, width=width)
+        return [line.rstrip() for line in capture.get().split("\n")]
 
     def _paint(self, lines: list[str], is_last: bool = False) -> None:
         """Make these the lines on the screen, from the first that differs on."""
@@ -109,6 +120,11 @@ class MarkdownStream:
             self._console.file.write(out)
             self._console.file.flush()
         self._shown = lines
+
+
+def _cells(line: str) -> int:
+    """Columns that the line takes where each of its code points stands for itself."""
+    return sum((get_character_cell_size(c) if c != "\ufe0f" else 1) for c in SGR.sub("", line))
 
 
 def _plain(lines: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import sys
 import threading
@@ -9,7 +10,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 import click
 
@@ -21,6 +22,7 @@ __all__ = [
     "answer_line",
     "error",
     "in_thread",
+    "is_plain",
     "must_exit_now",
     "note",
     "plain",
@@ -54,8 +56,14 @@ def error(line: str) -> None:
     click.echo(f"pyskip: {line}", err=True)
 
 
+def is_plain(stream: TextIO) -> bool:
+    """Whether it is no terminal that can do more than print lines, or no more is wanted (https://no-color.org)."""
+    return not stream.isatty() or bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM", "dumb") == "dumb"
+
+
 def note(line: str) -> None:
-    click.echo(click.style(f"pyskip: {line}", dim=True) if sys.stderr.isatty() else f"pyskip: {line}", err=True)
+    text = f"pyskip: {line}"
+    click.echo(text if is_plain(sys.stderr) else click.style(text, dim=True), err=True)
 
 
 def in_thread(work: Callable[[], T]) -> T:
@@ -144,7 +152,7 @@ def answer_line(answer: Answer) -> str:
 def progress_line() -> Iterator[Callable[[int, int, str], None]]:
     """show(done, total, words): on a terminal one live line that goes away, elsewhere a line every 10 seconds."""
     start = last = time.monotonic()
-    live = sys.stderr.isatty()
+    live = not is_plain(sys.stderr)
 
     def show(done: int, total: int, words: str) -> None:
         nonlocal last
