@@ -27,7 +27,9 @@ from .chat_commands import COMMANDS
 from .heat import Line
 from .markdown import MarkdownStream
 
-__all__ = ["ChatCompleter", "RichView", "reader"]
+__all__ = ["ChatCompleter", "RichView", "history", "reader"]
+
+RATES = (0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # that completion offers
 
 
 class RichView(PlainView):
@@ -188,9 +190,12 @@ class ChatCompleter(Completer):
             profile = self._llm.profile
         if profile is not None:
             yield "profile", "the profile's recommended point"
-            for point in profile.curve:
-                rate = f"{point.rate:.3g}"
-                yield rate, f"perplexity {point.ppl_ratio:.3f} x dense, at best {point.ideal_speedup:.2f} x as fast"
+            for rate in (rate for rate in RATES if rate <= profile.curve[-1].rate):
+                point = profile.point(rate)
+                yield (
+                    f"{rate:g}",
+                    f"perplexity {point.ppl_ratio:.3f} x dense, at best {point.ideal_speedup:.2f} x as fast",
+                )
             yield "profile:error=", "by a bound on the gates' scores"
         yield "cosine", "the paper's policy"
         yield "cosine:threshold=", "the same, with another threshold than 0.98"
