@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import sys
 from pathlib import Path
 
@@ -27,6 +28,10 @@ def shoot(page: Page, name: str, width: int, height: int, *, dark: bool = False,
 def main() -> int:
     if not (chromium.CHROMIUM and chromium.DRIVER):
         sys.exit("screenshots: no chromium and chromedriver (Debian: apt-get install chromium chromium-driver)")
+    if os.getloadavg()[0] > 1:
+        print(
+            f"screenshots: the load is {os.getloadavg()[0]:.1f}: the rates in the pictures will be off", file=sys.stderr
+        )
     server, url = serve("demo")
     try:
         with chromium.open_browser() as browser:
@@ -40,11 +45,11 @@ def main() -> int:
                 "token.dispatchEvent(new Event('input'))"
             )
             shoot(page, "page-answer.png", 1000, 840)
+            shoot(page, "page-dark.png", 1000, 840, dark=True)
             shoot(page, "page-phone.png", 360, 740, end=True)
             page("#new").click()
             page.ask(PROMPT, N_TOKENS, send="#compare", seconds=300)
             shoot(page, "page-compare.png", 1000, 900)
-            shoot(page, "page-dark.png", 1000, 900, dark=True)
     finally:
         stop(server)
     return 0
