@@ -9,6 +9,7 @@ A block says how it is tried in a comment on the line before it:
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,14 +68,23 @@ def blocks(page: str) -> list[Block]:
 
 
 def commands(block: Block) -> str:
-    """A block's shell script; of a console session the lines after `$ `, and those that go on from them."""
+    """A block's shell script; of a console session the lines after `$ `, and those that these go on in."""
     if block.language != "console":
         return block.text
-    script = []
+    script = command = ""
     goes_on = False
-    for line in block.text.splitlines():
+    for line in block.text.splitlines(keepends=True):
         if line.startswith("$ ") or goes_on:
-            line = line if goes_on else line[2:]
-            script.append(line)
-            goes_on = line.endswith("\\")
-    return "\n".join(script) + "\n"
+            command = command + line if goes_on else line[2:]
+            goes_on = command.endswith("\\\n") or not is_closed(command)
+            script += "" if goes_on else command
+    return script
+
+
+def is_closed(command: str) -> bool:
+    """Whether every quote has its end."""
+    try:
+        shlex.split(command, comments=True)
+    except ValueError:
+        return False
+    return True

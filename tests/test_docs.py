@@ -165,6 +165,7 @@ BAD = {
     "an extra that is gone": "```sh\npip install 'pyskip[no-such-extra]'\n```\n",
     "a script's option that is gone": "```sh\n.venv/bin/python benchmarks/pace.py --no-such-option\n```\n",
     "the first of a pipe": "```sh\npyskip info missing.gguf | cat\n```\n",
+    "the second of a console session": "```console\n$ true\nout\n$ pyskip info 'missing\n.gguf'\nout\n```\n",
     "python": "```python\nimport pyskip\n\npyskip.Lama\n```\n",
     "json": "```json\n{'a': 1}\n```\n",
     "c": "```c\nint main(void) { return pyskip; }\n```\n",
@@ -188,6 +189,11 @@ def test_a_page_that_is_wrong_is_found(
     reader = Reader(page, folder, docs_model, docs_bin)
     with pytest.raises((AssertionError, ValueError, AttributeError)):
         test_blocks(page, reader)
+
+
+def test_the_commands_of_a_console_session() -> None:
+    text = "$ a 'b\nc'  # it's\nout\n$ d \\\n  e\n$ f # don't\nout 'g\n"
+    assert commands(Block("page", 1, "console", text, "")) == "a 'b\nc'  # it's\nd \\\n  e\nf # don't\n"
 
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
