@@ -201,11 +201,12 @@ def test_models(server: Running) -> None:
         ({"messages": MESSAGES, "skip": math.nan}, "skip", "specification"),
         ({"messages": MESSAGES, "skip": ["off"]}, "skip", "specification"),
         ({"messages": MESSAGES, "skip": "static:99"}, "skip", "99"),
-        ({"messages": MESSAGES, "skip": 0.4, "model": "two"}, "skip", "profile"),
+        ({"messages": MESSAGES, "skip": 0.4, "model": "two"}, "skip", "and two.gguf has none"),
+        (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', None, "surrogate"),
         ({"messages": MESSAGES, "logit_bias": {"999999": 1}}, "logit_bias", "999999"),
         ({"messages": MESSAGES, "logit_bias": {"1": 1e30}}, "logit_bias", "-100"),
-        ({"messages": MESSAGES, "grammar": "root ::= ("}, "grammar", "grammar"),
-        ({"messages": MESSAGES, "grammar": "nothing"}, "grammar", "grammar"),
+        ({"messages": MESSAGES, "grammar": 'root ::= ((("a"?){100}){100}){10}'}, "grammar", "not supported"),
+        ({"messages": MESSAGES, "logprobs": True}, "logprobs", "not supported"),
         ({"messages": MESSAGES, "response_format": {"type": "json_schema"}}, "response_format", "schema"),
         (
             {"messages": MESSAGES, "response_format": {"type": "json_object", "schema": {"$ref": "https://x.test/"}}},
@@ -222,6 +223,34 @@ def test_bad_requests(server: Running, body: Any, param: str | None, words: str)
     assert words in error["message"]
     assert len(error["message"]) <= 500
     chat(server, max_tokens=1)  # it goes on
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "array", "items": {"type": "string"}, "maxItems": 10**9},
+        {"properties": {"a": {"type": "string", "minLength": 10**9}}},
+        {"anyOf": [{"type": "integer", "minimum": -(10**300)}]},
+        {"type": "integer", "maximum": 1e300},
+        {"type": "string", "pattern": "^((a?){100}){100}$"},
+        {"type": "string", "pattern": "^a{9999999999}$"},
+        {"type": "string", "pattern": "^" + "a?" * 1000 + "$"},
+        {"type": "object", "properties": {str(i): {"type": "string"} for i in range(5000)}},
+        {"$ref": "#"},
+        {"type": "nothing"},
+        [],
+    ],
+)
+def test_schemas_that_make_no_grammar(server: Running, schema: Any) -> None:
+    """Neither a hang, nor any JSON instead of what was asked for."""
+    for more in (
+        {"response_format": {"type": "json_object", "schema": schema}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}},
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": schema}}], "tool_choice": "required"},
+    ):
+        answer = server.post(CHAT, {"messages": MESSAGES, "max_tokens": 2, **more})
+        assert answer.status_code == 400, answer.text
+        assert answer.json()["error"]["param"] == next(iter(more))
 
 
 def test_too_long_for_the_context(server: Running) -> None:

@@ -19,6 +19,7 @@ __all__ = ["APIError", "as_api_error", "bad_request", "install"]
 
 MAX_MESSAGE = 500  # characters: a message repeats what was sent
 OVERFLOW = re.compile(r"exceed context window|the prompt has \d+ tokens, the context")
+FOLDERS = re.compile(r"/(?:[^\s/]+/)+")  # the server's, in paths
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "invalid_request_error", 429: "rate_limit_error"}
 
 
@@ -56,11 +57,13 @@ def as_api_error(error: BaseException) -> APIError:
     """What a client is told of an error. One that is nobody's fault but ours goes to stderr."""
     if isinstance(error, APIError):
         return error
-    text = " ".join(str(error).split())
+    text = FOLDERS.sub("", " ".join(str(error).split()))
     if isinstance(error, (PolicyError, ProfileError)):
         return bad_request(text, param="skip", code="invalid_skip")
     if OVERFLOW.search(text):
         return bad_request(text, param="messages", code="context_length_exceeded")
+    if isinstance(error, UnicodeEncodeError):
+        return bad_request("a text has half of a surrogate pair, expected Unicode")
     if isinstance(error, HTTPException):
         return APIError(error.status_code, str(error.detail), headers=dict(error.headers or {}))
     if isinstance(error, ValueError) and not isinstance(error, (DecodeError, UnicodeError)):

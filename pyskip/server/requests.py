@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Annotated, Any
 
 import numpy as np
@@ -19,7 +20,10 @@ from .errors import bad_request
 __all__ = ["ChatRequest", "CompletionRequest", "EmbeddingRequest", "StreamOptions", "TextRequest"]
 
 MAX_STOPS = 16
-MAX_SCHEMA = 65536  # characters of a JSON schema or a grammar
+MAX_SCHEMA = 32768  # characters of a JSON schema
+MAX_REPEAT = 1000  # of what a schema counts
+MAX_NUMBER = 1e15
+MAX_PATTERN = 256  # characters
 ROLES = ("system", "user", "assistant", "tool", "function")
 FINITE = ConfigDict(allow_inf_nan=False, extra="ignore")
 
@@ -152,7 +156,7 @@ def upstream_arguments(request: TextRequest, llm: Any, max_tokens: int) -> dict[
     for name in ("n", "best_of"):
         if getattr(request, name, None) not in (None, 1):
             raise bad_request(f"{name} is {getattr(request, name)}, expected 1: send a request for each", name)
-    for name in ("logprobs", "suffix"):
+    for name in ("logprobs", "suffix", "grammar"):
         if getattr(request, name, None) not in (None, False):
             raise bad_request(f"{name} is not supported: leave it out", name)
     arguments = request.model_dump(exclude=_NOT_PASSED, exclude_none=True)
@@ -160,31 +164,25 @@ def upstream_arguments(request: TextRequest, llm: Any, max_tokens: int) -> dict[
     arguments["max_tokens"] = max_tokens if asked is None else min(asked, max_tokens)
     if request.temperature < 1e-3:  # divided by less, logits are no numbers
         arguments["temperature"] = 0.0
+    if isinstance(request, ChatRequest):
+        _check_schemas(request)
     if isinstance(request, ChatRequest) and request.tool_choice == "required":
         if len(request.tools or ()) != 1:
             raise bad_request("tool_choice is required, expected one tool with it, or a tool's name", "tool_choice")
         arguments["tool_choice"] = {"type": "function", "function": {"name": arguments["tools"][0]["function"]["name"]}}
-    grammar = _grammar(request)
-    if grammar is not None:
-        arguments["grammar"] = LlamaGrammar.from_string(grammar)
     processors = _processors(request, llm)
     if processors:
         arguments["logits_processor"] = LogitsProcessorList(processors)
     return arguments
 
 
-def _grammar(request: TextRequest) -> str | None:
-    """The request's own grammar; the schemas that upstream makes grammars of are tried here: it would take any JSON
-    instead of one that it cannot read."""
-    if isinstance(request, ChatRequest):
-        format_ = request.response_format
-        if format_ is not None and "schema" in format_:
-            _check_schema(format_["schema"], "response_format")
-        for tool in request.tools or ():
-            _check_schema(tool["function"]["parameters"], "tools")
-    if request.grammar is not None and len(request.grammar) > MAX_SCHEMA:
-        raise bad_request(f"the grammar has {len(request.grammar)} characters, expected up to {MAX_SCHEMA}", "grammar")
-    return request.grammar
+def _check_schemas(request: ChatRequest) -> None:
+    """Upstream makes grammars of them, takes any JSON instead of what it cannot read, and however long it takes."""
+    format_ = request.response_format
+    if format_ is not None and "schema" in format_:
+        _check_schema(format_["schema"], "response_format")
+    for tool in request.tools or ():
+        _check_schema(tool["function"]["parameters"], "tools")
 
 
 def _check_schema(schema: Any, param: str) -> None:
@@ -192,11 +190,30 @@ def _check_schema(schema: Any, param: str) -> None:
     if len(text) > MAX_SCHEMA:
         raise bad_request(f"the JSON schema has {len(text)} characters, expected up to {MAX_SCHEMA}", param)
     try:
+        _check_bounds(schema)
         LlamaGrammar.from_json_schema(text)
     except Exception as error:  # the converter asserts, indexes and recurses as it goes
-        raise bad_request(
-            f"no grammar can be made of the JSON schema ({type(error).__name__}: {error})", param
-        ) from None
+        reason = f"{type(error).__name__}: {error}"
+        raise bad_request(f"no grammar can be made of the JSON schema ({reason})", param) from None
+
+
+def _check_bounds(schema: Any) -> None:
+    """Raises ValueError for what would become a grammar without end: a rule is written once for each repetition."""
+    if isinstance(schema, dict):
+        for key in ("minLength", "maxLength", "minItems", "maxItems"):
+            if isinstance(schema.get(key), (int, float)) and not 0 <= schema[key] <= MAX_REPEAT:
+                raise ValueError(f"{key} is {schema[key]!r:.40}, expected up to {MAX_REPEAT}")
+        for key in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
+            if isinstance(schema.get(key), (int, float)) and not abs(schema[key]) <= MAX_NUMBER:
+                raise ValueError(f"{key} is {schema[key]!r:.40}, expected up to {MAX_NUMBER:g} either way")
+        pattern = schema.get("pattern", "")
+        counts = [int(n[:9]) for n in re.findall(r"\d+", pattern)] if isinstance(pattern, str) else []
+        if not isinstance(pattern, str) or len(pattern) > MAX_PATTERN or re.search(r"[)}]\s*{", pattern):
+            raise ValueError(f"pattern is expected to have up to {MAX_PATTERN} characters, and no groups with a count")
+        if max(counts, default=0) > MAX_REPEAT:
+            raise ValueError(f"pattern has the number {max(counts)}, expected up to {MAX_REPEAT}")
+    for inner in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+        _check_bounds(inner)
 
 
 def _processors(request: TextRequest, llm: Any) -> list[Any]:
