@@ -75,6 +75,16 @@ def test_api_key(tiny: Path) -> None:
         assert server.get("/page/nothing.js").status_code == 404
 
 
+def test_a_name_that_was_made_to_lead_here(tiny: Path) -> None:
+    with served(tiny, hosts=frozenset({"localhost", "[::1]"})) as server:
+        for host, status in (
+            ("localhost", 200), ("LOCALHOST:8000", 200), ("[::1]:80", 200),
+            ("evil.test", 403), ("localhost.evil.test:80", 403), ("127.0.0.1", 403), ("localhost:80:80", 403),
+        ):  # fmt: skip
+            assert server.get("/v1/models", headers={"Host": host}).status_code == status
+            assert server.get("/", headers={"Host": host}).status_code == status
+
+
 def test_queue(tiny: Path) -> None:
     """One decodes, two wait, the next is told to come back."""
     with served(tiny, max_queue=2) as server:
@@ -242,6 +252,7 @@ def start(*args: str) -> tuple[subprocess.Popen[str], str]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_requests_finish(tiny: Path, number: signal.Signals) -> None:
     process, url = start(str(tiny), "-c", "4096", "--grace", "60")
+    assert httpx.get(url + "/v1/models", headers={"Host": "evil.test"}, verify=False).status_code == 403
     body = {**ENDLESS, "max_tokens": 1000, "model": "tiny"}
     with httpx.Client(base_url=url, timeout=60, verify=False) as client, ThreadPoolExecutor(1) as pool:
         asked = pool.submit(client.post, CHAT, json=body)

@@ -83,13 +83,15 @@ def serve(
 
     with bind(host, port) as sock:
         address = sock.getsockname()[:2]
-        if api_key is None and not ipaddress.ip_address(address[0]).is_loopback:
+        shown = f"[{address[0]}]" if ":" in address[0] else address[0]
+        is_local = ipaddress.ip_address(address[0]).is_loopback
+        if api_key is None and not is_local:
             ui.note(f"warning: {address[0]} is open to others, and there is no --api-key")
         open_model = functools.partial(ServedLlama, embedding=embedding)
         llms = {name: load(model, options, open_model) for name, model in names.items()}
-        settings = Settings(api_key, max_queue, max_body, max_tokens, timeout, grace)
+        hosts = frozenset({"localhost", "127.0.0.1", "[::1]", shown}) if is_local and api_key is None else None
+        settings = Settings(api_key, hosts, max_queue, max_body, max_tokens, timeout, grace)
         service = Service(llms, settings)
-        shown = f"[{address[0]}]" if ":" in address[0] else address[0]
         where = f"http://{shown}:{address[1]}"
         server = Server(service, lambda: ui.note(f"serving {', '.join(names)} at {where}; Ctrl-C stops"))
         server.run(sockets=[sock])

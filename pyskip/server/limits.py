@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,7 @@ class Settings:
     """What the server lets pass."""
 
     api_key: str | None = None
+    hosts: frozenset[str] | None = None  # that a request may call the server by; None: any
     max_queue: int = 256  # requests that wait
     max_body: int = 1 << 20  # bytes
     max_tokens: int | None = None  # to generate for one request; None: as many as fit the context
@@ -62,6 +64,7 @@ class Guard:
 
         try:
             try:
+                self._check_host(scope)
                 self._check_key(scope)
                 body = await self._body(scope, receive)
             except APIError as error:
@@ -77,6 +80,18 @@ class Guard:
         finally:
             route = scope.get("route")
             self._metrics.answered(getattr(route, "path", "other"), status or 499)  # nginx's: the client has gone
+
+    def _check_host(self, scope: Scope) -> None:
+        """To a browser, a site whose name was made to lead here is of the same origin: it could ask and read."""
+        hosts = self._settings.hosts
+        host = dict(scope["headers"]).get(b"host", b"").decode("latin-1").lower()
+        if hosts is not None and re.sub(r":\d+$", "", host) not in hosts:
+            raise APIError(
+                403,
+                f"without an API key the server answers to {', '.join(sorted(hosts))}, found the host {host!r:.60}",
+                code="invalid_host",
+                headers={"Connection": "close"},
+            )
 
     def _check_key(self, scope: Scope) -> None:
         key, path = self._settings.api_key, scope["path"]

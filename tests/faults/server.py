@@ -61,7 +61,9 @@ def besiege(model: Path, policies: Sequence[str], n: int, seed: int) -> tuple[st
     alone = []
     for body in bodies:
         served = Served(model)
-        alone.append(httpx.post(served.url + CHAT, json=body, timeout=60).json()["choices"][0]["message"]["content"])
+        answer = httpx.post(served.url + CHAT, json=body, timeout=60)
+        answer.raise_for_status()
+        alone.append(answer.json()["choices"][0]["message"]["content"])
         served.stop()
     served = Served(model)
     began = time.monotonic()
@@ -125,8 +127,8 @@ class Siege:
 
     async def _connect(self, body: bytes, length: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.served.port)
-        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
-        writer.write(head.encode() + body)
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
+        writer.write(f"{head}{length}\r\n\r\n".encode() + body)
         return reader, writer
 
     async def _vanish(self) -> None:
