@@ -28,11 +28,17 @@ PYTHON = (sys.executable, "-S")  # without the site-packages' way to another pys
 
 
 def environment(site: Path) -> dict[str, str]:
-    """Python itself is not built so: its memory must come from the sanitizer first, and is no leak when it ends."""
-    command = [os.environ.get("CC", "cc"), "-print-file-name=libasan.so"]
-    preload = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    """Python itself is not built so: its memory must come from the sanitizer first, and is no leak when it ends. The
+    sanitizer looks for the function that throws when it starts, before anything in C++ is loaded."""
+    compiler = os.environ.get("CC", "cc")
+    preload = [
+        subprocess.run(
+            [compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for name in ("libasan.so", "libstdc++.so")
+    ]
     path = os.pathsep.join([str(site), sysconfig.get_path("platlib")])
-    own = {"LD_PRELOAD": preload, "PYTHONPATH": path, "PYTHONMALLOC": "malloc", "PYSKIP_DEBUG": "1"}
+    own = {"LD_PRELOAD": " ".join(preload), "PYTHONPATH": path, "PYTHONMALLOC": "malloc", "PYSKIP_DEBUG": "1"}
     ends = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"}
     return {**os.environ, **own, **ends}
 
