@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -122,6 +123,13 @@ def _added() -> dict[str, str]:
     return {}
 
 
+def _has_cache() -> bool:
+    """Whether a model was ever downloaded from the Hub."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return any(Path(HF_HUB_CACHE).expanduser().glob("models--*"))
+
+
 def _known() -> dict[str, str]:
     """Name and MODEL of what llm may offer without a download."""
     names = {}
@@ -130,12 +138,14 @@ def _known() -> dict[str, str]:
         names["demo"] = "demo"
     except importlib.metadata.PackageNotFoundError:
         pass
-    try:
-        from .catalog import read_catalog
-        from .hub import in_cache
-    except PyskipError:  # a library that is not pyskip's was there first: prompting tells
-        return {**names, **_added()}
-    names |= {name: name for name, entry in read_catalog().items() if in_cache(entry.repo, entry.file)}
+    if _has_cache():  # else there is no need to import a whole HTTP client
+        try:
+            from .catalog import read_catalog
+            from .hub import in_cache
+
+            names |= {name: name for name, entry in read_catalog().items() if in_cache(entry.repo, entry.file)}
+        except PyskipError:
+            pass  # a library that is not pyskip's was there first: prompting tells
     return {**names, **_added()}
 
 

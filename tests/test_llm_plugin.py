@@ -95,8 +95,11 @@ def test_mistakes_are_one_line(llm_cli: Cli, tmp_path: Path, tiny: Path) -> None
     assert "holds no JSON object" in llm_cli("models", "-q", "pyskip").stderr
 
 
-def test_models_that_were_pulled(llm_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_that_were_pulled(llm_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyskip.hub.in_cache", lambda repo, file: "0.6B" in repo or "0.6b" in repo)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert set(llm_plugin._known()) == {"demo"}
+    (tmp_path / "models--some-one--Tiny").mkdir()
     known = llm_plugin._known()
     assert known["demo"] == "demo"
     pulled = set(known) - {"demo"}
