@@ -88,9 +88,11 @@ class Reader:
 
     def run_shell(self, block: Block) -> None:
         script = commands(block).replace("8000", self.port)
+        if any(re.search(rf"\b{name}\b", script) for name in TOOLS if shutil.which(name) is None):
+            return  # a reader would install it first
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYSKIP_", "LLM_"))}
         env = {**kept, "PATH": str(self.bin), "HOME": str(self.folder), "DOCS_PORT": self.port}
-        env |= {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+        env |= {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE", "OMP_THREAD_LIMIT": "1"}
         log = self.folder / "log"
         with log.open("w") as file:  # no pipe: a server that goes on would keep it open
             done = subprocess.run(
