@@ -110,6 +110,7 @@ results: $(VENV)/.built build/reference/.built $(VENV)/.dev
 	  $(if $(ONLY),--only $(ONLY)) $(RESULTS_ARGS)
 
 screenshots: $(VENV)/.built $(VENV)/.dev
+	$(BIN)/python tests/screenshots_chat.py
 	$(BIN)/python tests/screenshots_page.py
 
 architectures: $(VENV)/.built build/reference/.built build/native-tests/.built

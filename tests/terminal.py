@@ -120,6 +120,8 @@ class Screen:
             self._down()
         elif c == "\r":
             self.x = 0
+        elif c == "\t":
+            self.x = min(self.columns - 1, self.x // 8 * 8 + 8)
         elif c == "\b":
             self.x = max(0, self.x - 1)
         elif c < " " or "\x7f" <= c < "\xa0":

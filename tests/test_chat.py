@@ -29,7 +29,7 @@ SKIP = ("--skip", "cosine:threshold=-1,run=1,cold_start=1,cold_end=1,warmup=0")
 def test_every_command_on_a_terminal(tiny: Path, tmp_path: Path) -> None:
     """On random answers with bytes of all kinds, those that steer terminals among them."""
     file = tmp_path / "a session"
-    terminal = Terminal("chat", str(tiny), "-n", "80", "-t", "1", "--temp", "1", "--seed", "3", *SKIP)
+    terminal = Terminal("chat", str(tiny), "-n", "80", "-t", "1", "--temp", "1", "--seed", "3", *SKIP, columns=160)
     terminal.ask("/stats", "no answer was given yet")
     terminal.ask("/heat", "no answer was given yet")
     terminal.ask("/retry", "nothing was said yet")
@@ -72,6 +72,14 @@ def test_plain_on_a_terminal(tiny: Path, env: dict[str, str]) -> None:
     assert terminal.close() == 0
     assert "\x1b" not in terminal.said
     assert terminal.screen.odd == []
+
+
+def test_generate_does_not_steer_a_terminal_either(tiny: Path) -> None:
+    terminal = Terminal("generate", str(tiny), "-p", "w1", "-n", "100", "-t", "1", "--temp", "1", "--seed", "3")
+    terminal.wait_for("tokens/s")
+    assert terminal.close() == 0
+    assert terminal.screen.odd == []
+    assert "\ufffd" in terminal.said
 
 
 def test_what_is_typed_ahead_waits_for_the_prompt(demo: Path) -> None:

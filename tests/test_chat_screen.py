@@ -237,7 +237,8 @@ def test_heat_in_colours() -> None:
     assert "70%" in file.getvalue()
     shades = {style for text, style in heat.shaded_heat(PIECES)[0] if text.strip()}
     assert len(shades) == 4  # none, and one for each share
-    (unshaded,) = (style for text, style in heat.shaded_heat(PIECES)[0] if text == " The")
+    assert all(not style for text, style in heat.shaded_heat(PIECES)[0] if not text.strip())
+    (unshaded,) = (style for text, style in heat.shaded_heat(PIECES)[0] if text == "The")
     assert unshaded == ""
 
 

@@ -66,6 +66,9 @@ class PlainView:
     def note(self, line: str) -> None:
         ui.note(line)
 
+    def error(self, line: str) -> None:
+        ui.error(line)
+
     def show(self, lines: list[Line]) -> None:
         for line in lines:
             click.echo("".join(text for text, _ in line).rstrip(), err=True)
@@ -131,7 +134,7 @@ def _is_text(text: str) -> bool:
 
 def _on_terminal(conversation: Conversation, view: PlainView, read: Callable[[], str]) -> int:
     """read() gives what was typed, and raises EOFError, or KeyboardInterrupt for Ctrl-C where that was nothing."""
-    ui.note("Ctrl-C stops an answer, Ctrl-D ends the chat, /help lists commands")
+    view.note("Ctrl-C stops an answer, Ctrl-D ends the chat, /help lists commands")
     commands = Commands(conversation, view)
     status = interrupts = 0
     while True:
@@ -146,13 +149,13 @@ def _on_terminal(conversation: Conversation, view: PlainView, read: Callable[[],
             if interrupts == 2:
                 status = 130
                 break
-            ui.note("Ctrl-C again, or Ctrl-D, ends the chat")
+            view.note("Ctrl-C again, or Ctrl-D, ends the chat")
             continue
         interrupts = 0
         if text.strip() and not _turn(conversation, commands, view, text):
             break
     if conversation.answers:
-        ui.note(_summary(conversation))
+        view.note(_summary(conversation))
     return status
 
 
@@ -168,11 +171,11 @@ def _turn(conversation: Conversation, commands: Commands, view: PlainView, text:
     except EndOfChat:
         return False
     except KeyboardInterrupt:
-        ui.note("stopped")
+        view.note("stopped")
     except PyskipError as error:
-        ui.error(str(error))
+        view.error(str(error))
     if len(conversation.answers) > n_before:
-        ui.note(ui.answer_line(conversation.answers[-1]))
+        view.note(ui.answer_line(conversation.answers[-1]))
     return True
 
 

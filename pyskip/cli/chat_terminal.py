@@ -22,6 +22,7 @@ from rich.text import Text
 from pyskip.errors import PyskipError
 from pyskip.llama import Llama
 
+from . import ui
 from .chat import PlainView
 from .chat_commands import COMMANDS
 from .heat import Line
@@ -43,6 +44,12 @@ class RichView(PlainView):
     @property
     def width(self) -> int:  # type: ignore[override]
         return self._console.width - 1
+
+    def note(self, line: str) -> None:
+        self._console.print(Text(f"pyskip: {ui.plain(line)}", style="dim"))
+
+    def error(self, line: str) -> None:
+        self._console.print(Text(f"pyskip: {ui.plain(line)}"))
 
     def show(self, lines: list[Line]) -> None:
         for line in lines:

@@ -37,12 +37,12 @@ def generate(model: str, prompt: str, options: Options, as_json: bool) -> int:
 
     tokens = list(llm.tokenize(raw, add_bos=True, special=True))
     generation = Generation(llm, tokens, max_tokens=options.n_predict, temp=options.temp, seed=options.seed)
-    interrupted = False
+    interrupted, is_terminal = False, sys.stdout.isatty()
     try:
         with closing(ui.stream(llm, generation)) as pieces:
             for piece in pieces:
                 if not as_json:
-                    click.echo(piece, nl=False)
+                    click.echo(ui.printable(piece) if is_terminal else piece, nl=False)
                     sys.stdout.flush()
     except KeyboardInterrupt:
         interrupted = True

@@ -73,7 +73,9 @@ def shaded_heat(pieces: Sequence[Piece]) -> list[Line]:
     text: Line = []
     for piece in pieces:
         for i, part in enumerate(piece.text.split("\n")):
-            text += [("\n", "")] * bool(i) + [(part, _style(piece.share, top))]
+            word = part.lstrip()
+            text += [("\n", "")] * bool(i) + [(part[: len(part) - len(word)], "")]
+            text += [(word, _style(piece.share, top))] * bool(word)
     n = len(SHADES)
     scale = [("  ", _style((i + 0.5) / n * top, top)) for i in range(n)]
     legend: Line = [("blocks skipped for a token: 0% ", "dim"), *scale, (f" {top:.0%}; unshaded: none", "dim")]
