@@ -264,10 +264,10 @@ int main(int argc, char ** argv) {
     if (argc != 3) {
         fail("usage: test-decode MODEL PROFILE");
     }
+    llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
     if (ggml_backend_reg_count() == 0) {
         ggml_backend_load_all_from_path(PYSKIP_LIB_DIR); // of a wheel, whose back ends lie beside the library
     }
-    llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
     llama_backend_init();
     {
         std::vector<model_ptr> models;
