@@ -81,13 +81,16 @@ def main() -> int:
 
     arms: dict[str, Callable[[], Iterable[str]]] = {"create_chat_completion": in_process, "server": over_http}
     samples: dict[str, list[float]] = {name: [] for name in arms}
-    texts = {name: timed(pieces())[1] for name, pieces in arms.items()}  # a first turn, not counted
-    for i in range(args.rounds):
-        for name in list(arms) if i % 2 else list(arms)[::-1]:
-            samples[name].append(timed(arms[name]())[0])
-        print(f"{i + 1}/{args.rounds}", {name: round(rates[-1], 2) for name, rates in samples.items()}, file=sys.stderr)
-    process.terminate()
-    process.wait(60)
+    try:
+        texts = {name: timed(pieces())[1] for name, pieces in arms.items()}  # a first turn, not counted
+        for i in range(args.rounds):
+            for name in list(arms) if i % 2 else list(arms)[::-1]:
+                samples[name].append(timed(arms[name]())[0])
+            last = {name: round(rates[-1], 2) for name, rates in samples.items()}
+            print(f"{i + 1}/{args.rounds}", last, file=sys.stderr)
+    finally:
+        process.terminate()
+        process.wait(60)
     medians = {name: statistics.median(rates) for name, rates in samples.items()}
     shares = [b / a for a, b in zip(samples["create_chat_completion"], samples["server"], strict=True)]
     overhead = 100 * (1 - statistics.median(shares))
