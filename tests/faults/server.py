@@ -28,7 +28,7 @@ class Served:
     """The server as a process of its own, on a free port of the loopback."""
 
     def __init__(self, model: Path) -> None:
-        command = ["serve", str(model), "-t", "1", "-c", "512", "--port", "0", "--timeout", "12", "--max-queue", "1000"]
+        command = ["serve", str(model), "-t", "1", "-c", "512", "--port", "0", "--timeout", "5", "--max-queue", "1000"]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "pyskip", *command], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
         )
@@ -143,7 +143,7 @@ class Siege:
         """A byte now and then: until the server's patience ends."""
         reader, writer = await self._connect(b"{", 1000)
         with suppress(ConnectionError):
-            for _ in range(60):
+            for _ in range(40):
                 writer.write(b" ")
                 await writer.drain()
                 if reader.at_eof():
