@@ -28,7 +28,7 @@ def serve(*args: str) -> tuple[subprocess.Popen[str], str]:
     command = [sys.executable, "-m", "pyskip", "serve", *args, "--port", "0"]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
-    watch = threading.Timer(120, server.kill)
+    watch = threading.Timer(300, server.kill)
     watch.start()
     lines = []
     for line in server.stderr:

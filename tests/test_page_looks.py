@@ -17,8 +17,9 @@ const root = document.createElement('div');
 const leaf = (parent, start, end) => parent.append(text.slice(start, end));
 const began = performance.now();
 root.append(...blocks(text).map((block) => element(text, block, leaf)));
-return [root.innerHTML, performance.now() - began];
+const took = performance.now() - began;
 """
+TIME = f"{RENDER} return took;"
 
 MARKDOWN = {
     "a **b *c*** d": "<p>a <strong>b *c</strong>* d</p>",
@@ -39,12 +40,13 @@ MARKDOWN = {
 
 def test_markdown(page: Page) -> None:
     for text, html in MARKDOWN.items():
-        assert page.js(RENDER, text)[0] == html, text
+        assert page.js(f"{RENDER} return root.innerHTML;", text) == html, text
 
 
 def test_markdown_of_a_hostile_model_takes_no_time(page: Page) -> None:
+    """What is quadratic takes many seconds. The better of two, for a busy machine."""
     for piece in ("*a ", "**a ", "`", "*a **b ", "- ", "```\n", "\n", "> 1. **`*"):
-        assert page.js(RENDER, piece * 20000)[1] < 2000, piece
+        assert min(page.js(TIME, piece * 20000) for _ in range(2)) < 4000, piece
 
 
 def test_an_answer_painted_on_the_way_is_the_answer_painted_at_once(page: Page) -> None:
