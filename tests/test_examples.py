@@ -13,7 +13,7 @@ from itertools import islice, takewhile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, make_profile, open_llm
+from conftest import ROOT, make_profile
 from serving import open_served, running
 
 import pyskip
@@ -70,7 +70,7 @@ def test_batch_says_what_single_prompts_say(tiny: Path) -> None:
     assert spec.loader is not None
     batch = module_from_spec(spec)
     spec.loader.exec_module(batch)
-    llm = open_llm(tiny, 64)
+    llm = pyskip.Llama(tiny, n_ctx=64, n_threads=1, verbose=False)
     llm.skip = "random:rate=0.5,warmup=0"
     prompts = [[5, 6, 7], [40, 41], [90, 17, 3, 4, 8]]
     answers = batch.generate(llm, prompts, 8)
