@@ -324,6 +324,13 @@ def test_max_tokens_and_the_end_of_the_context(server: Running) -> None:
     assert answer["choices"][0]["finish_reason"] == "length"
 
 
+def test_the_end_of_the_text_is_no_token_of_it(server: Running) -> None:
+    end = server.service.models["one"].token_eos()
+    answer = chat(server, logit_bias={str(end): 100}, max_tokens=50)
+    assert (said(answer), answer["choices"][0]["finish_reason"]) == ("", "stop")
+    assert answer["usage"]["completion_tokens"] == 0
+
+
 def test_echo(server: Running) -> None:
     body = {"prompt": "w1 w2", "max_tokens": 4, "temperature": 0}
     plain, echoed = (server.post("/v1/completions", {**body, "echo": echo}).json() for echo in (False, True))

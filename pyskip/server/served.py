@@ -30,10 +30,10 @@ class Run:
 
     trace: bool = False
     is_cancelled: Callable[[], bool] = lambda: False
-    on_first: Callable[[], None] = lambda: None
     n_prompt: int = 0
     n_cached: int = 0  # of the prompt, not decoded again
-    n_generated: int = 0
+    n_generated: int = 0  # without the end of the text
+    n_steps: int = 0  # generated tokens that were decoded: neither the last one, nor that which a prompt yields
     tokens: list[tuple[bytes, list[int]]] = field(default_factory=list)  # traced: bytes, layers that were skipped
     stats: SkipStats | None = None
     t_begin: float = 0.0
@@ -100,15 +100,18 @@ class ServedLlama(Llama):
         first = True
         with closing(super().generate(tokens, *args, **kwargs)) as inner:
             for token in inner:
-                run.t_last = time.perf_counter()
+                now = time.perf_counter()
                 if first:
-                    run.t_first = run.t_first or run.t_last
+                    run.t_first = run.t_first or now
                     self._kept = 0 if self._has_encoder() else len(tokens) - len(tokens) % BLOCK
                     first = False
-                    run.on_first()
+                else:
+                    run.n_steps += 1
                 if run.is_cancelled():
                     return
-                run.n_generated += 1
+                if not llama_cpp.llama_vocab_is_eog(self._model.vocab, token):
+                    run.n_generated += 1
+                    run.t_last = now
                 if run.trace:
                     self._trace(run, token, tokens)
                 yield token
