@@ -1,4 +1,4 @@
-"""Arguments of Llama that would crash llama.cpp, or that it would take in silence: refused before it sees them."""
+"""Arguments of Llama and its methods that would crash llama.cpp, or that it would take in silence: refused before."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ._library import llama_cpp
-from .errors import ModelLoadError
+from .errors import DecodeError, ModelLoadError
 
-__all__ = ["check_arguments"]
+__all__ = ["check_arguments", "check_grammar"]
 
 # enum ggml_type: every GGML_TYPE_* of llama_cpp but the count
 KV_TYPES = {
@@ -42,3 +42,12 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         )
     if lora and not os.path.isfile(lora):
         raise ModelLoadError(f"{lora}: no such LoRA file: check lora_path")
+
+
+def check_grammar(vocab: Any, grammar: Any) -> None:
+    """Raises DecodeError for a llama_cpp.LlamaGrammar that llama.cpp cannot read."""
+    text, root = grammar._grammar.encode("utf-8"), grammar._root.encode("utf-8")
+    sampler = None if b"\0" in text else llama_cpp.llama_sampler_init_grammar(vocab, text, root)
+    if not sampler:
+        raise DecodeError("llama.cpp cannot read the grammar, expected GBNF with a rule named root")
+    llama_cpp.llama_sampler_free(sampler)

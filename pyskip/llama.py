@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from . import _log
-from ._arguments import check_arguments
+from ._arguments import check_arguments, check_grammar
 from ._context import SkipContext
 from ._crash import aborts_caught
 from ._fork import check_threads
@@ -297,6 +297,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
         """llama_cpp.Llama.generate; tokens after the prompt, which an encoder-decoder encodes, count as generated."""
         tokens = list(tokens)
+        if kwargs.get("grammar") is not None:
+            self._check_grammar(kwargs["grammar"])
         reset = kwargs["reset"] if "reset" in kwargs else args[6] if len(args) > 6 else True
         first = len(tokens) + (0 if reset else self.n_tokens)
         if first == 0:
@@ -331,6 +333,10 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
                 sent = yield token
         finally:
             inner.close()
+
+    def _check_grammar(self, grammar: Any) -> None:
+        """Raises DecodeError for one that llama.cpp cannot read: it then has no sampler, and upstream uses it."""
+        check_grammar(self._model.vocab, grammar)
 
     def _n_dense(self) -> int:
         """The prompt, and the generated tokens that a profile's policy runs dense."""

@@ -225,6 +225,15 @@ def test_completion_stream_chat_grammar_logprobs(tiny: Path) -> None:
         assert stats.prompt_skipped == (0,) * 6
 
 
+@pytest.mark.parametrize("text", ["root ::= (", "other ::= w", 'root ::= missing "w2"', 'root ::= "w2"\0'])
+def test_grammar_that_cannot_be_read(small: pyskip.Llama, text: str) -> None:
+    """llama.cpp has no sampler for it, which upstream adds to its chain all the same."""
+    grammar = llama_cpp.LlamaGrammar.from_string(text, verbose=False)
+    for kwargs in ({}, {"stream": True}):
+        with pytest.raises(pyskip.DecodeError, match="grammar, expected GBNF"):
+            list(small.create_completion("w1", grammar=grammar, max_tokens=2, **kwargs))
+
+
 def test_vocabulary_only(tiny: Path) -> None:
     with closing(load(tiny, vocab_only=True)) as llm:
         assert llm.detokenize(llm.tokenize(b"w1")) == b"w1"

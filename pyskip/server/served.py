@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pyskip._library import llama_cpp
+from pyskip.errors import DecodeError
 from pyskip.llama import Llama
 from pyskip.policy import Off, Policy, Profiled
 from pyskip.stats import SkipStats
@@ -92,8 +93,6 @@ class ServedLlama(Llama):
         run = self._run
         assert run is not None, "generate() outside running()"
         tokens = list(tokens)
-        if kwargs.get("grammar") is not None:
-            self._check_grammar(kwargs["grammar"])
         run.t_begin = run.t_begin or time.perf_counter()
         self._keep_prefix(tokens)
         run.n_prompt, run.n_cached = run.n_prompt + len(tokens), run.n_cached + self.n_tokens
@@ -145,12 +144,10 @@ class ServedLlama(Llama):
         return super().embed(*args, **kwargs)
 
     def _check_grammar(self, grammar: Any) -> None:
-        """llama.cpp has no sampler for a grammar that it cannot read, and upstream uses it all the same."""
-        text, root = grammar._grammar.encode("utf-8"), grammar._root.encode("utf-8")
-        sampler = None if b"\0" in text else llama_cpp.llama_sampler_init_grammar(self._model.vocab, text, root)
-        if not sampler:
-            raise bad_request("llama.cpp cannot read the grammar, expected GBNF with a rule named root", "grammar")
-        llama_cpp.llama_sampler_free(sampler)
+        try:
+            super()._check_grammar(grammar)
+        except DecodeError as error:
+            raise bad_request(str(error), "grammar") from None
 
 
 def _prompt_rule(policy: Policy) -> str:

@@ -21,10 +21,14 @@ __all__ = ["Turn", "Turns"]
 
 END = object()
 
+# Seconds for which a token may wait for the next one. Each time that the event loop wakes, it and the client take a
+# core from the threads that decode; twenty times a second reads as a stream.
+GATHER = 0.05
+
 
 class Turn:
     """One request. Its work runs in the decoding thread and puts items; the event loop takes them, as many at a time as
-    there are, so that a token costs the decoding thread no hand-over to another."""
+    there are, at most every GATHER seconds."""
 
     def __init__(self, llm: ServedLlama, work: Callable[[Turn], None]) -> None:
         self.llm, self.work = llm, work
@@ -33,12 +37,15 @@ class Turn:
         self._items: deque[Any] = deque()
         self._arrived = asyncio.Event()
         self._is_told = False
+        self._last_told = 0.0
 
     def put(self, item: Any) -> None:
         """From the decoding thread."""
         self._items.append(item)
-        if not self._is_told:
-            self._is_told = True
+        now = time.monotonic()
+        is_last = item is END or isinstance(item, BaseException)
+        if not self._is_told and (is_last or now - self._last_told >= GATHER):
+            self._is_told, self._last_told = True, now
             with suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 self._loop.call_soon_threadsafe(self._tell)
 
