@@ -1,6 +1,6 @@
 """A model of twice the memory: bytes read from the file for a token, and tokens/s, dense and skipping.
 
-    python benchmarks/low_memory.py [--model FILE] [--rounds 2] [-n 8] [-o FILE.json]
+    python benchmarks/low_memory.py [--model FILE] [--rounds 2] [-n 8] [--timeout 120] [-o FILE.json]
 
 Linux. Each arm is a process of its own with a memory limit of half of the model's file: cgroup v1 by a child of the
 group that this process is in (needs the right to make one), v2 by systemd-run. Without --model, on a seeded random
@@ -104,23 +104,27 @@ def work(model: Path, skip: str, mapping: str, n: int) -> None:
     print(json.dumps({"load_s": load[0], "load_read": load[1], "read": read, "tps": n / seconds, "skipped": skipped}))
 
 
-def run(model: Path, skip: str, mapping: str, n: int, limit: int) -> dict[str, Any] | None:
-    """None where the arm was killed: it wanted more memory than there is."""
+def run(model: Path, skip: str, mapping: str, n: int, limit: int, timeout: float) -> dict[str, Any] | str:
+    """What the arm measured, or why there is nothing: it wants more memory than there is."""
     command = [sys.executable, __file__, "--model", str(model), "-n", str(n), "--arm", skip, mapping]
     with group(limit) as before:
-        done = subprocess.run([*before, *command], stdout=subprocess.PIPE, text=True)
-        time.sleep(0.2)  # until the kernel has seen the group empty
+        try:
+            done = subprocess.run([*before, *command], stdout=subprocess.PIPE, text=True, timeout=timeout)
+        except subprocess.TimeoutExpired:
+            return f"stopped: not done in {timeout:g} s"
+        finally:
+            time.sleep(0.2)  # until the kernel has seen the group empty
     if done.returncode in (-9, 137):
-        return None
+        return "killed: out of memory"
     if done.returncode:
         sys.exit(f"low_memory: the arm {skip} ended with status {done.returncode}, expected 0: see above")
     result: dict[str, Any] = json.loads(done.stdout)
     return result
 
 
-def summary(name: str, samples: list[dict[str, Any]]) -> dict[str, Any]:
+def summary(name: str, samples: list[dict[str, Any]], end: str | None) -> dict[str, Any]:
     medians = {key: statistics.median(sample[key] for sample in samples) for key in samples[0]} if samples else {}
-    return {"arm": name, "killed": not samples, **medians, "samples": samples}
+    return {"arm": name, "end": end, **medians, "samples": samples}
 
 
 def show(result: dict[str, Any]) -> None:
@@ -130,8 +134,8 @@ def show(result: dict[str, Any]) -> None:
         f"{result['date']}\n\n| arm | skipped | read, MiB/token | tokens/s |\n|---|---|---|---|"
     )
     for row in result["rows"]:
-        if row["killed"]:
-            print(f"| {row['arm']} | | killed: out of memory | |")
+        if row["end"]:
+            print(f"| {row['arm']} | | {row['end']} | |")
         else:
             print(f"| {row['arm']} | {row['skipped']:.3f} | {row['read'] / MIB:.0f} | {row['tps']:.2f} |")
 
@@ -141,6 +145,7 @@ def main() -> int:
     parser.add_argument("--model", type=Path, default=ROOT / "build" / "models" / "llama-1.1b.gguf")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("-n", type=int, default=8, help="tokens that are timed")
+    parser.add_argument("--timeout", type=float, default=120, help="seconds an arm")
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--arm", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -154,14 +159,22 @@ def main() -> int:
     info = pyskip.inspect(args.model)
     limit = args.model.stat().st_size // 2
     samples: dict[str, list[dict[str, Any]]] = {name: [] for name in arms(info.n_layer)}
-    for _ in range(args.rounds):
+    ends: dict[str, str] = {}
+    for i in range(args.rounds):
         for name, (skip, mapping) in arms(info.n_layer).items():
-            sample = run(args.model, skip, mapping, args.n, limit)
-            samples[name] += [] if sample is None else [sample]
+            if name in ends:
+                continue
+            sample = run(args.model, skip, mapping, args.n, limit, args.timeout)
+            if isinstance(sample, str):
+                ends[name] = sample
+            else:
+                samples[name].append(sample)
+            told = sample if isinstance(sample, str) else f"{sample['read'] / MIB:.0f} MiB/token, {sample['tps']:.2f}/s"
+            print(f"{i + 1}/{args.rounds} {name}: {told}", file=sys.stderr, flush=True)
     result = {
         "model": args.model.name, "model_bytes": args.model.stat().st_size, "limit": limit, "cpu": cpu_name(),
         "n_threads": physical_cores(), "rounds": args.rounds, "n": args.n, "date": datetime.date.today().isoformat(),
-        "rows": [summary(name, found) for name, found in samples.items()],
+        "rows": [summary(name, found, ends.get(name)) for name, found in samples.items()],
     }  # fmt: skip
     if args.output:
         args.output.write_text(json.dumps(result, indent=1) + "\n")
