@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from serving import ALTERNATE, Running, open_served, running
 
 import pyskip
 from pyskip.generation import Generation, chat_tokens
+from pyskip.server import turns
 from pyskip.server.completion import create_completion
 
 CHAT = "/v1/chat/completions"
@@ -340,3 +342,23 @@ def test_echo(server: Running) -> None:
     assert server.post("/v1/completions", {**body, "prompt": ""}).status_code in (200, 400)
     for field in ({"suffix": "w9"}, {"logprobs": 2}):
         assert server.post("/v1/completions", {**body, **field}).json()["error"]["param"] == next(iter(field))
+
+
+@pytest.mark.parametrize(("gather", "expected"), [(0.0, [[0], [1], [2]]), (math.inf, [[0], [1, 2]])])
+def test_tokens_go_out_together(monkeypatch: pytest.MonkeyPatch, gather: float, expected: list[list[int]]) -> None:
+    """The first at once, the next ones when GATHER seconds are over, and the end with what waits."""
+    monkeypatch.setattr(turns, "GATHER", gather)
+
+    async def taken() -> list[list[int]]:
+        async def take() -> list[list[int]]:
+            return [batch async for batch in turn.batches()]
+
+        turn = turns.Turn(None, lambda _turn: None)  # type: ignore[arg-type]
+        taker = asyncio.create_task(take())
+        for item in (0, 1, 2, turns.END):
+            turn.put(item)
+            for _ in range(4):
+                await asyncio.sleep(0)
+        return await taker
+
+    assert asyncio.run(taken()) == expected

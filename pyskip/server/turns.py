@@ -6,6 +6,7 @@ One thread for all models: two that decode at a time would share the cores, whic
 from __future__ import annotations
 
 import asyncio
+import math
 import queue
 import threading
 import time
@@ -37,7 +38,7 @@ class Turn:
         self._items: deque[Any] = deque()
         self._arrived = asyncio.Event()
         self._is_told = False
-        self._last_told = 0.0
+        self._last_told = -math.inf
 
     def put(self, item: Any) -> None:
         """From the decoding thread."""
