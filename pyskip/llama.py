@@ -15,19 +15,17 @@ from ._fork import check_threads
 from ._library import llama_cpp
 from ._model_file import ModelFile
 from ._pieces import token_bytes, tokenize
+from ._skipping import Skipping
 from ._system import physical_cores
-from .errors import DecodeError, ModelLoadError, PolicyError, ProfileError
+from .errors import DecodeError, ModelLoadError
 from .gguf_info import check_context, inspect
 from .models import resolve
-from .pace import Pace
-from .policy import Off, Policy, Profiled, Random, parse_skip
-from .profile import Profile, find_profile, path_beside
-from .stats import SkipStats, SkipTrace
+from .policy import Policy, Profiled, parse_skip
 
 __all__ = ["Llama"]
 
 
-class Llama(llama_cpp.Llama):  # type: ignore[misc]
+class Llama(Skipping, llama_cpp.Llama):  # type: ignore[misc]
     """A GGUF model whose FFN blocks can be skipped, token by token, while it generates.
 
     Everything that llama_cpp.Llama takes and does, and:
@@ -79,17 +77,17 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             check_context(info, n_ctx)
         self._info = info
         self._profile_path = profile
-        self._profile: Profile | None = None
+        self._profile = None
         arguments = {"n_threads": n_threads, "n_threads_batch": n_threads_batch, "low_memory": low_memory, **kwargs}
         check_arguments(arguments)
         self._generating_from: int | None = None  # by generate(), while its own code runs
-        self._native: SkipContext | None = None
+        self._native = None
         self._marked_from = -1  # by mark_generated()
         self._generates = False  # as far as is known
         self._encoded = False  # whether an encoder has read a prompt
         self._policy = parse_skip("off")
         self._low_memory = low_memory
-        self._pace: Pace | None = None
+        self._pace = None
         self._pace_from = Profiled(rate=0.0)
         _log.forget()
         cores = physical_cores()
@@ -110,8 +108,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
                 )
             if low_memory:
                 self._native.set_streaming(True)
-            self.skip = policy
-            self.keep_pace(target_tps, max_skip)
+            self._decide_by(policy, target_tps, max_skip)
         except BaseException:
             self.close()
             raise
@@ -126,131 +123,6 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         if self._low_memory:
             params.use_extra_bufts = False  # repacked weights are copies in memory
         self._model_params = params
-
-    @property
-    def _skip_context(self) -> SkipContext:
-        if self._native is None:
-            raise ModelLoadError("the model was closed: load it again")
-        return self._native
-
-    # What decides
-
-    @property
-    def skip(self) -> Policy:
-        """The policy in force. Takes a specification or a policy, which ends a pace; raises PolicyError, and keeps the
-        old one, where it is malformed or does not fit the model."""
-        return self._policy
-
-    @skip.setter
-    def skip(self, value: str | float | Policy) -> None:
-        self._set_policy(parse_skip(value))
-        self._pace = None
-
-    def _set_policy(self, policy: Policy) -> None:
-        needs = isinstance(policy, Profiled) or (isinstance(policy, Random) and policy.stand_in)
-        self._skip_context.set_policy(policy, self._needed_profile(f"skip {str(policy)!r}") if needs else None)
-        self._policy = policy
-
-    def keep_pace(self, target_tps: float | None, max_skip: float | None = None) -> None:
-        """Skip as much as it takes to decode target_tps tokens/s, and no more; None ends it where it stands.
-
-        The operating point of the model's profile moves from the rate that `skip` asks for (`off`: 0) to max_skip, by
-        default the profile's recommended rate. Raises PolicyError for a `skip` without a rate and a max_skip beyond
-        the profile's curve or not above the rate, ProfileError where the model has no profile.
-        """
-        if target_tps is None:
-            if max_skip is not None:
-                raise PolicyError(f"max_skip is {max_skip:g} and there is no target_tps to keep: give one")
-            self._pace = None
-            return
-        policy = Profiled(rate=0.0) if isinstance(self._policy, Off) else self._policy
-        if self._pace is not None:
-            policy = self._pace_from
-        if not isinstance(policy, Profiled) or policy.rate is None:
-            raise PolicyError(f"skip is {str(policy)!r}, expected off or a rate to keep a pace from, such as 0.1")
-        profile = self._needed_profile("target_tps")
-        most = int(1000 * profile.recommended.rate) / 1000 if max_skip is None else max_skip
-        profile.threshold(replace(policy, rate=most))  # raises where the curve does not reach
-        pace = Pace(target_tps, most, floor=policy.rate)
-        self._set_policy(policy)
-        self._pace, self._pace_from = pace, policy
-
-    @property
-    def pace(self) -> Pace | None:
-        """The pace that is kept, None where there is none; pace.stats() tells what it did."""
-        return self._pace
-
-    def _needed_profile(self, what: str) -> Profile:
-        profile = self.profile
-        if profile is None:
-            raise ProfileError(
-                f"{what} needs a profile and {self.model_path} has none (no "
-                f"{path_beside(self.model_path)}): make one with pyskip calibrate, name one with profile= (--profile), "
-                "or use cosine or static"
-            )
-        return profile
-
-    @property
-    def profile(self) -> Profile | None:
-        """The model's profile, None where it has none. Raises ProfileError where it is damaged or another model's.
-
-        May be set to the path of another; counts from the next time that `skip` is set."""
-        if self._profile is None:
-            if self._profile_path is None:
-                self._profile = find_profile(self.model_path, self._info.fingerprint)
-            else:
-                self._profile = Profile(self._profile_path)
-                self._profile.check_model(self._info.fingerprint, self.model_path)
-        return self._profile
-
-    @profile.setter
-    def profile(self, path: str | os.PathLike[str] | None) -> None:
-        self._profile_path, self._profile = path, None
-
-    @property
-    def skippable_layers(self) -> tuple[int, ...]:
-        """The layers whose FFN can be skipped. Raises PolicyError where there is none."""
-        return self._skip_context.skippable()
-
-    def mark_generated(self, pos: int | None = None) -> None:
-        """Tokens that eval() feeds at positions >= pos (default: the next one) count as generated, until reset().
-
-        For programs that drive eval() themselves; generate() and all that builds on it do this by themselves.
-        """
-        first = self.n_tokens if pos is None else pos
-        if not 0 <= first < 2**31:
-            raise ValueError(f"pos is {first}, expected a position from 0 to {2**31 - 1}")
-        self._skip_context.set_generated_from(0, first)
-        self._marked_from = first
-
-    # What was decided
-
-    def skip_stats(self) -> SkipStats:
-        """Blocks evaluated and skipped, by layer."""
-        return self._skip_context.stats(self._policy)
-
-    def reset_skip_stats(self) -> None:
-        """Count from zero, a pace's statistics too."""
-        self._skip_context.reset_counters()
-        if self._pace is not None:
-            self._pace.reset_stats()
-
-    def start_trace(self, capacity: int = 4096) -> None:
-        """Keep the decisions of the last `capacity` generated tokens (5 bytes a layer a token); 0 stops."""
-        self._skip_context.set_trace(capacity)
-
-    def take_trace(self, n: int = 4096) -> SkipTrace:
-        """Take up to n traced tokens, oldest first, and drop them."""
-        return self._skip_context.take_trace(n)
-
-    # Interruption
-
-    def set_abort(self, abort: bool) -> None:
-        """Make the decode that is under way stop (it raises DecodeError), and those to come, until set_abort(False).
-
-        May be called from another thread, once set_abort(False) was called in the thread that decodes.
-        """
-        self._skip_context.set_abort(abort)
 
     def n_ctx(self) -> int:
         """Tokens that the context holds. llama.cpp rounds up what was asked for, upstream's own arrays do not; and it
@@ -337,12 +209,6 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     def _check_grammar(self, grammar: Any) -> None:
         """Raises DecodeError for one that llama.cpp cannot read: it then has no sampler, and upstream uses it."""
         check_grammar(self._model.vocab, grammar)
-
-    def _n_dense(self) -> int:
-        """The prompt, and the generated tokens that a profile's policy runs dense."""
-        if not isinstance(self._policy, Profiled) or self.profile is None:
-            return 0
-        return 1 + (self.profile.warmup if self._policy.warmup is None else self._policy.warmup)
 
     def _has_encoder(self) -> bool:
         return bool(llama_cpp.llama_model_has_encoder(self._model.model))
