@@ -10,7 +10,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WORK = ROOT / "build" / "wheel-test"
-ANSWER = ROOT / "tests" / "wheel" / "answer.py"
 COMPILERS = ("cc", "gcc", "c++", "g++", "clang", "cmake", "ninja", "make")
 
 

@@ -15,15 +15,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import environment
-import numpy as np
-import numpy.typing as npt
-from environment import ANSWER, Failure, bare, run
+from answers import HEADER, N_GEN, ask, model_in_f32, row
+from environment import Failure, bare, run
 
 QEMU = "qemu-x86_64-static"
 # What must be loaded on which model. QEMU emulates no AVX-512: its Skylake-Server has none, and says so in CPUID.
@@ -35,31 +32,6 @@ BACK_ENDS = {
     "Haswell": "cpu-haswell",
     "Skylake-Server": "cpu-haswell",
 }
-TOLERANCE = 1e-2
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What answer.py wrote."""
-
-    back_end: str
-    text: str
-    tokens: list[int]
-    exact: npt.NDArray[np.float32]  # logits with f32 weights
-    rate: float
-    seconds: float
-
-
-def ask(python: Path, n_gen: int, before: list[str], f32: Path, pythonpath: Path | None = None) -> Answer:
-    env = bare(python.parent) | ({"PYTHONPATH": str(pythonpath)} if pythonpath else {})
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "answer.npz"
-        start = time.perf_counter()
-        run([*before, python, ANSWER, out, "--n-gen", str(n_gen), "--exact", f32], env, timeout=3600)
-        seconds = time.perf_counter() - start
-        with np.load(out) as a:
-            back_end, text, tokens, rate = str(a["back_end"]), str(a["text"]), a["tokens"].tolist(), float(a["rate"])
-            return Answer(back_end, text, tokens, a["exact"], rate, seconds)
 
 
 def back_ends(python: Path) -> Iterator[tuple[str, Path]]:
@@ -74,23 +46,11 @@ def back_ends(python: Path) -> Iterator[tuple[str, Path]]:
             yield library.stem.removeprefix("libggml-"), Path(folder)
 
 
-def row(where: str, answer: Answer, like: Answer, expected: str) -> str:
-    """A line of the table. Raises Failure where the answer is another one."""
-    if answer.back_end != expected:
-        raise Failure(f"{where}: {answer.back_end or 'no back end'} was loaded, expected {expected}")
-    if answer.tokens != like.tokens:
-        raise Failure(f"{where}: {answer.text!r} was answered, expected {like.text!r} as natively")
-    apart = float(np.abs(answer.exact - like.exact).max())
-    if not apart < TOLERANCE:
-        raise Failure(f"{where}: a logit is {apart:.1e} from the native one, expected less than {TOLERANCE}")
-    return f"| {where} | {answer.back_end} | {answer.seconds:.0f} s | {apart:.1e} | {answer.rate:.4f} |"
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("python", type=Path, nargs="?", help="default: one of build/wheel-test")
     parser.add_argument("--cpu", nargs="*", choices=sorted(BACK_ENDS), default=["Nehalem", "Haswell", "Skylake-Server"])
-    parser.add_argument("--n-gen", type=int, default=32)
+    parser.add_argument("--n-gen", type=int, default=N_GEN)
     args = parser.parse_args()
     rows: list[str] = []
 
@@ -104,27 +64,24 @@ def main() -> int:
             raise Failure(
                 f"no {QEMU} found: install it (Debian: apt-get install qemu-user-static) or give --cpu nothing"
             )
-        f32 = environment.WORK / "demo-f32.gguf"
-        run([python, ANSWER, "--make", f32], bare(python.parent))
-        native = ask(python, args.n_gen, [], f32)
+        env = bare(python.parent)
+        f32 = model_in_f32(python, env)
+        native = ask([python], env, f32, args.n_gen)
         add(row("this processor", native, native, native.back_end))
         for back_end, folder in back_ends(python):
             try:
-                add(row("this processor, forced", ask(python, args.n_gen, [], f32, folder), native, back_end))
+                answer = ask([python], env | {"PYTHONPATH": str(folder)}, f32, args.n_gen)
+                add(row("this processor, forced", answer, native, back_end))
             except Failure as error:
                 if "runs on this processor" not in str(error):
                     raise
         for model in args.cpu:
-            answer = ask(python, args.n_gen, [shutil.which(QEMU) or QEMU, "-cpu", model], f32)
+            answer = ask([shutil.which(QEMU) or QEMU, "-cpu", model, python], env, f32, args.n_gen)
             add(row(f"QEMU {model}", answer, native, BACK_ENDS[model]))
     except (Failure, OSError, subprocess.TimeoutExpired) as error:
         print(f"pyskip: {error}", file=sys.stderr)
         return 1
-    environment.report(
-        f"One answer on all: {native.text!r}",
-        "| processor | back end | seconds | largest difference of a logit, f32 | skip rate |",
-        rows,
-    )
+    environment.report(f"One answer on all: {native.text!r}", HEADER, rows)
     return 0
 
 
