@@ -40,8 +40,17 @@ zero_ffn_down = _load("zero_ffn_down")
 make_profile = _load("make_profile")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """For tests/wheel/aarch64.py."""
+    parser.addoption(
+        "--emulated", action="store_true", help="leave out what decodes the demo model or needs an unpatched libllama"
+    )
+
+
 @pytest.fixture(scope="session")
-def demo() -> Path:
+def demo(request: pytest.FixtureRequest) -> Path:
+    if request.config.getoption("--emulated"):
+        pytest.skip("the demo model takes minutes on an emulated processor")
     return resolve("demo")
 
 
@@ -106,10 +115,10 @@ Logits = Callable[..., dict[str, np.ndarray[Any, Any]]]
 
 
 @pytest.fixture(scope="session")
-def run_logits(tmp_path_factory: pytest.TempPathFactory) -> Logits:
+def run_logits(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Logits:
     """Runs logits.py in its own process, on unpatched llama.cpp or on pyskip."""
-    if os.environ.get("PYSKIP_REFERENCE_LIB") == "":
-        pytest.skip("there is no unpatched libllama to compare with, as PYSKIP_REFERENCE_LIB says")
+    if request.config.getoption("--emulated"):
+        pytest.skip("the unpatched libllama is not this processor's")
     if not (REFERENCE / "libllama.so").exists():
         pytest.fail(f"no unpatched libllama in {REFERENCE}: run the tests with `make test`, which builds it")
     work = tmp_path_factory.mktemp("logits")
