@@ -1,5 +1,6 @@
-"""Wheels: what cmake/wheel.py promises of them, and those in dist/ where `make wheel` has built some. Nothing is built
-or installed here; `make wheel-test` and `make wheel-aarch64-test` do that."""
+"""Wheels: what cmake/wheel.py promises of them, and those in dist/ where `make wheel` has built some. None is built or
+installed here; `make wheel-test` and `make wheel-aarch64-test` do that. What needs no llama.cpp is run on ARM, where
+Debian's cross-compiler and emulator are there."""
 
 import base64
 import ctypes
@@ -8,6 +9,8 @@ import importlib
 import importlib.metadata
 import io
 import re
+import shutil
+import subprocess
 import sys
 import tarfile
 import zipfile
@@ -25,6 +28,7 @@ from packaging.version import Version
 from pyskip import BuildMismatchError, _library
 
 WHEELS = sorted((ROOT / "dist").glob("pyskip-*.whl"))
+CROSS = ("aarch64-linux-gnu-g++", "qemu-aarch64-static")
 NAME = "pyskip-0.1.0-cp310-abi3-manylinux_2_35_{arch}.whl"
 
 
@@ -180,6 +184,21 @@ def test_back_ends_are_upstreams(wheel: ModuleType) -> None:
     names = re.findall(r"^ +ggml_add_cpu_backend_variant\(([\w.]+)", text, re.MULTILINE)
     assert wheel.BACKENDS["x86_64"].split() == names[: names.index("armv8.0_1")]
     assert wheel.BACKENDS["aarch64"].split() == [name for name in names if name.startswith("armv8")]
+
+
+@pytest.mark.skipif(
+    not all(map(shutil.which, CROSS)), reason="apt-get install g++-aarch64-linux-gnu qemu-user-static: not installed"
+)
+@pytest.mark.parametrize("name", ["policy", "sequences"])
+def test_on_arm_processors(tmp_path: Path, name: str) -> None:
+    """The Raspberry Pi 3, 4 and 5, and all that QEMU knows."""
+    compiler, emulator = CROSS
+    sources = [ROOT / "native" / "tests" / f"test-{name}.cpp", ROOT / "native" / "src" / f"{name}.cpp"]
+    folders = [f"-I{ROOT / 'native' / folder}" for folder in ("include", "src")]
+    subprocess.run([compiler, "-std=c++17", "-static", *folders, *sources, "-o", tmp_path / name], check=True)
+    for cpu in ("cortex-a53", "cortex-a72", "cortex-a76", "max"):
+        done = subprocess.run([emulator, "-cpu", cpu, tmp_path / name], capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (0, f"test-{name}: passed\n"), done.stderr
 
 
 @pytest.mark.skipif(not WHEELS, reason="`make wheel` builds what is looked at here")
