@@ -192,6 +192,12 @@ class Terminal:
         while self._read(quiet):
             pass
 
+    def watch(self, seconds: float) -> None:
+        """Read for so long, whatever comes."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            self._read(left)
+
     def send(self, text: str) -> None:
         os.write(self.master, text.encode())
 

@@ -83,11 +83,10 @@ def test_generate_does_not_steer_a_terminal_either(tiny: Path) -> None:
 
 
 def test_what_is_typed_ahead_waits_for_the_prompt(demo: Path) -> None:
-    terminal = Terminal("chat", "-n", "100000", "-c", "8192")
-    terminal.ask("Tell me a very long story about the sea.", "\n", " ")
-    terminal.rest(0.3)
+    terminal = Terminal("chat", "-n", "100000", "-c", "8192", "--seed", "1")
+    terminal.ask("Tell me a very long story about a ship.", "the ", "the ")  # the answer's words, not the prompt's
     terminal.send("ahead")
-    terminal.rest(0.3)
+    terminal.watch(0.3)
     assert "ahead" not in terminal.said
     terminal.interrupt()
     terminal.wait_for("stopped")
