@@ -21,7 +21,7 @@ from .errors import PyskipError
 from .gguf_info import ffn_bytes
 from .journal import Journal, Record
 from .llama import Llama
-from .policy import Policy, Profiled, Random
+from .policy import Off, Policy, Profiled, Random, parse_skip
 from .profile import Profile
 from .tasks import TaskItem, encode, is_right
 
@@ -46,12 +46,14 @@ DENSE = "off"  # its arm in a journal
 
 Floats = npt.NDArray[np.float32]
 Progress = Callable[[int, int, float], None]
-"""Called with windows (items) done, how many there are, and the last policy's perplexity ratio (accuracy) so far."""
+"""Called with windows (items) done, how many there are, and the last policy's figure so far: perplexity ratio, or
+without the dense pass perplexity; accuracy."""
 
 
 @dataclass(frozen=True)
 class TextResult:
-    """A policy on a text. SE: one standard error. Differences to dense are taken token by token."""
+    """A policy on a text. SE: one standard error. Differences to dense are taken token by token; they are NaN where the
+    dense pass was left out."""
 
     skip: str
     skip_rate: float  # skipped / all FFN blocks of scored tokens
@@ -114,6 +116,7 @@ def evaluate_text(
     *,
     n_ctx: int = 512,
     chunks: int | None = None,
+    dense: bool = True,
     journal: Journal | None = None,
     progress: Progress | None = None,
 ) -> list[TextResult]:
@@ -124,13 +127,14 @@ def evaluate_text(
     llm: made with n_ctx and n_batch of at least n_ctx. What it holds is forgotten, its policy kept.
     skips: policies; each is evaluated once, and `off` always and first.
     chunks: windows at most.
+    dense: False leaves out the dense pass, half of the time for one policy, and all that is measured by it.
     journal: of this text; what it holds is not computed again, and what is computed it keeps.
 
     Returns one result for each policy. Raises PyskipError where the text is too short or the context too small,
     PolicyError for a policy that does not fit, DecodeError where llama.cpp fails.
     """
     windows = _windows(llm, text, n_ctx)[:chunks]
-    return evaluate_windows(llm, windows, skips, n_ctx=n_ctx, journal=journal, progress=progress)
+    return evaluate_windows(llm, windows, skips, n_ctx=n_ctx, dense=dense, journal=journal, progress=progress)
 
 
 def evaluate_windows(
@@ -139,27 +143,32 @@ def evaluate_windows(
     skips: Sequence[str | float | Policy] = (),
     *,
     n_ctx: int = 512,
+    dense: bool = True,
     journal: Journal | None = None,
     progress: Progress | None = None,
 ) -> list[TextResult]:
     """evaluate_text() of windows of n_ctx tokens each."""
     first, journal = n_ctx // 2, journal or Journal()
     with decoding_arms(llm, skips, n_ctx) as (decoder, every):
-        keys = {arm: journal_key(llm, arm.policy) for arm in every}
-        dense = np.empty((n_ctx - 1 - first, llm.n_vocab()), np.float32)  # log-probabilities
+        if not dense and not any(isinstance(parse_skip(skip), Off) for skip in skips or ("off",)):
+            every = every[1:]
+        alone = "" if dense else ", alone"  # another arm in a journal: it has no distances
+        keys = {arm: journal_key(llm, arm.policy) + alone for arm in every}
+        log_p = np.empty((n_ctx - 1 - first, llm.n_vocab()), np.float32) if dense else None  # the dense ones
         for i, window in enumerate(windows):
             missing = [arm for arm in every if (keys[arm], i) not in journal]
-            if missing and missing[0] is not every[0]:
+            if dense and missing and missing[0] is not every[0]:
                 missing.insert(0, every[0])  # what they are compared with
             for arm in missing:
                 decoder.begin(arm)
                 logits = decoder.decode(window, 0, first)
-                scores = score(logits, window[first + 1 :], dense, is_dense=arm is every[0])
+                scores = score(logits, window[first + 1 :], log_p, is_dense=arm is every[0])
                 journal.put(keys[arm], i, Record(*arm.take(), np.array(scores)))
             if progress is not None:
                 p, q = (Scores(*_values(journal, keys[arm], i + 1)) for arm in (every[0], every[-1]))
-                progress(i + 1, len(windows), _exp(float((p.log_p - q.log_p).mean())))
-        return [_text_result(llm, arm.policy, journal, key, len(windows)) for arm, key in keys.items()]
+                progress(i + 1, len(windows), _exp(float(((p.log_p if dense else 0.0) - q.log_p).mean())))
+        reference = DENSE if dense else None
+        return [_text_result(llm, arm.policy, journal, key, reference, len(windows)) for arm, key in keys.items()]
 
 
 def evaluate_task(
@@ -258,8 +267,9 @@ def _windows(llm: Llama, text: str, n_ctx: int) -> list[list[int]]:
     return windows
 
 
-def score(logits: Floats, targets: Sequence[int], dense: Floats, *, is_dense: bool) -> Scores:
-    """Scores of logits [n, n_vocab]; `dense`, the log-probabilities to compare with, is filled where is_dense."""
+def score(logits: Floats, targets: Sequence[int], dense: Floats | None, *, is_dense: bool) -> Scores:
+    """Scores of logits [n, n_vocab]; `dense`, the log-probabilities to compare with, is filled where is_dense. None:
+    there are none."""
     n = len(logits)
     log_p, kld, top = np.empty(n), np.zeros(n), logits.argmax(axis=1)
     for begin in range(0, n, ROWS):
@@ -268,7 +278,9 @@ def score(logits: Floats, targets: Sequence[int], dense: Floats, *, is_dense: bo
         log_q = logits[rows] - logits[rows][each, top[rows], None]
         log_q -= np.log(np.exp(log_q).sum(axis=1, keepdims=True))
         log_p[rows] = log_q[each, targets[rows]]
-        if is_dense:
+        if dense is None:
+            kld[rows] = math.nan
+        elif is_dense:
             dense[rows] = log_q
         else:
             np.subtract(dense[rows], log_q, out=log_q)
@@ -276,8 +288,12 @@ def score(logits: Floats, targets: Sequence[int], dense: Floats, *, is_dense: bo
     return Scores(log_p, kld, top)
 
 
-def _text_result(llm: Llama, policy: Policy, journal: Journal, key: str, n_windows: int) -> TextResult:
-    mine, dense = (Scores(*_values(journal, k, n_windows)) for k in (key, DENSE))
+def _text_result(
+    llm: Llama, policy: Policy, journal: Journal, key: str, dense_key: str | None, n_windows: int
+) -> TextResult:
+    mine = Scores(*_values(journal, key, n_windows))
+    nothing = np.full_like(mine.log_p, math.nan)
+    dense = Scores(*([nothing] * 3 if dense_key is None else _values(journal, dense_key, n_windows)))
     more = dense.log_p - mine.log_p
     ppl, ratio = _exp(-float(mine.log_p.mean())), _exp(float(more.mean()))
     return TextResult(
@@ -288,6 +304,6 @@ def _text_result(llm: Llama, policy: Policy, journal: Journal, key: str, n_windo
         ppl_ratio_se=ratio * _se(more),
         kld_mean=float(mine.kld.mean()),
         kld_p99=float(np.quantile(mine.kld, 0.99)),
-        same_top=float(np.mean(mine.top == dense.top)),
+        same_top=math.nan if dense_key is None else float(np.mean(mine.top == dense.top)),
         n_tokens=len(more),
     )

@@ -68,6 +68,10 @@ def test_tables(cli: Run, story_file: str, task_file: str) -> None:
     assert re.match(r"off +0\.0% +0\.0% +[\d.]+ ± [\d.]+ +1\.0000 ± 0\.0000 +0\.0000 +0\.000 +100\.0%$", off)
     assert re.match(r"static:5 +3\.3% +3\.3% ", static)
     assert len(header) == len(off) == len(static)
+    done = cli("eval", "demo", "--text", story_file, "--ctx", "64", "--chunks", "1", "--skip", "static:5", "--no-dense")
+    header, alone = done.stdout.splitlines()
+    assert header.split() == ["skip", "skipped", "FFN", "bytes", "saved", "ppl"]
+    assert alone.split()[:6] == static.split()[:6]
     done = cli("eval", "demo", "--task", task_file)
     assert re.match(r"off +0\.0% +0\.0% +66\.7% ± 33\.3% +\+0\.0% ± 0\.0%$", done.stdout.splitlines()[1])
 
@@ -106,6 +110,7 @@ def test_interrupted(tmp_path: Path) -> None:
     [
         ([], 2, "either --text or --task"),
         (["--text", "a", "--task", "b"], 2, "either --text or --task"),
+        (["--task", "STORY", "--no-dense"], 2, "--no-dense goes with --text"),
         (["--text", "STORY", "--chunks", "0"], 2, "--chunks"),
         (["--text", "STORY", "--ctx", "4"], 2, "--ctx"),
         (["--text", "STORY", "--skip", "cosine:speed=3"], 1, "no setting"),

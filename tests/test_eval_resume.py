@@ -71,6 +71,25 @@ def test_an_arm_is_added_to_a_finished_run(tiny_llm: pyskip.Llama, path: Path, d
     assert on_text(tiny_llm, path, SPECS[:1]) == first == whole[:2]
 
 
+def test_without_the_dense_pass(tiny_llm: pyskip.Llama, path: Path, decodes: list[int]) -> None:
+    """The same perplexity for half of the decodes; and nothing that a journal of it holds is taken for a distance."""
+    dense, policy = on_text(tiny_llm, None, SPECS[:1])
+    n_windows = len(decodes) // 2
+    decodes.clear()
+    (alone,) = evaluate_text(tiny_llm, TEXT, SPECS[:1], n_ctx=64, dense=False, journal=Journal(path, HEADER))
+    assert len(decodes) == n_windows
+    assert (alone.skip, alone.skip_rate, alone.ppl, alone.ppl_se) == (
+        policy.skip, policy.skip_rate, policy.ppl, policy.ppl_se
+    )  # fmt: skip
+    assert np.isnan([alone.ppl_ratio, alone.ppl_ratio_se, alone.kld_mean, alone.kld_p99, alone.same_top]).all()
+    assert on_text(tiny_llm, path, SPECS[:1]) == [dense, policy]
+    both = evaluate_text(tiny_llm, TEXT, [SPECS[0], "off"], n_ctx=64, dense=False)
+    assert [(row.skip, row.ppl) for row in both] == [(dense.skip, dense.ppl), (policy.skip, policy.ppl)]
+    decodes.clear()
+    assert [row.skip for row in evaluate_text(tiny_llm, TEXT, n_ctx=64, dense=False)] == ["off"]
+    assert len(decodes) == n_windows
+
+
 @pytest.mark.parametrize("cut", [1, 2, 100, 1500, 4000])
 def test_a_file_that_was_cut_off(tiny_llm: pyskip.Llama, path: Path, cut: int) -> None:
     """In its last line, or lines before."""

@@ -54,6 +54,7 @@ N_BATCH = 512  # where nothing but the prompt's end is scored
 )
 @click.option("--profile", metavar="FILE", help="Profile to use instead of the one beside the model.")
 @click.option("--resume", metavar="FILE", help="Keep what was scored in this file, and compute only what it lacks.")
+@click.option("--no-dense", is_flag=True, help="Of a text: perplexities only, without the dense pass to compare with.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout instead of a table.")
 def eval(
     model: str,
@@ -66,6 +67,7 @@ def eval(
     n_threads: int | None,
     profile: str | None,
     resume: str | None,
+    no_dense: bool,
     as_json: bool,
 ) -> None:
     """Measure what policies cost MODEL in quality.
@@ -75,6 +77,8 @@ def eval(
     path = text if text is not None else task
     if path is None or (text is not None and task is not None):
         raise click.UsageError("Give either --text or --task.", click.get_current_context())
+    if no_dense and task is not None:
+        raise click.UsageError("--no-dense goes with --text only.", click.get_current_context())
     from pyskip.policy import parse_skip
     from pyskip.tasks import Article, read_task, read_text
 
@@ -87,6 +91,8 @@ def eval(
     journal = _journal(resume, llm, kind, path, {"n_predict": n_predict} if kind == "articles" else {})
     with ui.progress_line() as show:
         given: dict[str, Any] = {"journal": journal, "progress": _shown(show, FIGURE[kind])}
+        if no_dense:
+            given |= {"dense": False, "progress": _shown(show, "windows, ppl")}
         results = ui.in_thread(lambda: _evaluate(llm, content, skips, chunks, n_predict, given))
     if as_json:
         _print_json(results, model, {"text": text} if task is None else {"task": task}, llm, time.monotonic() - start)
@@ -187,9 +193,11 @@ def _cells(result: Result) -> dict[str, str]:
         "FFN bytes saved": f"{result.ffn_bytes_saved:.1%}",
     }
     if isinstance(result, TextResult):
+        cells["ppl"] = f"{result.ppl:.3f} ± {result.ppl_se:.3f}"
+        if math.isnan(result.kld_mean):  # without the dense pass
+            return cells
         return {
             **cells,
-            "ppl": f"{result.ppl:.3f} ± {result.ppl_se:.3f}",
             "ppl / dense": f"{result.ppl_ratio:.4f} ± {result.ppl_ratio_se:.4f}",
             "KLD": f"{result.kld_mean:.4f}",
             "KLD 99 %": f"{result.kld_p99:.3f}",
