@@ -5,7 +5,8 @@
 Linux. Each arm is a process of its own with a memory limit of half of the model's file: cgroup v1 by a child of the
 group that this process is in (needs the right to make one), v2 by systemd-run. Without --model, on a seeded random
 model of the 1.1 B LLaMA shape. The file's pages are dropped from memory before each arm; untimed tokens come first.
-What was read is what the kernel counts for the process (read_bytes of /proc/self/io).
+What was read is what the kernel counts for the process (read_bytes of /proc/self/io). An arm that the kernel kills, or
+that is not done in --timeout seconds since it reads the same pages again and again, says so and is not tried again.
 """
 
 from __future__ import annotations
@@ -166,10 +167,10 @@ def main() -> int:
                 continue
             sample = run(args.model, skip, mapping, args.n, limit, args.timeout)
             if isinstance(sample, str):
-                ends[name] = sample
+                ends[name] = told = sample
             else:
                 samples[name].append(sample)
-            told = sample if isinstance(sample, str) else f"{sample['read'] / MIB:.0f} MiB/token, {sample['tps']:.2f}/s"
+                told = f"{sample['read'] / MIB:.0f} MiB/token, {sample['tps']:.2f} tokens/s"
             print(f"{i + 1}/{args.rounds} {name}: {told}", file=sys.stderr, flush=True)
     result = {
         "model": args.model.name, "model_bytes": args.model.stat().st_size, "limit": limit, "cpu": cpu_name(),

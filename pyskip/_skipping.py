@@ -50,6 +50,7 @@ class Skipping:
         self._pace = None
 
     def _decide_by(self, policy: Policy, target_tps: float | None, max_skip: float | None) -> None:
+        """For Llama.__init__, where an assignment to skip would stand in the API reference in place of the property."""
         self.skip = policy
         self.keep_pace(target_tps, max_skip)
 
