@@ -28,7 +28,7 @@ HEADLINE = (0.1, 0.25, 0.4)
 PAPER = {0.1: (0.984, 2), 0.25: (0.97, 2), 0.4: (0.95, 4)}  # threshold and run of `cosine` that about meet these rates
 HEADLINE_WINDOWS, UNPATCHED_WINDOWS = 80, 20
 # Flags of `pyskip calibrate`; FIT stands for the text to fit on.
-CALIBRATIONS = ("--fit 12", "--fit 12 --text FIT", "--fit 12 --text FIT --harm 0")
+CALIBRATIONS = ("", "--text FIT", "--text FIT --harm 0")
 CALIBRATION_RATES, CALIBRATION_WINDOWS = (0.1, 0.2, 0.3), 12
 N_CTX = 512
 ARM_WINDOWS = 4  # of the text, to choose arms on

@@ -249,7 +249,6 @@ enum pyskip_gather_kind {
     PYSKIP_GATHER_NEURONS = 1, // f = 1, t = h^2, h being what ffn_down reads; only of blocks that are silu(gate) * up
     PYSKIP_GATHER_HIDDEN  = 2, // f = (the h of the profile's gated stand-in, 1), t = y
     PYSKIP_GATHER_ERRORS  = 3, // f = (xn, log(|x|), 1), t = log(|y - stand-in| / |x|)
-    PYSKIP_GATHER_TARGETS = 4, // f = (xn, log(|x|), 1), t = pyskip_gather_set_targets()
 };
 
 struct pyskip_gather_sums {
@@ -266,14 +265,6 @@ struct pyskip_gather_sums {
 PYSKIP_API enum pyskip_status pyskip_gather_start(struct llama_context * ctx, enum pyskip_gather_kind kind,
                                                   const struct pyskip_profile * profile, int32_t warmup,
                                                   struct pyskip_gather ** gather, char * error, size_t n_error);
-
-// The targets of the next llama_decode()'s tokens, in the batch's order, not copied. NULL: 0.
-PYSKIP_API void pyskip_gather_set_targets(struct pyskip_gather * gather, const float * targets, int32_t n_tokens);
-
-// Keep the features f of layer il's tokens; -1: of none. Then those of the last llama_decode(), [n_tokens, n_row] in the
-// batch's order; zeros for a token that is not counted.
-PYSKIP_API void pyskip_gather_keep_rows(struct pyskip_gather * gather, int32_t il);
-PYSKIP_API void pyskip_gather_get_rows(const struct pyskip_gather * gather, float * rows, size_t n);
 
 // Layer il's sums so far; the pointers hold until pyskip_gather_free().
 PYSKIP_API void pyskip_gather_get(const struct pyskip_gather * gather, int32_t il, struct pyskip_gather_sums * sums);

@@ -272,19 +272,6 @@ pyskip_status pyskip_gather_start(llama_context * ctx, pyskip_gather_kind kind, 
     });
 }
 
-void pyskip_gather_set_targets(pyskip_gather * gather, const float * targets, int32_t n_tokens) {
-    gather->targets  = targets;
-    gather->n_tokens = n_tokens;
-}
-
-void pyskip_gather_keep_rows(pyskip_gather * gather, int32_t il) {
-    gather->kept = il;
-}
-
-void pyskip_gather_get_rows(const pyskip_gather * gather, float * rows, size_t n) {
-    std::copy_n(gather->rows.begin(), std::min(n, gather->rows.size()), rows);
-}
-
 void pyskip_gather_get(const pyskip_gather * gather, int32_t il, pyskip_gather_sums * sums) {
     const pyskip_gather_layer & layer = gather->layers[il];
 

@@ -26,8 +26,7 @@ pyskip_gather::pyskip_gather(pyskip_gather_kind kind, int32_t n_layer, int64_t n
             continue;
         }
         const int64_t n_row   = kind == PYSKIP_GATHER_HIDDEN ? this->profile->layers[il].rank + 1 : n_embd + 2;
-        const bool    is_one  = kind == PYSKIP_GATHER_ERRORS || kind == PYSKIP_GATHER_TARGETS;
-        const int64_t n_cross = is_one ? 1 : n_embd;
+        const int64_t n_cross = kind == PYSKIP_GATHER_ERRORS ? 1 : n_embd;
         layer.gram            = ggml_new_tensor_2d(tensors.get(), GGML_TYPE_F32, n_row, n_row);
         layer.cross           = ggml_new_tensor_2d(tensors.get(), GGML_TYPE_F32, n_row, n_cross);
     }
@@ -39,11 +38,6 @@ pyskip_gather::pyskip_gather(pyskip_gather_kind kind, int32_t n_layer, int64_t n
         throw std::bad_alloc();
     }
     ggml_backend_buffer_clear(sums.get(), 0);
-}
-
-void pyskip_gather::begin(size_t n_batch) {
-    const ggml_tensor * gram = kept >= 0 ? layers[kept].gram : nullptr;
-    rows.assign(gram ? n_batch * gram->ne[0] : 0, 0.0f);
 }
 
 namespace {
@@ -69,7 +63,6 @@ void features_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
     const int64_t               n_rows = dst->ne[0];
     const int64_t               n      = dst->src[0]->ne[0];
     float *                     out    = (float *) dst->data;
-    float *                     rows   = layer.gather->kept == layer.slot->block.il ? layer.gather->rows.data() : nullptr;
     const pyskip_share share(n_rows, ith, nth);
     for (int64_t row = share.begin; row < share.end; ++row) {
         const bool    is_in = counts(layer, row);
@@ -82,12 +75,6 @@ void features_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
             out[n * n_rows + row] = is_in ? (float) std::log(std::max(size, 1e-19)) : 0.0f;
         }
         out[(dst->ne[1] - 1) * n_rows + row] = is_in ? 1.0f : 0.0f;
-        if (rows) {
-            float * kept = rows + layer.slot->state->token_of_row(*layer.slot, row) * dst->ne[1];
-            for (int64_t i = 0; i < dst->ne[1]; ++i) {
-                kept[i] = out[i * n_rows + row];
-            }
-        }
     }
 }
 
@@ -113,10 +100,11 @@ void outputs_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
     layer.n_tokens += n_tokens;
 }
 
-// Into `layer`, one target a row: the log of the stand-in's relative error, or what the caller set.
-void one_target_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
+// Into `layer`, one target a row: the log of the stand-in's relative error.
+void errors_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
     pyskip_gather_layer & layer  = *(pyskip_gather_layer *) userdata;
     const pyskip_gather & gather = *layer.gather;
+    const float *         bias   = gather.profile->layers[layer.slot->block.il].bias;
     float *               out    = (float *) dst->data;
 
     std::vector<float> miss(gather.n_embd);
@@ -128,19 +116,13 @@ void one_target_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
         if (!counts(layer, row)) {
             continue;
         }
-        if (gather.kind == PYSKIP_GATHER_TARGETS) {
-            const int32_t t = layer.slot->state->token_of_row(*layer.slot, row);
-            out[row]        = gather.targets && t < gather.n_tokens ? gather.targets[t] : 0.0f;
-        } else {
-            const float * bias = gather.profile->layers[layer.slot->block.il].bias;
-            const float * y    = pyskip_row(dst->src[0], row);
-            const float * y_   = layer.y_stand_in ? pyskip_row(layer.y_stand_in, row) : nullptr;
-            for (int64_t i = 0; i < gather.n_embd; ++i) {
-                miss[i] = y[i] - bias[i] - (y_ ? y_[i] : 0.0f);
-            }
-            const double size = std::max(norm(pyskip_row(dst->src[1], row), gather.n_embd), 1e-19);
-            out[row]          = (float) std::log(std::max(norm(miss.data(), gather.n_embd) / size, 1e-19));
+        const float * y  = pyskip_row(dst->src[0], row);
+        const float * y_ = layer.y_stand_in ? pyskip_row(layer.y_stand_in, row) : nullptr;
+        for (int64_t i = 0; i < gather.n_embd; ++i) {
+            miss[i] = y[i] - bias[i] - (y_ ? y_[i] : 0.0f);
         }
+        const double size = std::max(norm(pyskip_row(dst->src[1], row), gather.n_embd), 1e-19);
+        out[row]          = (float) std::log(std::max(norm(miss.data(), gather.n_embd) / size, 1e-19));
         energy += (double) out[row] * out[row];
         ++n_tokens;
     }
@@ -216,13 +198,11 @@ std::vector<ggml_tensor *> pyskip_gather_build(ggml_context * ctx, pyskip_gather
         targets = pyskip_operator(ctx, slot.n_rows, gather.n_embd, { slot.block.y }, outputs_compute, &layer);
     } else {
         std::vector<ggml_tensor *> sources = { slot.block.y, slot.block.x };
-        if (gather.kind == PYSKIP_GATHER_ERRORS) {
-            layer.y_stand_in = pyskip_stand_in_build(ctx, gather.profile->layers[slot.block.il], xn);
-        }
+        layer.y_stand_in                   = pyskip_stand_in_build(ctx, gather.profile->layers[slot.block.il], xn);
         if (layer.y_stand_in) {
             sources.push_back(layer.y_stand_in);
         }
-        targets = pyskip_operator(ctx, slot.n_rows, 1, sources, one_target_compute, &layer);
+        targets = pyskip_operator(ctx, slot.n_rows, 1, sources, errors_compute, &layer);
     }
     return {
         ggml_add_inplace(ctx, layer.gram, ggml_mul_mat(ctx, features, features)),

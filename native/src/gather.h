@@ -35,21 +35,11 @@ struct pyskip_gather {
     pyskip_gather(pyskip_gather_kind kind, int32_t n_layer, int64_t n_embd, int32_t warmup,
                   std::shared_ptr<const pyskip_profile> profile);
 
-    // A batch of so many tokens is about to be computed.
-    void begin(size_t n_batch);
-
     const pyskip_gather_kind kind;
     const int64_t            n_embd;
     const int32_t            warmup;
 
     std::shared_ptr<const pyskip_profile> profile;
-
-    // of the batch's tokens; nullptr: 0
-    const float * targets  = nullptr;
-    int32_t       n_tokens = 0;
-
-    int32_t            kept = -1; // the layer whose features are kept
-    std::vector<float> rows;      // [tokens of the batch, n_row]
 
     std::vector<pyskip_gather_layer> layers;
     std::mutex                       mutex; // of energy and n_tokens

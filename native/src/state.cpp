@@ -151,7 +151,6 @@ void pyskip_state::begin(const llama_ubatch & ubatch) {
         pyskip_stream_in(first_weights);
     }
     if (gather) {
-        gather->begin(n_tokens);
         return;
     }
     if (profile) {

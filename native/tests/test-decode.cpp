@@ -209,7 +209,6 @@ void gather(llama_context * ctx, pyskip_gather_kind kind, const pyskip_profile *
     session s{ ctx };
     llama_memory_clear(llama_get_memory(ctx), true);
     pyskip_set_generated_from(ctx, 0, 0);
-    pyskip_gather_keep_rows(sums, 3);
     CHECK(s.decode(N_PROMPT, 1) == 0);
     CHECK(s.decode(1, 1) == 0);
     pyskip_gather_sums found;

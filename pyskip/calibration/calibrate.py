@@ -19,7 +19,7 @@ from ..profile import Point, Profile, path_beside
 from . import curve
 from .fit import fit_gate, fit_gated_stand_in, fit_linear_stand_in
 from .gather import Kind, LayerSums, gather
-from .harm import explain, observe
+from .harm import layer_harm, observe
 from .neurons import Neurons, default_width
 from .text import CalibrationText, Tokens, read_text, sample_text
 from .write import LayerFit, Provenance, quantise, write_profile
@@ -52,8 +52,8 @@ class Settings:
     rank: int | None = None
     quantisation: str = "Q4_0"
     n_fit: int | None = None
-    n_curve: int = 4
-    n_harm: int = 6
+    n_curve: int = 3
+    n_harm: int = 4
     seed: int = 1
     distill: float = 0.0
     width: int | None = None
@@ -165,14 +165,10 @@ class Run:
             self._add_harm(text.fitted[-self.settings.n_harm :])
 
     def _gather(
-        self, windows: Sequence[Tokens], kind: Kind, visit: Callable[[int, LayerSums], None], stage: str,
-        targets: Sequence[F32] = (),
-    ) -> None:  # fmt: skip
+        self, windows: Sequence[Tokens], kind: Kind, visit: Callable[[int, LayerSums], None], stage: str
+    ) -> None:
         profile = self._draft() if kind in (Kind.HIDDEN, Kind.ERRORS) else None
-        gather(
-            self.llm, windows, kind, visit, warmup=WARMUP, profile=profile, targets=targets,
-            progress=self._stage(stage),
-        )  # fmt: skip
+        gather(self.llm, windows, kind, visit, warmup=WARMUP, profile=profile, progress=self._stage(stage))
 
     def _fit_gated(self) -> None:
         """The strongest of each block's own neurons, and a skip_down that makes up for the rest."""
@@ -220,20 +216,12 @@ class Run:
 
     def _add_harm(self, windows: Sequence[Tokens]) -> None:
         """Let each gate predict, besides its layer's relative error, what such an error does to the next tokens."""
-        covered = [il for il, layer in enumerate(self.layers) if layer is not None]
-        middle = covered[len(covered) // 2]
-        seen = observe(self.llm, self._draft(), windows, middle, self.settings.seed, self._stage("harm"))
-        found = explain(seen)
-        targets = np.split(found.tau.astype(np.float32), np.cumsum([len(w) for w in windows])[:-1])
-
-        def add(il: int, sums: LayerSums) -> None:
-            layer = self.layers[il]
+        u = layer_harm(observe(self.llm, self._draft(), windows, self.settings.seed, self._stage("harm")))
+        for il, layer in enumerate(self.layers):
             if layer is not None:
-                gate = layer.gate + fit_gate(sums).gate
-                gate[-1] += found.u[il]
+                gate = layer.gate.copy()
+                gate[-1] += u[il]
                 self.layers[il] = replace(layer, gate=gate)
-
-        self._gather(windows, Kind.TARGETS, add, "harm by layer", targets)
 
     # Distilled
 

@@ -9,13 +9,10 @@ import numpy.typing as npt
 
 from .gather import LayerSums
 
-__all__ = ["GateFit", "StandInFit", "exponential_regression", "fit_gate", "fit_gated_stand_in", "fit_linear_stand_in"]
+__all__ = ["GateFit", "StandInFit", "fit_gate", "fit_gated_stand_in", "fit_linear_stand_in"]
 
 LINEAR_RIDGE, GATE_RIDGE = 1e-3, 1e-2  # of the mean diagonal of the gram matrix
 GATED_RIDGE = 1e-2  # of each neuron's own square
-WEIGHT_PRIOR = 0.01  # of a regression weight, per standard deviation of its feature
-N_SCORING, STEP = 25, 0.6
-OUTLIER = 30.0  # times its expectation: what a single token may count at most
 N_PER_FEATURE = 2  # tokens that a linear stand-in must have been seen with, for each of its features
 
 F32 = npt.NDArray[np.float32]
@@ -92,31 +89,9 @@ def fit_gated_stand_in(sums: LayerSums, down: F32) -> StandInFit:
 
 
 def fit_gate(sums: LayerSums) -> GateFit:
-    """The linear prediction of the target of Kind.ERRORS or Kind.TARGETS."""
+    """The linear prediction of the target of Kind.ERRORS."""
     gram, cross = sums.gram.astype(np.float64), sums.cross[:, 0].astype(np.float64)
     gate = _solve(gram, cross, GATE_RIDGE * _mean_diagonal(gram))
     missed = 1 - _explained(gate, gram, cross, sums.energy)
     variance = 1 - cross[-1] ** 2 / sums.n_tokens / sums.energy if sums.energy > 0 else 0.0
     return GateFit(gate.astype(np.float32), 1 - missed / variance if variance > 0 else 0.0)
-
-
-def exponential_regression(features: F64, h: F64, start: F64) -> F64:
-    """w with mean(h) ~ exp(features @ w): the maximum likelihood for exponentially distributed h >= 0, which is convex
-    in w, with a weak normal prior on w; by Fisher scoring from `start`. features: [n, k], the last column 1. h: [n]."""
-    n, k = features.shape
-    scale = features.std(axis=0)
-    scale[-1] = 1.0
-    scale = np.maximum(scale, 1e-3 * np.median(scale))
-    z = features / scale
-    prior = np.full(k, WEIGHT_PRIOR)
-    prior[-1] = 0.0
-    curvature = z.T @ z / n
-    curvature[np.diag_indices(k)] += 2 * prior + 1e-9
-    inverse = np.linalg.inv(curvature)
-    w = start * scale
-    if not start.any():
-        w[-1] = np.log(max(float(h.mean()), 1e-300))
-    for _ in range(N_SCORING):
-        ratio = np.minimum(h * np.exp(np.minimum(-(z @ w), 700)), OUTLIER)
-        w = w - STEP * inverse @ (2 * prior * w - z.T @ (ratio - 1) / n)
-    return np.asarray(w / scale)

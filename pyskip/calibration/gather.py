@@ -17,7 +17,7 @@ from ..llama import Llama
 from ..profile import Profile
 from .context import BatchContext
 
-__all__ = ["Kind", "LayerSums", "gather", "gathering"]
+__all__ = ["Kind", "LayerSums", "gather"]
 
 
 class Kind(enum.IntEnum):
@@ -27,7 +27,6 @@ class Kind(enum.IntEnum):
     NEURONS = lib.PYSKIP_GATHER_NEURONS
     HIDDEN = lib.PYSKIP_GATHER_HIDDEN
     ERRORS = lib.PYSKIP_GATHER_ERRORS
-    TARGETS = lib.PYSKIP_GATHER_TARGETS
 
 
 @dataclass(frozen=True)
@@ -38,23 +37,12 @@ class LayerSums:
     NEURONS: f = 1, t = the squares of what ffn_down reads; gram is empty.
     HIDDEN: f = (what the stand-in's skip_down reads, 1), t = y.
     ERRORS: f = (xn, log(|x|), 1), t = log(|y - stand-in| / |x|).
-    TARGETS: f = (xn, log(|x|), 1), t = what the caller gives for each token.
     """
 
     gram: npt.NDArray[np.float32]  # [n_row, n_row], sum of f f'
     cross: npt.NDArray[np.float32]  # [n_row, n_target], sum of f t'
     energy: float  # sum of |t|^2; 0 for NEURONS
     n_tokens: int
-
-
-@contextmanager
-def gathering(skip: SkipContext, kind: Kind, profile: Profile | None, warmup: int) -> Iterator[object]:
-    """A struct pyskip_gather, while which lives the context runs dense."""
-    native = _start(skip, kind, profile, warmup)
-    try:
-        yield native
-    finally:
-        lib.pyskip_gather_free(skip.native, native)
 
 
 def gather(
@@ -65,39 +53,40 @@ def gather(
     *,
     warmup: int,
     profile: Profile | None = None,
-    targets: Sequence[npt.NDArray[np.float32]] = (),
     progress: Callable[[int, int], None],
 ) -> None:
     """Run dense over the windows, then hand each layer's sums to `visit`; they are gone when it returns. Layers that
     have not what is gathered are left out; so is the last, of which llama.cpp computes only tokens with an output, one
     a window.
 
-    profile: whose stand-ins, for HIDDEN and ERRORS. targets: of the windows' tokens, for TARGETS. Takes
-    4 * n_row * (n_row + n_target) bytes a layer. Raises PolicyError for a model whose blocks cannot be told.
+    profile: whose stand-ins, for HIDDEN and ERRORS. Takes 4 * n_row * (n_row + n_target) bytes a layer. Raises
+    PolicyError for a model whose blocks cannot be told.
     """
     n_window = max(map(len, windows))
     with (
         BatchContext(llm, 1, n_window, n_window) as context,
-        gathering(context.skip, kind, profile, warmup) as native,
+        _gathering(context.skip, kind, profile, warmup) as native,
     ):
-        for i, window in enumerate(windows):
-            if targets:
-                kept = np.ascontiguousarray(targets[i], np.float32)
-                lib.pyskip_gather_set_targets(native, ffi.from_buffer("float[]", kept), len(kept))
+        for done, window in enumerate(windows, 1):
             context.decode_window(window, logits=False)
-            progress(i + 1, len(windows))
+            progress(done, len(windows))
         for il in range(context.skip.n_layer):
             sums = _take(native, il)
             if sums is not None and sums.n_tokens > len(windows):
                 visit(il, sums)
 
 
-def _start(skip: SkipContext, kind: Kind, profile: Profile | None, warmup: int) -> object:
+@contextmanager
+def _gathering(skip: SkipContext, kind: Kind, profile: Profile | None, warmup: int) -> Iterator[object]:
+    """A struct pyskip_gather, while which lives the context runs dense."""
     out, error = ffi.new("struct pyskip_gather **"), ffi.new("char[]", N_ERROR)
     of = profile.native if profile else ffi.NULL
     status = lib.pyskip_gather_start(skip.native, int(kind), of, warmup, out, error, N_ERROR)
     raise_for(status, error)
-    return out[0]
+    try:
+        yield out[0]
+    finally:
+        lib.pyskip_gather_free(skip.native, out[0])
 
 
 def _take(native: object, il: int) -> LayerSums | None:

@@ -2,11 +2,10 @@
 
 The KL divergence to the dense model of a token t with the skipped blocks S is taken to be
 
-    kld[t] ~ exp(2 tau(t)) * (sum over il in S of exp(2 (e[t, il] + u[il])) + background)
+    kld[t] ~ sum over il in S of exp(2 (e[t, il] + u[il])) + background
 
 e is what the gates predict, the log of the stand-in's relative error; u how much a layer's errors cost against
-another's; tau how much those of a token do, which is linear in what one block in the middle reads: some tokens the
-model is sure about, or never looks back at. A gate then predicts e + u + tau. Called by calibrate.py.
+another's. A gate then predicts e + u. Called by calibrate.py.
 """
 
 from __future__ import annotations
@@ -18,20 +17,19 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .._library import ffi, lib
 from ..llama import Llama
-from ..policy import Random
+from ..policy import Off, Random
 from ..profile import Profile
 from .context import BatchContext, log_softmax
-from .fit import F64, OUTLIER, exponential_regression
-from .gather import Kind, gathering
+from .fit import F64
 
-__all__ = ["Explained", "Observed", "explain", "observe"]
+__all__ = ["Observed", "layer_harm", "observe"]
 
 RATE = 0.3  # of the blocks that may be skipped
 LIKED = 0.5  # share of blocks that may be skipped: those with the lowest predicted errors
-N_MASK = 3  # skips are drawn so often for each window
-N_ROUND, N_STEP = 4, 8
+N_MASK = 2  # skips are drawn so often for each window
+N_STEP = 32
+OUTLIER = 30.0  # times its expectation: what a single token may count at most
 LAYER_PRIOR = 30.0  # tokens' worth of belief that layers cost alike
 
 Floats = npt.NDArray[np.float32]
@@ -39,58 +37,38 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Observed:
-    """By window and token. rows: what the block in the middle reads, its features as Kind.TARGETS has them."""
+    """By window, mask and token past the warm-up, n of them."""
 
-    rows: Floats  # [n, n_row]
-    kld: Floats  # [n, N_MASK] nats
-    scores: Floats  # [n, N_MASK, n_layer] what the gate of a skipped block says; inf where it ran
-    counted: npt.NDArray[np.bool_]  # [n], whether a token is past the warm-up
-
-
-@dataclass(frozen=True)
-class Explained:
-    """tau: [n] by token, u: [n_layer]; their middles are 0."""
-
-    tau: F64
-    u: F64
+    kld: Floats  # [n] nats
+    scores: Floats  # [n, n_layer] what the gate of a skipped block says; inf where it ran
 
 
 def observe(
     llm: Llama,
     profile: Profile,
     windows: Sequence[npt.NDArray[np.int32]],
-    middle: int,
     seed: int,
     progress: Callable[[int, int], None],
 ) -> Observed:
     """Run the windows dense, and N_MASK times with blocks skipped at random."""
-    n_window = max(map(len, windows))
-    rows, kld, scores, counted = [], [], [], []
-    with BatchContext(llm, 1, n_window, n_window) as one, BatchContext(llm, 1, n_window, n_window) as other:
-        other.skip.set_trace(n_window)
-        threshold = _threshold(other, profile, windows[0])
-        with gathering(one.skip, Kind.TARGETS, None, profile.warmup) as native:
-            lib.pyskip_gather_keep_rows(native, middle)
-            for done, window in enumerate(windows, 1):
-                dense = log_softmax(one.decode_window(window))
-                kept = np.empty((len(window), llm.n_embd() + 2), np.float32)
-                lib.pyskip_gather_get_rows(native, ffi.from_buffer("float[]", kept), kept.size)
-                rows.append(kept)
-                counted.append(np.arange(len(window)) >= profile.warmup)
-                klds, skipped = [], []
-                for k in range(N_MASK):
-                    coin = Random(
-                        rate=RATE, seed=seed + N_MASK * done + k, warmup=profile.warmup, stand_in=True, error=threshold
-                    )
-                    other.skip.set_policy(coin, profile)
-                    logp = log_softmax(other.decode_window(window))
-                    trace = other.skip.take_trace(n_window)
-                    klds.append(_divergence(dense, logp))
-                    skipped.append(np.where(trace.skipped, trace.similarity, np.inf))
-                kld.append(np.stack(klds, 1))
-                scores.append(np.stack(skipped, 1))
-                progress(done, len(windows))
-    return Observed(np.concatenate(rows), np.concatenate(kld), np.concatenate(scores), np.concatenate(counted))
+    n_window, first = max(map(len, windows)), profile.warmup
+    kld, scores = [], []
+    with BatchContext(llm, 1, n_window, n_window) as context:
+        context.skip.set_trace(n_window)
+        threshold = _threshold(context, profile, windows[0])
+        for done, window in enumerate(windows):
+            context.skip.set_policy(Off(), None)
+            dense = log_softmax(context.decode_window(window)[first:])
+            for k in range(N_MASK):
+                coin = Random(
+                    rate=RATE, seed=seed + N_MASK * done + k, warmup=first, stand_in=True, error=threshold
+                )  # fmt: skip
+                context.skip.set_policy(coin, profile)
+                kld.append(_divergence(dense, log_softmax(context.decode_window(window)[first:])))
+                trace = context.skip.take_trace(n_window)
+                scores.append(np.where(trace.skipped, trace.similarity, np.inf)[first:])
+            progress(done + 1, len(windows))
+    return Observed(np.concatenate(kld), np.concatenate(scores))
 
 
 def _threshold(context: BatchContext, profile: Profile, window: npt.NDArray[np.int32]) -> float:
@@ -109,36 +87,18 @@ def _divergence(dense: Floats, logp: Floats) -> Floats:
     return np.concatenate(parts).clip(min=0).astype(np.float32)
 
 
-def explain(seen: Observed) -> Explained:
-    """The model above by maximum likelihood for exponentially distributed kld, tau and u in turn."""
-    n_mask = seen.kld.shape[1]
-    rows = seen.rows.astype(np.float64)
-    predicted = np.exp(2 * seen.scores.astype(np.float64))  # [n, n_mask, n_layer], 0 where a block ran
-    predicted[~np.isfinite(seen.scores)] = 0.0
-    use = seen.counted[:, None] & (predicted.sum(axis=2) > 0)
-    kld = seen.kld[use].astype(np.float64)
+def layer_harm(seen: Observed) -> F64:
+    """u, [n_layer], its middle 0: the model above by maximum likelihood for exponentially distributed kld, by the
+    multiplicative steps of Itakura-Saito factorisation, each towards the middle of the layers as if LAYER_PRIOR tokens
+    had said so."""
+    predicted = np.exp(2 * np.where(np.isfinite(seen.scores), seen.scores, -np.inf).astype(np.float64))
+    use = predicted.any(axis=1)
+    kld, design = seen.kld[use].astype(np.float64), predicted[use]
     if not kld.any():  # no skip moved a logit
-        return Explained(np.zeros(len(rows)), np.zeros(seen.scores.shape[2]))
-    design = predicted[use]  # [m, n_layer]
-    background = np.full((len(design), 1), np.median(design.sum(axis=1)))
-    design = np.concatenate([design, background], 1)
-    of_token = np.repeat(np.arange(len(rows)), n_mask).reshape(use.shape)[use]
+        return np.zeros(seen.scores.shape[1])
+    design = np.concatenate([design, np.full((len(design), 1), np.median(design.sum(axis=1)))], 1)
     cost = np.full(design.shape[1], kld.mean() / design.sum(axis=1).mean())
     cost[-1] *= 0.1
-    tau = np.zeros(len(rows))
-    weight = np.zeros(rows.shape[1])
-    for _ in range(N_ROUND):
-        harm = kld / (design @ cost)
-        weight = exponential_regression(rows[of_token], harm, weight)
-        tau = rows @ weight / 2
-        cost = _costs(design * np.exp(2 * tau[of_token])[:, None], kld, cost)
-    u = 0.5 * np.log(cost[:-1])
-    return Explained(tau - tau[seen.counted].mean(), np.asarray(u - np.median(u)))
-
-
-def _costs(design: F64, kld: F64, cost: F64) -> F64:
-    """cost >= 0 with kld ~ design @ cost, by the multiplicative steps of Itakura-Saito factorisation, each towards the
-    middle of the layers as if LAYER_PRIOR tokens had said so."""
     for _ in range(N_STEP):
         mean = design @ cost
         up, down = design.T @ (np.minimum(kld / mean, OUTLIER) / mean), design.T @ (1 / mean)
@@ -146,4 +106,5 @@ def _costs(design: F64, kld: F64, cost: F64) -> F64:
         up[:-1] += LAYER_PRIOR * np.exp(np.median(np.log(layers))) / layers**2
         down[:-1] += LAYER_PRIOR / layers
         cost = np.maximum(cost * np.sqrt(up / down), 1e-12)
-    return cost
+    u = 0.5 * np.log(cost[:-1])
+    return np.asarray(u - np.median(u))
