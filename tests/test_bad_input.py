@@ -222,8 +222,15 @@ class TestStreams:
         assert done.returncode == 1
         assert done.stderr.count("\n") == 1
 
-    def test_other_encoding(self, demo: Path) -> None:
-        command = 'PYTHONIOENCODING=ascii pyskip generate "$1" -p "Le café était très" -n 12 -t 1 --skip off'
-        done = shell(command, str(demo))
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.isascii()
+    @pytest.mark.parametrize(
+        ("encoding", "said"), [("latin-1", "modèle-??"), ("ascii", "modèle-模型"), ("utf-8", "modèle-模型")]
+    )
+    def test_other_encoding(self, encoding: str, said: str) -> None:
+        """What a stream cannot encode is shown as ?; ASCII counts as a locale that was left out, and is UTF-8."""
+        command = [sys.executable, "-m", "pyskip", "info", "modèle-模型"]
+        env = {**os.environ, "PYTHONIOENCODING": encoding}
+        done = subprocess.run(command, env=env, capture_output=True, timeout=120)
+        assert done.returncode == 1
+        written = done.stderr.decode("latin-1" if encoding == "latin-1" else "utf-8")
+        assert written.startswith(f"pyskip: {said}")
+        assert written.count("\n") == 1

@@ -93,7 +93,8 @@ def run(args: list[str] | None = None) -> int:
 
 
 def _open_closed_streams() -> None:
-    """A stream that was closed (>&-) reads and writes nothing; text that it cannot encode is shown as ?."""
+    """A stream that was closed (>&-) reads and writes nothing; text that it cannot encode is shown as ?. (ASCII click
+    takes for a locale that was left out, and writes UTF-8.)"""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 for as long as the process lives
