@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ._library import llama_cpp
 from .decoding import decoding_arms
-from .errors import PyskipError
+from .errors import DecodeError, PyskipError
 from .gguf_info import ffn_bytes
 from .journal import Journal, Record
 from .llama import Llama
@@ -269,11 +269,13 @@ def _windows(llm: Llama, text: str, n_ctx: int) -> list[list[int]]:
 
 def score(logits: Floats, targets: Sequence[int], dense: Floats | None, *, is_dense: bool) -> Scores:
     """Scores of logits [n, n_vocab]; `dense`, the log-probabilities to compare with, is filled where is_dense. None:
-    there are none."""
+    there are none. Raises DecodeError where a logit is not finite."""
     n = len(logits)
     log_p, kld, top = np.empty(n), np.zeros(n), logits.argmax(axis=1)
     for begin in range(0, n, ROWS):
         rows = slice(begin, min(begin + ROWS, n))
+        if not np.isfinite(logits[rows]).all():
+            raise DecodeError("logits are not finite: weights of the model or of its profile are damaged or overflow")
         each = np.arange(rows.stop - begin)
         log_q = logits[rows] - logits[rows][each, top[rows], None]
         log_q -= np.log(np.exp(log_q).sum(axis=1, keepdims=True))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import gguf
 import pytest
 
 import pyskip
@@ -118,6 +119,19 @@ def test_heads_without_end(tiny: Path, tmp_path: Path) -> None:
         at = whole.index(key) + len(key)
         path = edited(path, tmp_path, whole[at - len(key) : at + 8], key + struct.pack("<II", 4, 2**32 - 1))
     assert pyskip.inspect(path).kv_bytes_per_token >= 0
+
+
+def test_logits_that_are_not_finite(cli: Cli, tiny: Path, tmp_path: Path) -> None:
+    """A page of numpy's warnings, and a table whose rows were of two lengths."""
+    path, text = tmp_path / "m.gguf", tmp_path / "text"
+    path.write_bytes(tiny.read_bytes())
+    text.write_text("w5 w6 w7 " * 20)
+    norm = next(t for t in gguf.GGUFReader(path, "r+").tensors if t.name == "output_norm.weight")
+    norm.data[:] = 3e38
+    done = cli("eval", str(path), "--text", str(text), "-c", "16", "-t", "1", "--skip", "static:1")
+    assert done.returncode == 1
+    assert done.stderr.startswith("pyskip: logits are not finite")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_model_that_outlives_the_modules(tiny: Path) -> None:
