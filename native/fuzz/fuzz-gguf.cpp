@@ -3,6 +3,7 @@
 
 #include "ggml.h"
 #include "gguf-inspect.h"
+#include "llama.h"
 #include "profile.h"
 
 #include <sys/mman.h>
@@ -19,6 +20,15 @@
 #include <vector>
 
 extern "C" size_t LLVMFuzzerMutate(uint8_t * data, size_t size, size_t max_size);
+
+// In place of llama.cpp's, which is not linked: an input is one file, whose name is never that of a piece of a model.
+int32_t llama_split_prefix(char *, size_t, const char *, int32_t, int32_t) {
+    return 0;
+}
+
+int32_t llama_split_path(char *, size_t, const char *, int32_t, int32_t) {
+    return 0;
+}
 
 namespace {
 
