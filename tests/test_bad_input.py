@@ -234,3 +234,9 @@ class TestStreams:
         written = done.stderr.decode("latin-1" if encoding == "latin-1" else "utf-8")
         assert written.startswith(f"pyskip: {said}")
         assert written.count("\n") == 1
+
+    def test_text_in_other_encoding(self, demo: Path) -> None:
+        command = 'PYTHONIOENCODING=ascii pyskip generate "$1" -p "Le café était très" -n 12 -t 1 --skip off'
+        done = shell(command, str(demo))
+        assert done.returncode == 0, done.stderr
+        assert len(done.stdout) > 12

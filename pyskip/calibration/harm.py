@@ -60,9 +60,8 @@ def observe(
             context.skip.set_policy(Off(), None)
             dense = log_softmax(context.decode_window(window)[first:])
             for k in range(N_MASK):
-                coin = Random(
-                    rate=RATE, seed=seed + N_MASK * done + k, warmup=first, stand_in=True, error=threshold
-                )  # fmt: skip
+                seed_k = seed + N_MASK * done + k
+                coin = Random(rate=RATE, seed=seed_k, warmup=first, stand_in=True, error=threshold)
                 context.skip.set_policy(coin, profile)
                 kld.append(_divergence(dense, log_softmax(context.decode_window(window)[first:])))
                 trace = context.skip.take_trace(n_window)
