@@ -16,16 +16,9 @@ from ..decoding import decode_batch
 from ..errors import ModelLoadError
 from ..llama import Llama
 
-__all__ = ["BatchContext", "log_softmax"]
+__all__ = ["BatchContext"]
 
 Floats = npt.NDArray[np.float32]
-
-
-def log_softmax(logits: Floats) -> Floats:
-    """Of rows, [n, n_vocab]."""
-    out: Floats = logits - logits.max(axis=1, keepdims=True)
-    out -= np.log(np.exp(out).sum(axis=1, keepdims=True))
-    return out
 
 
 class BatchContext:

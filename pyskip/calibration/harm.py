@@ -17,10 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ..evaluation import score
 from ..llama import Llama
 from ..policy import Off, Random
 from ..profile import Profile
-from .context import BatchContext, log_softmax
+from .context import BatchContext
 from .fit import F64
 
 __all__ = ["Observed", "layer_harm", "observe"]
@@ -58,12 +59,15 @@ def observe(
         threshold = _threshold(context, profile, windows[0])
         for done, window in enumerate(windows):
             context.skip.set_policy(Off(), None)
-            dense = log_softmax(context.decode_window(window)[first:])
+            tokens = window[first:].tolist()  # whose own likelihood is not looked at
+            dense = np.empty((len(tokens), llm.n_vocab()), np.float32)
+            score(context.decode_window(window)[first:], tokens, dense, is_dense=True)
             for k in range(N_MASK):
                 seed_k = seed + N_MASK * done + k
                 coin = Random(rate=RATE, seed=seed_k, warmup=first, stand_in=True, error=threshold)
                 context.skip.set_policy(coin, profile)
-                kld.append(_divergence(dense, log_softmax(context.decode_window(window)[first:])))
+                scored = score(context.decode_window(window)[first:], tokens, dense, is_dense=False)
+                kld.append(scored.kld.clip(min=0).astype(np.float32))
                 trace = context.skip.take_trace(n_window)
                 scores.append(np.where(trace.skipped, trace.similarity, np.inf)[first:])
             progress(done + 1, len(windows))
@@ -76,14 +80,6 @@ def _threshold(context: BatchContext, profile: Profile, window: npt.NDArray[np.i
     context.decode_window(window)
     scores = context.skip.take_trace(len(window)).similarity[profile.warmup :]
     return math.exp(float(np.nanquantile(scores, LIKED)))
-
-
-def _divergence(dense: Floats, logp: Floats) -> Floats:
-    parts = [
-        (np.exp(dense[i : i + 32]) * (dense[i : i + 32] - logp[i : i + 32])).sum(axis=1)
-        for i in range(0, len(dense), 32)
-    ]
-    return np.concatenate(parts).clip(min=0).astype(np.float32)
 
 
 def layer_harm(seen: Observed) -> F64:
