@@ -248,7 +248,7 @@ enum pyskip_gather_kind {
     PYSKIP_GATHER_OUTPUTS = 0, // f = (xn, log(|x|), 1), t = y: for linear stand-ins
     PYSKIP_GATHER_NEURONS = 1, // f = 1, t = h^2, h being what ffn_down reads; only of blocks that are silu(gate) * up
     PYSKIP_GATHER_HIDDEN  = 2, // f = (the h of the profile's gated stand-in, 1), t = y
-    PYSKIP_GATHER_ERRORS  = 3, // f = (xn, log(|x|), 1), t = log(|y - stand-in| / |x|)
+    PYSKIP_GATHER_ERRORS  = 3, // f = (xn, log(|x|), 1), t = log(|y - stand-in|)
 };
 
 struct pyskip_gather_sums {

@@ -100,7 +100,7 @@ void outputs_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
     layer.n_tokens += n_tokens;
 }
 
-// Into `layer`, one target a row: the log of the stand-in's relative error.
+// Into `layer`, one target a row: the log of the stand-in's error.
 void errors_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
     pyskip_gather_layer & layer  = *(pyskip_gather_layer *) userdata;
     const pyskip_gather & gather = *layer.gather;
@@ -117,12 +117,11 @@ void errors_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
             continue;
         }
         const float * y  = pyskip_row(dst->src[0], row);
-        const float * y_ = layer.y_stand_in ? pyskip_row(layer.y_stand_in, row) : nullptr;
+        const float * y_ = dst->src[1] ? pyskip_row(dst->src[1], row) : nullptr;
         for (int64_t i = 0; i < gather.n_embd; ++i) {
             miss[i] = y[i] - bias[i] - (y_ ? y_[i] : 0.0f);
         }
-        const double size = std::max(norm(pyskip_row(dst->src[1], row), gather.n_embd), 1e-19);
-        out[row]          = (float) std::log(std::max(norm(miss.data(), gather.n_embd) / size, 1e-19));
+        out[row] = (float) std::log(std::max(norm(miss.data(), gather.n_embd), 1e-19));
         energy += (double) out[row] * out[row];
         ++n_tokens;
     }
@@ -173,7 +172,6 @@ std::vector<ggml_tensor *> pyskip_gather_build(ggml_context * ctx, pyskip_gather
     pyskip_gather_layer & layer = gather.layers[slot.block.il];
     ggml_tensor *         xn    = slot.block.input;
     layer.slot                  = &slot;
-    layer.y_stand_in            = nullptr;
 
     if (gather.kind == PYSKIP_GATHER_NEURONS) {
         ggml_tensor * hidden = swiglu_of(slot.block);
@@ -197,10 +195,9 @@ std::vector<ggml_tensor *> pyskip_gather_build(ggml_context * ctx, pyskip_gather
     if (layer.cross->ne[1] == gather.n_embd) {
         targets = pyskip_operator(ctx, slot.n_rows, gather.n_embd, { slot.block.y }, outputs_compute, &layer);
     } else {
-        std::vector<ggml_tensor *> sources = { slot.block.y, slot.block.x };
-        layer.y_stand_in                   = pyskip_stand_in_build(ctx, gather.profile->layers[slot.block.il], xn);
-        if (layer.y_stand_in) {
-            sources.push_back(layer.y_stand_in);
+        std::vector<ggml_tensor *> sources = { slot.block.y };
+        if (ggml_tensor * y_ = pyskip_stand_in_build(ctx, gather.profile->layers[slot.block.il], xn)) {
+            sources.push_back(y_);
         }
         targets = pyskip_operator(ctx, slot.n_rows, 1, sources, errors_compute, &layer);
     }

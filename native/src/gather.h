@@ -27,7 +27,6 @@ struct pyskip_gather_layer {
 
     pyskip_gather *     gather = nullptr;
     const pyskip_slot * slot   = nullptr; // of the graph in use
-    ggml_tensor *       y_stand_in = nullptr;
 };
 
 struct pyskip_gather {

@@ -17,7 +17,7 @@ from ..gguf_info import inspect
 from ..llama import Llama
 from ..profile import Point, Profile, path_beside
 from . import curve
-from .fit import fit_gate, fit_gated_stand_in, fit_linear_stand_in
+from .fit import GateFit, fit_gate, fit_gated_stand_in, fit_linear_stand_in
 from .gather import Kind, LayerSums, gather
 from .harm import layer_harm, observe
 from .neurons import Neurons, default_width
@@ -44,7 +44,7 @@ class Settings:
     width: neurons of gated ones.
     n_fit, n_curve: windows of N_WINDOW tokens to fit on, and to measure on. n_fit None: N_FIT; to distill, all of a
         text or N_FIT_SAMPLED of the model's own.
-    n_harm: of those to fit on, windows that the harm is measured on; 0: gates predict the relative error alone.
+    n_harm: of those to fit on, windows that the harm is measured on; 0: gates predict the error alone.
     distill: seconds of end-to-end training instead of the closed form; 0: none.
     """
 
@@ -160,7 +160,7 @@ class Run:
                 f"{llm.model_path}: {text.n_tokens} tokens are too few to fit {self.n_embd} x {self.n_embd} values on, "
                 "or no block's input can be told: give more text"
             )
-        self._gather(text.fitted, Kind.ERRORS, self._fit_gate, "gates")
+        self._fit_gates()
         if self.settings.n_harm:
             self._add_harm(text.fitted[-self.settings.n_harm :])
 
@@ -208,20 +208,29 @@ class Run:
         gate = np.zeros(self.n_embd + 2, np.float32)
         self.layers[il] = LayerFit(gate, np.zeros(self.n_embd, np.float32) if bias is None else bias, {**stored})
 
-    def _fit_gate(self, il: int, sums: LayerSums) -> None:
-        layer = self.layers[il]
-        assert layer is not None
-        fitted = fit_gate(sums)
-        self.layers[il], self.gate_r2[il] = replace(layer, gate=fitted.gate), fitted.r2
+    def _fit_gates(self) -> None:
+        """Each gate predicts its stand-in's error, against the usual size of the stream that the next block gets."""
+        fits: dict[int, GateFit] = {}
+        self._gather(self.text.fitted, Kind.ERRORS, lambda il, sums: fits.update({il: fit_gate(sums)}), "gates")
+        for il, fitted in fits.items():
+            layer = self.layers[il]
+            assert layer is not None
+            self.layers[il], self.gate_r2[il] = replace(layer, gate=fitted.gate), fitted.r2
+            self._add_to_score(il, -fits.get(il + 1, fitted).log_x)
 
     def _add_harm(self, windows: Sequence[Tokens]) -> None:
-        """Let each gate predict, besides its layer's relative error, what such an error does to the next tokens."""
+        """Let each gate predict, besides its stand-in's error, what such an error does to the next tokens."""
         u = layer_harm(observe(self.llm, self._draft(), windows, self.settings.seed, self._stage("harm")))
         for il, layer in enumerate(self.layers):
             if layer is not None:
-                gate = layer.gate.copy()
-                gate[-1] += u[il]
-                self.layers[il] = replace(layer, gate=gate)
+                self._add_to_score(il, float(u[il]))
+
+    def _add_to_score(self, il: int, value: float) -> None:
+        layer = self.layers[il]
+        assert layer is not None
+        gate = layer.gate.copy()
+        gate[-1] += value
+        self.layers[il] = replace(layer, gate=gate)
 
     # Distilled
 

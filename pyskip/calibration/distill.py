@@ -1,12 +1,12 @@
 """End-to-end distillation: stand-ins and gates learn from the dense model's logits, with the gate in the loop.
 
-Needs the extra `pyskip[distill]` (torch, transformers), and a model that transformers can load from GGUF and whose
-layers are LLaMA's (mlp.gate_proj, up_proj, down_proj behind post_attention_layernorm). Uses a GPU where torch finds
-one. Called by calibrate.py. Three stages:
+Needs the extra `pyskip[distill]`, and a model that transformers can load from GGUF and whose layers are LLaMA's
+(mlp.gate_proj, up_proj, down_proj behind post_attention_layernorm). Uses a GPU where torch finds one. Called by
+calibrate.py. Three stages:
 
 1. local: each layer's stand-in, a gated FFN of `width` neurons that starts as the block's own strongest ones, learns
    the block's output from its input on the dense stream;
-2. gates: each starts as the closed-form prediction of log(|y - stand-in| / |x|), and learns to predict the harm itself:
+2. gates: each starts as the closed-form prediction of log(|y - stand-in|), and learns to predict the harm itself:
    what the stand-in would add to the KL divergence, from the Fisher information of sampled labels;
 3. joint: the stand-ins learn from the KL divergence to the dense logits, while the gates skip at several rates in turn.
    In the last part the stand-ins are seen through their quantisation. (Gates that learn too, by a straight-through
@@ -226,7 +226,7 @@ class Distiller:
     ) -> tuple[float, float]:
         own = self.stand_ins[il]
         miss = (y - own.output(xn)).norm(dim=1)
-        error = (miss / size).log()
+        error = miss.log()
         rows = torch.cat([xn, size.log()[:, None], torch.ones_like(size)[:, None]], 1)
         a = (rows[n_held:].T @ rows[n_held:]).double()
         a += 1e-4 * a.diagonal().mean() * torch.eye(len(a), dtype=torch.float64, device=a.device)

@@ -12,7 +12,7 @@ from .gather import LayerSums
 __all__ = ["GateFit", "StandInFit", "fit_gate", "fit_gated_stand_in", "fit_linear_stand_in"]
 
 LINEAR_RIDGE, GATE_RIDGE = 1e-3, 1e-2  # of the mean diagonal of the gram matrix
-GATED_RIDGE = 1e-2  # of each neuron's own square
+GATED_RIDGE = 0.3  # of each neuron's own square
 N_PER_FEATURE = 2  # tokens that a linear stand-in must have been seen with, for each of its features
 
 F32 = npt.NDArray[np.float32]
@@ -30,10 +30,11 @@ class StandInFit:
 
 @dataclass(frozen=True)
 class GateFit:
-    """gate: [n_embd + 2]. r2: of its prediction, on the tokens that it was fitted on."""
+    """gate: [n_embd + 2]. r2: of its prediction, on the tokens that it was fitted on. log_x: the mean of log(|x|)."""
 
     gate: F32
     r2: float
+    log_x: float
 
 
 def _solve(gram: F64, cross: F64, penalty: F64 | float) -> F64:
@@ -83,7 +84,9 @@ def fit_gated_stand_in(sums: LayerSums, down: F32) -> StandInFit:
     gram, cross = sums.gram.astype(np.float64), sums.cross.astype(np.float64)
     start = np.concatenate([down.T.astype(np.float64), np.zeros((1, len(down)))])  # [width + 1, n_embd]
     diagonal = gram.diagonal()
-    fitted = start + _solve(gram, cross - gram @ start, GATED_RIDGE * diagonal + 1e-6 * diagonal.mean())
+    penalty = GATED_RIDGE * diagonal + 1e-6 * diagonal.mean()
+    penalty[-1] = 0  # the bias is free
+    fitted = start + _solve(gram, cross - gram @ start, penalty)
     explained = _explained(fitted, gram, cross, sums.energy)
     return StandInFit(fitted[-1].astype(np.float32), {"skip_down": fitted[:-1].T.astype(np.float32)}, explained)
 
@@ -94,4 +97,5 @@ def fit_gate(sums: LayerSums) -> GateFit:
     gate = _solve(gram, cross, GATE_RIDGE * _mean_diagonal(gram))
     missed = 1 - _explained(gate, gram, cross, sums.energy)
     variance = 1 - cross[-1] ** 2 / sums.n_tokens / sums.energy if sums.energy > 0 else 0.0
-    return GateFit(gate.astype(np.float32), 1 - missed / variance if variance > 0 else 0.0)
+    r2 = 1 - missed / variance if variance > 0 else 0.0
+    return GateFit(gate.astype(np.float32), r2, float(gram[-2, -1]) / sums.n_tokens)

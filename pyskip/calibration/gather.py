@@ -36,7 +36,7 @@ class LayerSums:
     OUTPUTS: f = (xn, log(|x|), 1), t = y, the block's output.
     NEURONS: f = 1, t = the squares of what ffn_down reads; gram is empty.
     HIDDEN: f = (what the stand-in's skip_down reads, 1), t = y.
-    ERRORS: f = (xn, log(|x|), 1), t = log(|y - stand-in| / |x|).
+    ERRORS: f = (xn, log(|x|), 1), t = log(|y - stand-in|).
     """
 
     gram: npt.NDArray[np.float32]  # [n_row, n_row], sum of f f'

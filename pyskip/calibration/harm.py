@@ -4,8 +4,8 @@ The KL divergence to the dense model of a token t with the skipped blocks S is t
 
     kld[t] ~ sum over il in S of exp(2 (e[t, il] + u[il])) + background
 
-e is what the gates predict, the log of the stand-in's relative error; u how much a layer's errors cost against
-another's. A gate then predicts e + u. Called by calibrate.py.
+e is what the gates predict, the log of the stand-in's error against the stream's usual size; u how much a layer's
+errors cost against another's. A gate then predicts e + u. Called by calibrate.py.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ __all__ = ["calibrate"]
     default=4,
     show_default=True,
     metavar="N",
-    help="Of those to fit on, windows that the harm is measured on; 0: gates predict the relative error alone.",
+    help="Of those to fit on, windows that the harm is measured on; 0: gates predict the error alone.",
 )
 @click.option(
     "--distill",
