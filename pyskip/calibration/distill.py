@@ -265,7 +265,7 @@ class Distiller:
             logp.gather(1, label)[self.warmup :].sum().backward()
             for il, slope in enumerate(slopes):
                 harm[il].append((slope.grad[0, self.warmup :] ** 2).cpu())
-            self.progress("gates", i + 1, n_windows, "")
+            self.progress("gates again" if self.step else "gates", i + 1, n_windows, "")  # a stage's time is its own
         scores = []
         for il, own in enumerate(self.stand_ins):
             f = torch.cat(rows[il])
