@@ -65,7 +65,7 @@ def test_a_gate_is_found_again() -> None:
     assert fitted.log_x == pytest.approx(np.log(size).mean(), abs=1e-6)
 
 
-def test_a_gated_stand_in_makes_up_for_the_neurons_left_out() -> None:
+def test_a_gated_stand_in_makes_up_for_the_neurons_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """A block of neurons of which the kept ones tell the others; of one token the bias tells all."""
     rng = np.random.default_rng(5)
     hidden, bias = rng.standard_normal((2000, 8)), rng.standard_normal(24)
@@ -83,6 +83,10 @@ def test_a_gated_stand_in_makes_up_for_the_neurons_left_out() -> None:
     without = y - hidden @ own.T - bias  # what the kept ones alone miss
     assert explained > 0.95 > 1 - (without**2).sum() / (y**2).sum()
     np.testing.assert_allclose(found, bias, atol=0.1)
+    monkeypatch.setattr("pyskip.calibration.fit.GATED_RIDGE", 1e-2)
+    down, found, explained = fit(f, y)
+    assert explained > 0.99
+    np.testing.assert_allclose(f @ np.c_[down, found].T, y, atol=0.1 * np.abs(y).max())
     down, found, _ = fit(f[:1], y[:1])
     np.testing.assert_allclose(down, own, atol=1e-5)
     np.testing.assert_allclose(down @ hidden[0] + found, y[0], atol=1e-5)

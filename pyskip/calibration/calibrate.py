@@ -213,24 +213,21 @@ class Run:
         fits: dict[int, GateFit] = {}
         self._gather(self.text.fitted, Kind.ERRORS, lambda il, sums: fits.update({il: fit_gate(sums)}), "gates")
         for il, fitted in fits.items():
-            layer = self.layers[il]
-            assert layer is not None
-            self.layers[il], self.gate_r2[il] = replace(layer, gate=fitted.gate), fitted.r2
-            self._add_to_score(il, -fits.get(il + 1, fitted).log_x)
+            self.gate_r2[il] = fitted.r2
+            self._set_gate(il, fitted.gate, -fits.get(il + 1, fitted).log_x)
 
     def _add_harm(self, windows: Sequence[Tokens]) -> None:
         """Let each gate predict, besides its stand-in's error, what such an error does to the next tokens."""
         u = layer_harm(observe(self.llm, self._draft(), windows, self.settings.seed, self._stage("harm")))
         for il, layer in enumerate(self.layers):
             if layer is not None:
-                self._add_to_score(il, float(u[il]))
+                self._set_gate(il, layer.gate, float(u[il]))
 
-    def _add_to_score(self, il: int, value: float) -> None:
+    def _set_gate(self, il: int, gate: F32, offset: float) -> None:
+        """offset: what is added to its score."""
         layer = self.layers[il]
         assert layer is not None
-        gate = layer.gate.copy()
-        gate[-1] += value
-        self.layers[il] = replace(layer, gate=gate)
+        self.layers[il] = replace(layer, gate=np.append(gate[:-1], gate[-1] + np.float32(offset)))
 
     # Distilled
 
