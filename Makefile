@@ -10,10 +10,10 @@
 # make fuzz [RUNS=N] [TARGET=skip|task|profile|session|pair|native|guided]  mutated inputs: docs/reliability.md
 # make faults  interrupts, too little memory, thousands of requests: docs/reliability.md
 # make bench  what skipping costs and brings on this machine: docs/benchmarks.md
-# make results DATA=FOLDER [ONLY="STEP ..."]  docs/results.md: quality against skip rate (benchmarks/results.py)
+# make results DATA=FOLDER [ONLY="STEP ..."]  docs/results.md: quality against skip rate (benchmarks/results)
 # make screenshots  the pictures of docs/images, from the demo model; needs chromium and chromium-driver
 # make docs   the documentation as a site in build/site (mkdocs.yml)
-# make architectures  docs/architectures.md: what can skip in every architecture of llama.cpp (tests/architectures_page.py)
+# make architectures  docs/architectures.md: what can skip in every architecture of llama.cpp (tools/architectures_page.py)
 #
 # Needs Python 3.10 or newer with venv, a C++17 compiler and a network for pip. Everything goes into .venv and build.
 
@@ -25,7 +25,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -qq
 PIN     := $(shell sed -n 's/^llama_cpp_python = "\(.*\)"/\1/p' patches/upstream.toml)
 SDIST   := build/sdist/llama_cpp_python-$(PIN).tar.gz
 NATIVE  := $(filter-out native/fuzz/%,$(wildcard native/*/* native/*/*/*)) $(wildcard models/profiles/*) models/catalog.toml \
-           CMakeLists.txt pyproject.toml cmake/upstream.py $(wildcard patches/*)
+           CMakeLists.txt pyproject.toml tools/upstream.py $(wildcard patches/*)
 
 # Where the editable install has its libraries, and the demo model; looked up when a recipe asks.
 LIB_DIR = $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/pyskip/lib
@@ -72,13 +72,13 @@ sanitize: build/sanitize/address/.built build/sanitize/thread/.built build/tiny/
 	@rm -rf build/sanitize/address/site
 	@$(BIN)/cmake --install build/sanitize/address/cmake --prefix build/sanitize/address/site >/dev/null
 	@cp -R pyskip build/sanitize/address/site
-	$(BIN)/python tests/sanitized_chat.py build/sanitize/address/site build/tiny/m.gguf
+	$(BIN)/python tests/support/sanitized_chat.py build/sanitize/address/site build/tiny/m.gguf
 	TSAN_OPTIONS=halt_on_error=1:suppressions=$(abspath native/tests/thread.supp) \
 	  $(BIN)/ctest --test-dir build/sanitize/thread/tests --output-on-failure
 
 bump: $(VENV)/.tools
 	@test -n "$(VERSION)" || { echo "pyskip: no release named: make bump VERSION=x.y.z" >&2; exit 2; }
-	@$(BIN)/python cmake/bump.py $(VERSION)
+	@$(BIN)/python tools/bump.py $(VERSION)
 	@$(MAKE) --no-print-directory invariants
 
 invariants: $(VENV)/.built build/reference/.built build/native-tests/.built $(VENV)/.dev
@@ -104,23 +104,23 @@ bench: $(VENV)/.built build/reference/.built build/never-built/.built $(VENV)/.d
 	$(BIN)/python benchmarks/skip_cost.py
 
 results: $(VENV)/.built build/reference/.built $(VENV)/.dev
-	$(BIN)/python benchmarks/results.py $(if $(DATA),--text $(DATA)/dev_wiki.txt --lambada $(DATA)/dev_lambada.jsonl \
+	$(BIN)/python -m benchmarks.results $(if $(DATA),--text $(DATA)/dev_wiki.txt --lambada $(DATA)/dev_lambada.jsonl \
 	  --factoid $(DATA)/dev_factoid.jsonl --arc-easy $(DATA)/dev_arc_easy.jsonl --cnn $(DATA)/dev_cnn_dailymail.jsonl \
 	  --fit $(DATA)/calibration_wiki.txt) \
 	  $(if $(ONLY),--only $(ONLY)) $(RESULTS_ARGS)
 
 screenshots: $(VENV)/.built $(VENV)/.dev
-	$(BIN)/python tests/screenshots_chat.py
-	$(BIN)/python tests/screenshots_page.py
+	$(BIN)/python tools/screenshots_chat.py
+	$(BIN)/python tools/screenshots_page.py
 
 architectures: $(VENV)/.built build/reference/.built build/native-tests/.built
-	$(BIN)/python tests/architectures_page.py -o docs/architectures.md
+	$(BIN)/python tools/architectures_page.py -o docs/architectures.md
 
 # $(VENV)/.built has the tree unpacked; CMake finds it as it is.
 wheel wheel-aarch64: $(VENV)/.built $(VENV)/.wheel
 	@echo "pyskip: compiling a back end for every level of the instruction set (half an hour the first time)" >&2
-	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python cmake/wheel.py build --out dist $(if $(findstring aarch64,$@),--arch aarch64)
-	@$(BIN)/python cmake/wheel.py companion --out dist
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/wheel.py build --out dist $(if $(findstring aarch64,$@),--arch aarch64)
+	@$(BIN)/python tools/wheel.py companion --out dist
 
 wheel-test: $(VENV)/.built
 	$(BIN)/python tests/wheel/install.py $(or $(PYTHONS),$(PYTHON))
@@ -148,9 +148,9 @@ $(VENV)/.tools: pyproject.toml patches/upstream.toml
 	@$(PIP) install $(BUILD_TOOLS)
 	@touch $@
 
-$(SDIST): patches/upstream.toml cmake/upstream.py | $(VENV)/.tools
+$(SDIST): patches/upstream.toml tools/upstream.py | $(VENV)/.tools
 	@echo "pyskip: downloading llama.cpp (llama-cpp-python $(PIN), 75 MB)" >&2
-	@$(BIN)/python cmake/upstream.py sdist --out build/sdist >/dev/null
+	@$(BIN)/python tools/upstream.py sdist --out build/sdist >/dev/null
 	@touch $@
 
 $(VENV)/.runtime: $(SDIST)
@@ -175,7 +175,7 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/.built
 
 # Unpatched libllama of the same release and the same flags: what tests and benchmarks compare with. `never-built` is
 # the same with benchmarks/never-built.patch.
-build/reference/.built build/never-built/.built: build/%/.built: $(SDIST) CMakeLists.txt cmake/upstream.py | $(VENV)/.tools
+build/reference/.built build/never-built/.built: build/%/.built: $(SDIST) CMakeLists.txt tools/upstream.py | $(VENV)/.tools
 	@echo "pyskip: compiling llama.cpp to compare with ($*)" >&2
 	@mkdir -p build/$*
 	@$(BIN)/cmake -S . -B build/$*/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
@@ -188,7 +188,7 @@ build/reference/.built build/never-built/.built: build/%/.built: $(SDIST) CMakeL
 # Upstream's tests, linked with the libraries of the virtual environment.
 build/upstream-tests/.built: $(VENV)/.built tests/upstream/CMakeLists.txt
 	@echo "pyskip: compiling upstream's tests (ten minutes and more the first time)" >&2
-	@$(BIN)/python cmake/upstream.py tree --sdist build/sdist --out build/upstream-tests/tree --tests
+	@$(BIN)/python tools/upstream.py tree --sdist build/sdist --out build/upstream-tests/tree --tests
 	@$(BIN)/cmake -S tests/upstream -B build/upstream-tests/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
 	  -DPYSKIP_TREE=$(abspath build/upstream-tests/tree) -DPYSKIP_LIB_DIR=$(LIB_DIR) \
 	  -DPYSKIP_MODEL=$(DEMO) >build/upstream-tests/log || { cat build/upstream-tests/log; exit 1; }
@@ -197,10 +197,10 @@ build/upstream-tests/.built: $(VENV)/.built tests/upstream/CMakeLists.txt
 	@touch $@
 
 # A tiny model and its profile, where the demo model would take too long.
-build/tiny/.built: models/make_random.py models/make_profile.py | $(VENV)/.built
+build/tiny/.built: tools/models/make_random.py tools/models/make_profile.py | $(VENV)/.built
 	@mkdir -p $(@D)
-	@$(BIN)/python models/make_random.py --type q4_1 -o $(@D)/m.gguf
-	@$(BIN)/python models/make_profile.py $(@D)/m.gguf --stand-in gated --rank 32 -o $(@D)/m.skip.gguf
+	@$(BIN)/python tools/models/make_random.py --type q4_1 -o $(@D)/m.gguf
+	@$(BIN)/python tools/models/make_profile.py $(@D)/m.gguf --stand-in gated --rank 32 -o $(@D)/m.skip.gguf
 	@touch $@
 
 # The libraries and the native tests under sanitizers.

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 
 import pyskip
-from pyskip._system import cpu_name
 from pyskip.calibration import fit
 from pyskip.calibration.calibrate import Run, Settings
 from pyskip.calibration.text import CalibrationText
+from pyskip.system import cpu_name
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,7 +38,14 @@ def main() -> int:
     model = ROOT / "build" / "models" / "llama-7b.gguf"
     if not model.exists():
         model.parent.mkdir(parents=True, exist_ok=True)
-        maker = [sys.executable, str(ROOT / "models" / "make_random.py"), "--shape", "llama-7b", "-o", str(model)]
+        maker = [
+            sys.executable,
+            str(ROOT / "tools" / "models" / "make_random.py"),
+            "--shape",
+            "llama-7b",
+            "-o",
+            str(model),
+        ]
         subprocess.run(maker, check=True)
     fit.N_PER_FEATURE = 0
     llm = pyskip.Llama(model, n_ctx=args.tokens, n_batch=args.tokens, n_ubatch=args.tokens, verbose=False)

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import pyskip
-from pyskip._system import cpu_name, physical_cores
+from pyskip.system import cpu_name, physical_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 MIB = 2**20
@@ -155,7 +155,7 @@ def main() -> int:
         return 0
     if not args.model.exists():
         args.model.parent.mkdir(parents=True, exist_ok=True)
-        maker = [sys.executable, str(ROOT / "models" / "make_random.py"), "--shape", "llama-1.1b"]
+        maker = [sys.executable, str(ROOT / "tools" / "models" / "make_random.py"), "--shape", "llama-1.1b"]
         subprocess.run([*maker, "-o", str(args.model)], check=True)
     info = pyskip.inspect(args.model)
     limit = args.model.stat().st_size // 2

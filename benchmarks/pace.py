@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import pyskip
-from pyskip._library import BUILD
-from pyskip._system import cpu_name, physical_cores
+from pyskip.binding.library import BUILD
 from pyskip.models import resolve
+from pyskip.system import cpu_name, physical_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 N_ANSWER = 200
@@ -174,7 +174,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from results_plots import DASHES, DENSE, SETTINGS, STYLES
+    from results.plots import DASHES, DENSE, SETTINGS, STYLES
 
     data, blue, orange = result["series"], STYLES["profile"][0], STYLES["random"][0]
     target, most = result["target_tps"], max([result["max_skip"], *data["skipped"]])

@@ -23,8 +23,8 @@ from typing import Any
 import httpx
 
 import pyskip
-from pyskip._library import BUILD
-from pyskip._system import cpu_name, physical_cores
+from pyskip.binding.library import BUILD
+from pyskip.system import cpu_name, physical_cores
 
 PROMPT = "Write a long story about a ship that is lost at sea."
 OPTIONS = {"temperature": 0.0, "repeat_penalty": 1.0}

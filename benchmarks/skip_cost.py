@@ -92,10 +92,17 @@ def prepare(name: str) -> Path:
 
             model.symlink_to(resolve("demo"))
         else:
-            maker = [sys.executable, str(ROOT / "models" / "make_random.py"), "--shape", name, "-o", str(model)]
+            maker = [
+                sys.executable,
+                str(ROOT / "tools" / "models" / "make_random.py"),
+                "--shape",
+                name,
+                "-o",
+                str(model),
+            ]
             subprocess.run(maker, check=True)
     profile = model.with_name(f"{name}.skip.gguf")
-    maker = [sys.executable, str(ROOT / "models" / "make_profile.py"), str(model), "-o", str(profile)]
+    maker = [sys.executable, str(ROOT / "tools" / "models" / "make_profile.py"), str(model), "-o", str(profile)]
     subprocess.run(maker, check=True)
     return model
 

@@ -28,7 +28,7 @@ RATIOS = (("wheel", "native"), ("wheel, static", "native, static"))
 
 def libraries(python: str) -> list[str]:
     """The names of the libraries that this Python's pyskip loads."""
-    code = "from pyskip._library import LIB_DIR; print(*sorted(p.name for p in LIB_DIR.glob('*.so')))"
+    code = "from pyskip.binding.library import LIB_DIR; print(*sorted(p.name for p in LIB_DIR.glob('*.so')))"
     done = subprocess.run([python, "-c", code], capture_output=True, text=True)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]

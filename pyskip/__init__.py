@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from . import _startup as _startup  # isort: skip  (before what takes time to import)
+from . import startup as startup  # isort: skip  (before what takes time to import)
 
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -16,16 +16,16 @@ from .errors import BuildMismatchError, DecodeError, ModelLoadError, PolicyError
 from .policy import Cosine, Custom, Off, Policy, Profiled, Random, Static, parse_skip
 
 if TYPE_CHECKING:
-    from .gguf_info import GGUFInfo, inspect
-    from .llama import Llama
+    from .models.gguf_info import GGUFInfo, inspect
+    from .models.profile import Profile
     from .pace import Pace, PaceStats
-    from .profile import Profile
+    from .runtime.llama import Llama
     from .stats import SkipStats, SkipTrace
 
 # First: llama_cpp must come up on pyskip's libraries. What is wrong with them is raised by whatever needs them, and not
 # here, so that the command line can say it in one line.
 with suppress(BuildMismatchError):
-    from . import _library as _library
+    from .binding import library as library
 
 __version__ = "0.1.0"
 
@@ -59,18 +59,18 @@ __all__ = [
 
 def get_include() -> str:
     """The folder of pyskip.h, for the compiler of a policy in C (Custom)."""
-    from ._library import LIB_DIR
+    from .binding.library import LIB_DIR
 
     return str(LIB_DIR.parent / "include")
 
 
 _LAZY = {
-    "GGUFInfo": "gguf_info",
-    "inspect": "gguf_info",
-    "Llama": "llama",
+    "GGUFInfo": "models.gguf_info",
+    "inspect": "models.gguf_info",
+    "Llama": "runtime.llama",
     "Pace": "pace",
     "PaceStats": "pace",
-    "Profile": "profile",
+    "Profile": "models.profile",
     "SkipStats": "stats",
     "SkipTrace": "stats",
 }

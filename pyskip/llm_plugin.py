@@ -58,8 +58,8 @@ class PyskipModel(llm.Model):  # type: ignore[misc]
 
     def _answer(self, prompt: Any, response: Any) -> Iterator[str]:
         from .errors import DecodeError
-        from .generation import Generation, chat_tokens
         from .policy import Profiled
+        from .runtime.generation import Generation, chat_tokens
 
         options = prompt.options
         model = self._load(options.n_ctx, options.n_threads, options.profile)
@@ -85,8 +85,8 @@ class PyskipModel(llm.Model):  # type: ignore[misc]
     def _load(self, n_ctx: int | None, n_threads: int | None, profile: str | None) -> Any:
         how = (n_ctx, n_threads, profile)
         if self._loaded[0] != how:
-            from .gguf_info import inspect
-            from .llama import Llama
+            from .models.gguf_info import inspect
+            from .runtime.llama import Llama
 
             if self._loaded[1] is not None:
                 self._loaded[1].close()
@@ -140,8 +140,8 @@ def _known() -> dict[str, str]:
         pass
     if _has_cache():  # else there is no need to import a whole HTTP client
         try:
-            from .catalog import read_catalog
-            from .hub import in_cache
+            from .models.catalog import read_catalog
+            from .models.hub import in_cache
 
             names |= {name: name for name, entry in read_catalog().items() if in_cache(entry.repo, entry.file)}
         except PyskipError:

@@ -14,16 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from ._library import BUILD
-from ._scorer import Scorer
-from .decoding import decoding_arms
+from .binding.library import BUILD
 from .errors import PyskipError
-from .evaluation import ffn_bytes_saved
-from .generation import Generation
-from .gguf_info import inspect
-from .llama import Llama
+from .evaluation.evaluate import ffn_bytes_saved
+from .evaluation.scorer import Scorer
 from .models import resolve
+from .models.gguf_info import inspect
 from .policy import Policy, parse_skip
+from .runtime.decoding import decoding_arms
+from .runtime.generation import Generation
+from .runtime.llama import Llama
 
 try:
     from lm_eval.api.model import TemplateLM

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import make_profile as make_profile
+import make_random as make_random
 import numpy as np
 import pytest
+import zero_ffn_down as zero_ffn_down
 from hub_server import Hub, Repo, running_hub
 
 import pyskip  # isort: skip  (before llama_cpp)
@@ -21,23 +22,9 @@ import llama_cpp
 from pyskip.models import resolve
 
 ROOT = Path(__file__).resolve().parent.parent
+TEST_PATH = [str(ROOT / folder) for folder in ("tests", "tests/support", "tools/models")]  # for tests run as scripts
 os.environ["HF_HUB_OFFLINE"] = "1"  # for all but the `hub` fixture's users: no test reaches the real one
 REFERENCE = Path(os.environ.get("PYSKIP_REFERENCE_LIB", ROOT / "build" / "reference" / "lib"))
-
-
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "models" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-make_random = _load("make_random")
-zero_ffn_down = _load("zero_ffn_down")
-make_profile = _load("make_profile")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -130,7 +117,7 @@ def run_logits(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
             "GGML_NO_BACKTRACE": "1",
             **({"LLAMA_CPP_LIB_PATH": str(REFERENCE)} if build == "reference" else {}),
         }
-        command = [sys.executable, str(ROOT / "tests" / "logits.py"), build, str(model), str(out), *args]
+        command = [sys.executable, str(ROOT / "tests" / "support" / "logits.py"), build, str(model), str(out), *args]
         done = subprocess.run(command, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         with np.load(out) as arrays:

@@ -17,11 +17,11 @@ FILES = ("src/llama-context.h", "src/llama-context.cpp")
 
 @pytest.fixture(scope="module")
 def bump() -> ModuleType:
-    sys.path.insert(0, str(ROOT / "cmake"))
+    sys.path.insert(0, str(ROOT / "tools"))
     try:
         return importlib.import_module("bump")
     finally:
-        sys.path.remove(str(ROOT / "cmake"))
+        sys.path.remove(str(ROOT / "tools"))
 
 
 @pytest.fixture

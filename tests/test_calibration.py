@@ -20,7 +20,7 @@ from pyskip.calibration.gather import Kind, LayerSums, gather
 from pyskip.calibration.harm import N_MASK, Observed, layer_harm, observe
 from pyskip.calibration.neurons import Neurons
 from pyskip.calibration.text import CalibrationText, sample_text
-from pyskip.profile import Profile, path_beside
+from pyskip.models.profile import Profile, path_beside
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 

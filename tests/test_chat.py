@@ -18,9 +18,9 @@ from prompt_toolkit.output import DummyOutput
 from terminal import Terminal
 
 import pyskip
+from pyskip.chat.conversation import Conversation
 from pyskip.cli import chat_commands
 from pyskip.cli.chat_terminal import ChatCompleter, history, reader
-from pyskip.conversation import Conversation
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 SKIP = ("--skip", "cosine:threshold=-1,run=1,cold_start=1,cold_end=1,warmup=0")

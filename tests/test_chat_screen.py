@@ -16,7 +16,7 @@ from terminal import Screen
 
 from pyskip.cli import heat, markdown
 from pyskip.cli.chat_terminal import RichView
-from pyskip.generation import Answer
+from pyskip.runtime.generation import Answer
 from pyskip.stats import SkipStats, SkipTrace
 
 PARAGRAPH = "alpha beta **bold text** and `code`, 日本語のテキスト 👩‍🚀 e\u0301 " * 4

@@ -14,8 +14,8 @@ import pytest
 from conftest import make_random, open_llm
 
 import pyskip
-from pyskip.conversation import Conversation
-from pyskip.session import load_session, save_session
+from pyskip.chat.conversation import Conversation
+from pyskip.chat.session import load_session, save_session
 
 SPEC = "cosine:threshold=0.9,run=2,cold_start=1,cold_end=1,warmup=3"
 

@@ -79,7 +79,7 @@ def test_a_written_profile_computes_what_was_trained(distill: Any, demo: Path, d
     from test_profile_files import CURVE, PROVENANCE
 
     from pyskip.calibration.write import write_profile
-    from pyskip.profile import Profile
+    from pyskip.models.profile import Profile
 
     path = tmp_path / "p.skip.gguf"
     points = [replace(CURVE[0], threshold=made.thresholds[0.25])]

@@ -42,7 +42,7 @@ def docs_bin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     names = {name: name for name in ("pyskip", "make", "llm", "cp", "pip", "python")} | {"python3": "python"}
     for name, stands_for in names.items():
-        script = f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/docs_commands.py {stands_for} "$@"\n'
+        script = f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/support/docs_commands.py {stands_for} "$@"\n'
         (folder / name).write_text(script)
         (folder / name).chmod(0o755)
     (folder / "activate").touch()
@@ -139,7 +139,7 @@ def reader(
     reader = Reader(request.node.callspec.params["page"], tmp_path, docs_model, docs_bin)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LLM_USER_PATH", str(tmp_path / "llm"))
-    monkeypatch.setattr("pyskip.llama.physical_cores", lambda: 1)  # a tiny model
+    monkeypatch.setattr("pyskip.runtime.llama.physical_cores", lambda: 1)  # a tiny model
     yield reader
     reader.close()
 
@@ -265,4 +265,4 @@ def test_the_reference_shows_every_name(site: Path) -> None:
     for name in set(pyskip.__all__) - {"__version__", "Policy"}:
         assert any(anchor.startswith("pyskip.") and anchor.endswith(f".{name}") for anchor in anchors), name
     for method in ("skip_stats", "keep_pace", "take_trace", "set_abort", "mark_generated"):
-        assert f"pyskip.llama.Llama.{method}" in anchors
+        assert f"pyskip.runtime.llama.Llama.{method}" in anchors

@@ -12,11 +12,11 @@ from conftest import make_profile, open_llm
 from evaluations import Run, continuation, refused, story
 
 import pyskip
-from pyskip._library import llama_cpp
+from pyskip.binding.library import llama_cpp
 from pyskip.errors import PyskipError
 from pyskip.evaluation import evaluate_task, evaluate_text
-from pyskip.journal import Journal, Record
-from pyskip.tasks import TaskItem
+from pyskip.evaluation.journal import Journal, Record
+from pyskip.evaluation.tasks import TaskItem
 
 TEXT = story(20)
 SPECS = ["static:2", "cosine:threshold=0.9,cold_start=1,cold_end=1,warmup=4"]

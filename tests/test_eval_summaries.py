@@ -13,10 +13,10 @@ from evaluations import Run, story
 
 import pyskip
 from pyskip.errors import PyskipError
-from pyskip.generation import Generation, chat_tokens
-from pyskip.journal import Journal
-from pyskip.summaries import _prompt, evaluate_summaries
-from pyskip.tasks import Article, read_task
+from pyskip.evaluation.journal import Journal
+from pyskip.evaluation.summaries import _prompt, evaluate_summaries
+from pyskip.evaluation.tasks import Article, read_task
+from pyskip.runtime.generation import Generation, chat_tokens
 
 rouge_scorer = pytest.importorskip("rouge_score.rouge_scorer", reason="the extra `eval` is not installed")
 

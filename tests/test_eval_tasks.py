@@ -14,7 +14,7 @@ from raw import Raw
 import pyskip
 from pyskip.errors import PyskipError
 from pyskip.evaluation import evaluate_task
-from pyskip.tasks import TaskItem, read_task, read_text
+from pyskip.evaluation.tasks import TaskItem, read_task, read_text
 
 CONTEXT = "The sailor lost a coin near the harbour, and the teacher found"
 

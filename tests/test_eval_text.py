@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REFERENCE, make_profile, open_llm
+from conftest import REFERENCE, ROOT, make_profile, open_llm
 from evaluations import Floats, single_steps, story
 
 import pyskip
@@ -52,7 +52,7 @@ def test_dense_equals_unpatched_llama_cpp(demo: Path, tmp_path: Path) -> None:
     """llama-perplexity's arithmetic over a library without pyskip's patches, to four digits."""
     text = tmp_path / "text.txt"
     text.write_text(story(80))
-    command = [sys.executable, str(Path(__file__).with_name("perplexity.py")), str(demo), str(text), "256", "3"]
+    command = [sys.executable, str(ROOT / "tests" / "support" / "perplexity.py"), str(demo), str(text), "256", "3"]
     done = subprocess.run(
         command, env={**os.environ, "LLAMA_CPP_LIB_PATH": str(REFERENCE)}, capture_output=True, text=True
     )

@@ -36,7 +36,7 @@ def profiled(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs a program in this process; what it wrote to stdout."""
-    monkeypatch.setattr("pyskip.llama.physical_cores", lambda: 1)
+    monkeypatch.setattr("pyskip.runtime.llama.physical_cores", lambda: 1)
 
     def run(name: str, *args: object, typed: str = "") -> str:
         monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
@@ -115,7 +115,7 @@ def test_fastapi_app(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fastapi.testclient import TestClient
 
     monkeypatch.setenv("MODEL", str(tiny))
-    monkeypatch.setattr("pyskip.llama.physical_cores", lambda: 1)
+    monkeypatch.setattr("pyskip.runtime.llama.physical_cores", lambda: 1)
     names = runpy.run_path(str(EXAMPLES / "fastapi_app.py"))
     with TestClient(names["app"]) as client:
         question = {"prompt": "The sky", "skip": "static:1,2,3", "n": 8}

@@ -21,10 +21,10 @@ import pytest
 
 import pyskip  # isort: skip  (before llama_cpp)
 import llama_cpp
-from conftest import make_profile, make_random
+from conftest import TEST_PATH, make_profile, make_random
 from raw import Raw
 
-from pyskip.calibration.context import BatchContext
+from pyskip.runtime.batch import BatchContext
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -142,7 +142,7 @@ def test_fork_after_load(pair: list[Path], n_threads: int) -> None:
     """In a process of its own: pytest's has threads. With one thread a child goes on. With more it has none of the
     threads that its parent decoded with, and is told so instead of waiting for them for ever."""
     code = (
-        "import os, sys; sys.path.insert(0, sys.argv[2]); import test_faults as t; from pathlib import Path\n"
+        "import os, sys; sys.path[:0] = sys.argv[2:]; import test_faults as t; from pathlib import Path\n"
         f"llm = t.load(Path(sys.argv[1]), t.POLICIES[3], {n_threads}); alone = t.say(llm)\n"
         "child = os.fork()\n"
         "try: same = t.say(llm) == alone\n"
@@ -150,7 +150,7 @@ def test_fork_after_load(pair: list[Path], n_threads: int) -> None:
         "os.write(1, f'{child == 0} {same}\\n'.encode())\n"
         "os._exit(0) if child == 0 else os.waitpid(child, 0)"
     )
-    command = [sys.executable, "-B", "-c", code, str(pair[0]), str(Path(__file__).parent)]
+    command = [sys.executable, "-B", "-c", code, str(pair[0]), *TEST_PATH]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     said = sorted(done.stdout.splitlines())
     assert said[0] == "False True", done.stderr
@@ -201,11 +201,11 @@ def test_calibration_notices_a_file_that_is_written_to(mapped: Path) -> None:
 def test_a_file_that_is_cut_off_within_a_token_is_one_line(mapped: Path) -> None:
     """SIGBUS, which no check before a token can rule out."""
     code = (
-        "import os, sys; sys.path.insert(0, sys.argv[2]); import test_faults as t; from pathlib import Path\n"
-        "llm = t.load(Path(sys.argv[1]), 'off'); from pyskip._crash import exit_on_crash; exit_on_crash(2)\n"
+        "import os, sys; sys.path[:0] = sys.argv[2:]; import test_faults as t; from pathlib import Path\n"
+        "llm = t.load(Path(sys.argv[1]), 'off'); from pyskip.binding.crash import exit_on_crash; exit_on_crash(2)\n"
         "os.truncate(sys.argv[1], 4096); llm._file = None; t.say(llm)"
     )
-    command = [sys.executable, "-B", "-c", code, str(mapped), str(Path(__file__).parent)]
+    command = [sys.executable, "-B", "-c", code, str(mapped), *TEST_PATH]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1

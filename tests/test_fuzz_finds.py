@@ -69,7 +69,8 @@ def test_a_vocabulary_without_a_byte(cli: Cli, tiny: Path, tmp_path: Path) -> No
 )
 def test_a_crash_is_one_line_at_the_command_line(crash: str, said: str) -> None:
     code = (
-        "import ctypes, os, signal; from pyskip._library import LIB_DIR; from pyskip._crash import exit_on_crash\n"
+        "import ctypes, os, signal\n"
+        "from pyskip.binding.library import LIB_DIR\nfrom pyskip.binding.crash import exit_on_crash\n"
         f"ggml = ctypes.CDLL(str(LIB_DIR / 'libggml-base.so')); exit_on_crash(2); {crash}"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

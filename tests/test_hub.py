@@ -14,8 +14,8 @@ import pytest
 from hub_server import Hub, Repo, error_line, sha256
 
 import pyskip
-from pyskip.catalog import read_catalog
-from pyskip.gguf_info import ffn_bytes
+from pyskip.models.catalog import read_catalog
+from pyskip.models.gguf_info import ffn_bytes
 
 MB = 10**6
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

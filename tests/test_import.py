@@ -16,7 +16,7 @@ def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 def test_import_brings_nothing_that_only_the_command_line_needs() -> None:
     code = "import sys, llama_cpp; before = set(sys.modules); import pyskip; print(*sorted(set(sys.modules) - before))"
-    lib_dir = str(Path(pyskip._library.LIB_DIR))
+    lib_dir = str(Path(pyskip.binding.library.LIB_DIR))
     done = python(code, LLAMA_CPP_LIB_PATH=lib_dir)
     assert done.returncode == 0, done.stderr
     added = {name.partition(".")[0] for name in done.stdout.split()}

@@ -250,7 +250,7 @@ def test_long_pieces(llm: pyskip.Llama) -> None:
 
 
 def test_threads_default_to_what_may_be_used(tiny: Path) -> None:
-    from pyskip._system import physical_cores
+    from pyskip.system import physical_cores
 
     with closing(load(tiny, n_threads=None, n_threads_batch=None)) as llm:
         assert llm.n_threads == llm.n_threads_batch == physical_cores()

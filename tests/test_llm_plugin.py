@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner, Result
 from conftest import make_profile
 
-import pyskip.generation
+import pyskip.runtime.generation
 from pyskip import llm_plugin
 
 Cli = Callable[..., Result]
@@ -29,7 +29,7 @@ Cli = Callable[..., Result]
 def llm_cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
     """llm's command line, in this process, with a folder of its own."""
     monkeypatch.setenv("LLM_USER_PATH", str(tmp_path / "llm"))
-    monkeypatch.setattr("pyskip.llama.physical_cores", lambda: 1)
+    monkeypatch.setattr("pyskip.runtime.llama.physical_cores", lambda: 1)
 
     def run(*args: str, typed: str = "") -> Result:
         return CliRunner().invoke(llm.cli.cli, args, input=typed)
@@ -96,7 +96,7 @@ def test_mistakes_are_one_line(llm_cli: Cli, tmp_path: Path, tiny: Path) -> None
 
 
 def test_models_that_were_pulled(llm_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyskip.hub.in_cache", lambda repo, file: "0.6B" in repo or "0.6b" in repo)
+    monkeypatch.setattr("pyskip.models.hub.in_cache", lambda repo, file: "0.6B" in repo or "0.6b" in repo)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert set(llm_plugin._known()) == {"demo"}
     (tmp_path / "models--some-one--Tiny").mkdir()
@@ -136,9 +136,9 @@ def test_a_conversation_keeps_its_turns(model: Any) -> None:
     text = second.text()
     assert second.input_tokens > first.input_tokens
     turns = [("system", "Count"), ("user", "One"), ("assistant", first.text()), ("user", "Two")]
-    tokens = pyskip.generation.chat_tokens(model._loaded[1], [{"role": r, "content": c} for r, c in turns])
+    tokens = pyskip.runtime.generation.chat_tokens(model._loaded[1], [{"role": r, "content": c} for r, c in turns])
     assert len(tokens) == second.input_tokens
-    expected = pyskip.generation.Generation(model._loaded[1], tokens, max_tokens=4, temp=0.0, seed=None)
+    expected = pyskip.runtime.generation.Generation(model._loaded[1], tokens, max_tokens=4, temp=0.0, seed=None)
     assert "".join(expected) == text
     with pytest.raises(llm.ModelError, match="the context holds 256"):
         conversation.prompt("word " * 400, **few).text()

@@ -25,8 +25,8 @@ pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'py
 
 from lm_eval.api.registry import Registry, get_model
 
-from pyskip.generation import Generation
 from pyskip.lm_eval import PyskipLM
+from pyskip.runtime.generation import Generation
 
 SPEC = "static:2,4"
 N_CTX = 400

@@ -1,4 +1,4 @@
-"""The makers in models/: what speed and zeroed-weights tests stand on."""
+"""The makers in tools/models/: what speed and zeroed-weights tests stand on."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_zero_bytes_are_zero_weights_in_q4_k(tmp_path: Path) -> None:
     ],
 )
 def test_a_maker_fails_in_one_line(tiny: Path, tmp_path: Path, maker: str, args: list[str], message: str) -> None:
-    command = [sys.executable, str(ROOT / "models" / f"{maker}.py"), *[arg.format(tiny=tiny) for arg in args]]
+    command = [sys.executable, str(ROOT / "tools" / "models" / f"{maker}.py"), *[arg.format(tiny=tiny) for arg in args]]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert message in done.stderr
@@ -140,7 +140,7 @@ def test_never_built_equals_zeroed(run_logits: Logits, tiny: Path, tmp_path: Pat
     expected = run_logits("reference", zeroed, *few)
     env = {**os.environ, "LLAMA_CPP_LIB_PATH": str(NEVER_BUILT), "PYSKIP_NEVER_BUILT": "1,3,5"}
     out = tmp_path / "out.npz"
-    command = [sys.executable, str(ROOT / "tests" / "logits.py"), "reference", str(tiny), str(out), *few]
+    command = [sys.executable, str(ROOT / "tests" / "support" / "logits.py"), "reference", str(tiny), str(out), *few]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     with np.load(out) as found:

@@ -231,7 +231,7 @@ def test_a_floor_and_what_has_none(llm: pyskip.Llama, tiny: Path) -> None:
 @pytest.fixture
 def hog() -> Iterator[Callable[[], list[subprocess.Popen[bytes]]]]:
     """Starts processes that spin, two for each core; ends what is left of them."""
-    from pyskip._system import physical_cores
+    from pyskip.system import physical_cores
 
     hogs: list[subprocess.Popen[bytes]] = []
 

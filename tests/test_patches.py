@@ -15,7 +15,7 @@ SERIES = (PATCHES / "series").read_text().split()
 
 @pytest.fixture(scope="module")
 def upstream() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("upstream", ROOT / "cmake" / "upstream.py")
+    spec = importlib.util.spec_from_file_location("upstream", ROOT / "tools" / "upstream.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -118,7 +118,7 @@ def test_rebuild_touches_only_what_changed(upstream: ModuleType, tmp_path: Path)
 def test_the_pin_has_one_place(upstream: ModuleType) -> None:
     version = upstream.pin()["llama_cpp_python"]
     assert f'"llama-cpp-python=={version}"' in (ROOT / "pyproject.toml").read_text()
-    from pyskip._library import BUILD
+    from pyskip.binding.library import BUILD
 
     assert f"llama-cpp-python {version}, llama.cpp {upstream.pin()['llama_cpp_commit']}" in BUILD
     assert upstream.patches_hash(upstream.series()) in BUILD

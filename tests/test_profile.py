@@ -12,8 +12,8 @@ from raw import Raw, Token
 
 import pyskip
 from pyskip.evaluation import ffn_bytes_saved
+from pyskip.models.profile import Profile, path_beside
 from pyskip.policy import Profiled
-from pyskip.profile import Profile, path_beside
 
 KINDS = [("linear", None), ("linear", 24), ("gated", 32), ("none", None)]
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from conftest import make_profile
+from conftest import TEST_PATH, make_profile
 
 import pyskip
 from pyskip.calibration.write import LayerFit, Provenance, write_profile
-from pyskip.profile import Point, Profile
+from pyskip.models.profile import Point, Profile
 
 N_EMBD = 64
 PROVENANCE = Provenance("m", "fnv1a64:0", "linear", "made up", "none", "", 0, 4, "test")
@@ -178,7 +178,7 @@ def test_a_full_disk_leaves_the_old_file(sound: Path) -> None:
     """RLIMIT_FSIZE, in a process of its own, fails writes as a full disk does."""
     before = sound.read_bytes()
     code = (
-        "import sys; sys.path.insert(0, sys.argv[2]); import test_profile_files as t\n"
+        "import sys; sys.path[:0] = sys.argv[2:]; import test_profile_files as t\n"
         "from pathlib import Path\n"
         "try: t.write_profile(Path(sys.argv[1]), [t.full()] * 3, t.CURVE, 0, t.PROVENANCE, 'F32')\n"
         "except t.pyskip.ProfileError as e: print(e)"
@@ -189,7 +189,7 @@ def test_a_full_disk_leaves_the_old_file(sound: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
 
     result = subprocess.run(
-        [sys.executable, "-B", "-c", code, str(sound), str(Path(__file__).parent)],
+        [sys.executable, "-B", "-c", code, str(sound), *TEST_PATH],
         preexec_fn=limit, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert "cannot be written" in result.stdout, result.stderr

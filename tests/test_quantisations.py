@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pyskip.quantisations import Model, RepoFile, choose, find, models_in, nearest, size_text
+from pyskip.models.quantisations import Model, RepoFile, choose, find, models_in, nearest, size_text
 
 GB = 10**9
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +12,6 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="the plots need matplotlib: pip install 'pyskip[results]'")
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 N_LAYER = 30
 RATES = (0.05, 0.25, 0.35)
 TASKS = {"lambada": "accuracy", "factoid": "accuracy", "arc_easy": "accuracy", "cnn": "rouge_l"}
@@ -25,7 +23,7 @@ COST = {"random": 9.0, "static": 2.0, "cosine": 1.5, "profile": 0.1}  # made up:
 def document(step: str, **found: Any) -> dict[str, Any]:
     return {
         "step": step,
-        "command": f"python benchmarks/results.py --only {step}",
+        "command": f"python -m benchmarks.results --only {step}",
         "date": "2026-01-02",
         "model": {"name": "Tiny", "file": "tiny.gguf", "n_layer": N_LAYER, "n_params": 1e8, "fingerprint": "0123abcd"},
         "cpu": "A CPU",
@@ -50,15 +48,11 @@ def rows(key: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def benchmarks() -> Iterator[tuple[ModuleType, ...]]:
-    """results.py, results_page.py and results_steps.py."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        import results
-        import results_page
-        import results_steps
+def benchmarks() -> tuple[ModuleType, ...]:
+    """benchmarks.results, its page and its steps."""
+    from benchmarks.results import __main__, page, steps
 
-        yield results, results_page, results_steps
+    return __main__, page, steps
 
 
 @pytest.fixture
@@ -128,7 +122,7 @@ def test_page_holds_every_table(page: Path) -> None:
         section = text.split(f"### {title}\n")[1].split("\n#")[0]
         rates = [line.split(" |")[0] for line in section.splitlines() if re.match(r"\| \d", line)]
         assert rates == ["| 5 %", "| 25 %", "| 35 %"]
-        assert "`python benchmarks/results.py --only" in section
+        assert "`python -m benchmarks.results --only" in section
     assert "| 25 % | 90.0 ± 0.9 (22.5 %) | 2.718 ± 0.027 (22.5 %) |" in text
     assert "| 35 % | 5.5 ± 2.0 (31.5 %) |" in text  # 0.4 / (1 + 9 x 0.35 x 2)
     assert "| profile, 35 % | 30.0 ± 1.0 | 1.350 | 1.200 | 35 % | 1.073 |" in text

@@ -13,7 +13,7 @@ import pytest
 from serving import ALTERNATE, Running, open_served, running
 
 import pyskip
-from pyskip.generation import Generation, chat_tokens
+from pyskip.runtime.generation import Generation, chat_tokens
 from pyskip.server import turns
 from pyskip.server.completion import create_completion
 

@@ -1,4 +1,4 @@
-"""Wheels: what cmake/wheel.py promises of them, and those in dist/ where `make wheel` has built some. None is built or
+"""Wheels: what tools/wheel.py promises of them, and those in dist/ where `make wheel` has built some. None is built or
 installed here; `make wheel-test` and `make wheel-aarch64-test` do that. What needs no llama.cpp is run on ARM, where
 Debian's cross-compiler and emulator are there."""
 
@@ -25,7 +25,8 @@ from packaging.tags import parse_tag
 from packaging.utils import parse_wheel_filename
 from packaging.version import Version
 
-from pyskip import BuildMismatchError, _library
+from pyskip import BuildMismatchError
+from pyskip.binding import library
 
 WHEELS = sorted((ROOT / "dist").glob("pyskip-*.whl"))
 CROSS = ("aarch64-linux-gnu-g++", "qemu-aarch64-static")
@@ -34,11 +35,11 @@ NAME = "pyskip-0.1.0-cp310-abi3-manylinux_2_35_{arch}.whl"
 
 @pytest.fixture(scope="module")
 def wheel() -> ModuleType:
-    sys.path.insert(0, str(ROOT / "cmake"))
+    sys.path.insert(0, str(ROOT / "tools"))
     try:
         return importlib.import_module("wheel")
     finally:
-        sys.path.remove(str(ROOT / "cmake"))
+        sys.path.remove(str(ROOT / "tools"))
         sys.modules.pop("wheel", None)  # the name of a package, too
 
 
@@ -218,7 +219,7 @@ def test_built_wheel(wheel: ModuleType, path: Path) -> None:
 @pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the effect on the log of this process."""
-    monkeypatch.setattr(_library, "lib", SimpleNamespace(pyskip_log_drop=lambda: None))
+    monkeypatch.setattr(library, "lib", SimpleNamespace(pyskip_log_drop=lambda: None))
 
 
 class Ggml:
@@ -239,8 +240,8 @@ class Ggml:
 def test_back_ends_are_loaded_from_beside_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ggml = Ggml(1)
     monkeypatch.setattr(ctypes, "CDLL", {str(tmp_path / "libggml.so"): ggml}.__getitem__)
-    _library._load_backends(tmp_path)
-    _library._load_backends(tmp_path)  # by now there is one
+    library._load_backends(tmp_path)
+    library._load_backends(tmp_path)  # by now there is one
     assert ggml.folders == [str(tmp_path).encode()]
 
 
@@ -248,4 +249,4 @@ def test_back_ends_are_loaded_from_beside_the_library(tmp_path: Path, monkeypatc
 def test_no_back_end_runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda path: Ggml(0))
     with pytest.raises(BuildMismatchError, match=r"no libggml-cpu-\*\.so in .* runs on this processor: install"):
-        _library._load_backends(tmp_path)
+        library._load_backends(tmp_path)

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import PolicyError, ProfileError
-from ..gguf_info import inspect
-from ..llama import Llama
-from ..profile import Point, Profile, path_beside
+from ..models.gguf_info import inspect
+from ..models.profile import Point, Profile, path_beside
+from ..runtime.llama import Llama
 from . import curve
 from .fit import GateFit, fit_gate, fit_gated_stand_in, fit_linear_stand_in
 from .gather import Kind, LayerSums, gather

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ..evaluation import evaluate_windows
-from ..gguf_info import inspect
-from ..llama import Llama
+from ..evaluation.evaluate import evaluate_windows
+from ..models.gguf_info import inspect
+from ..models.profile import Point
 from ..policy import MAX_ERROR, Policy, Profiled
-from ..profile import Point
-from .context import BatchContext
+from ..runtime.batch import BatchContext
+from ..runtime.llama import Llama
 
 __all__ = ["RATES", "find_thresholds", "measure", "recommend"]
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .._context import SkipContext
-from .._library import ffi, lib
-from .._status import N_ERROR, raise_for
-from ..llama import Llama
-from ..profile import Profile
-from .context import BatchContext
+from ..binding.library import ffi, lib
+from ..binding.status import N_ERROR, raise_for
+from ..models.profile import Profile
+from ..runtime.batch import BatchContext
+from ..runtime.context import SkipContext
+from ..runtime.llama import Llama
 
 __all__ = ["Kind", "LayerSums", "gather"]
 

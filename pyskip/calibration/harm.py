@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..evaluation import score
-from ..llama import Llama
+from ..evaluation.evaluate import score
+from ..models.profile import Profile
 from ..policy import Off, Random
-from ..profile import Profile
-from .context import BatchContext
+from ..runtime.batch import BatchContext
+from ..runtime.llama import Llama
 from .fit import F64
 
 __all__ = ["Observed", "layer_harm", "observe"]

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DecodeError, PyskipError
-from ..generation import chat_tokens
-from ..llama import Llama
-from .context import BatchContext
+from ..runtime.batch import BatchContext
+from ..runtime.generation import chat_tokens
+from ..runtime.llama import Llama
 
 __all__ = ["CalibrationText", "Tokens", "read_text", "sample_text"]
 

@@ -11,9 +11,9 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from .._replace import replacing
 from ..errors import ProfileError
-from ..profile import Point
+from ..models.profile import Point
+from ..replace import replacing
 
 __all__ = ["LayerFit", "Provenance", "Quantised", "quantise", "write_profile"]
 

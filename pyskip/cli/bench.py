@@ -82,10 +82,10 @@ def bench(
     own ratios; what the bytes allow is a machine whose time is all reading weights; efficiency is the one over the
     other.
     """
-    from pyskip._system import physical_cores
     from pyskip.bench import Test, run_bench
+    from pyskip.evaluation.tasks import read_text
     from pyskip.policy import parse_skip
-    from pyskip.tasks import read_text
+    from pyskip.system import physical_cores
 
     for spec in skips:
         parse_skip(spec)
@@ -106,8 +106,8 @@ def bench(
 
 def _arms(path: Path, skips: tuple[str, ...], profile: str | None, peer: str | None) -> list[Arm]:
     from pyskip.bench import Arm
-    from pyskip.gguf_info import inspect
-    from pyskip.profile import find_profile
+    from pyskip.models.gguf_info import inspect
+    from pyskip.models.profile import find_profile
 
     if not skips and (profile is not None or find_profile(path, inspect(path).fingerprint) is not None):
         skips = ("profile",)

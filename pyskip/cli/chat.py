@@ -14,7 +14,7 @@ from .chat_commands import Commands, EndOfChat, find, rate_of, skip_rate_of, unk
 from .options import Options, common_options, load
 
 if TYPE_CHECKING:
-    from pyskip.conversation import Conversation
+    from pyskip.chat.conversation import Conversation
 
     from .heat import Line
 
@@ -35,7 +35,7 @@ def chat(model: str, system: str | None, session: str | None, options: Options) 
     llm = load(model, options)
     if "tokenizer.chat_template" not in llm.metadata:
         ui.note("the model has no chat template: using ChatML")
-    from pyskip.conversation import Conversation
+    from pyskip.chat.conversation import Conversation
 
     conversation = Conversation(
         llm,

@@ -12,8 +12,8 @@ from pyskip.errors import PyskipError
 from pyskip.policy import parse_skip
 
 if TYPE_CHECKING:
-    from pyskip.conversation import Conversation
-    from pyskip.generation import Answer
+    from pyskip.chat.conversation import Conversation
+    from pyskip.runtime.generation import Answer
 
     from .heat import Line
 
@@ -128,7 +128,7 @@ class Commands:
     # Files
 
     def _save(self, file: str) -> None:
-        from pyskip.session import save_session
+        from pyskip.chat.session import save_session
 
         path = self._path(file)
         conversation = self._conversation
@@ -136,7 +136,7 @@ class Commands:
         self._view.note(f"saved {_count(len(conversation.turns) // 2, 'turn')}: {path.stat().st_size / 2**20:.1f} MiB")
 
     def _load(self, file: str) -> None:
-        from pyskip.session import load_session
+        from pyskip.chat.session import load_session
 
         conversation = self._conversation
         session, reason = load_session(self._path(file), conversation.llm)

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pyskip.errors import PyskipError
-from pyskip.llama import Llama
+from pyskip.runtime.llama import Llama
 
 from . import ui
 from .chat import PlainView

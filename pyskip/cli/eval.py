@@ -17,10 +17,10 @@ from . import ui
 
 if TYPE_CHECKING:
     from pyskip.evaluation import TaskResult, TextResult
-    from pyskip.journal import Journal
-    from pyskip.llama import Llama
-    from pyskip.summaries import SummaryResult
-    from pyskip.tasks import Article, TaskItem
+    from pyskip.evaluation.journal import Journal
+    from pyskip.evaluation.summaries import SummaryResult
+    from pyskip.evaluation.tasks import Article, TaskItem
+    from pyskip.runtime.llama import Llama
 
     Result = TextResult | TaskResult | SummaryResult
 
@@ -79,8 +79,8 @@ def eval(
         raise click.UsageError("Give either --text or --task.", click.get_current_context())
     if no_dense and task is not None:
         raise click.UsageError("--no-dense goes with --text only.", click.get_current_context())
+    from pyskip.evaluation.tasks import Article, read_task, read_text
     from pyskip.policy import parse_skip
-    from pyskip.tasks import Article, read_task, read_text
 
     for spec in skips:
         parse_skip(spec)  # these, and the file, before a model is loaded
@@ -103,8 +103,8 @@ def eval(
 def _load(model: str, kind: str, n_ctx: int | None, n_threads: int | None, profile: str | None) -> Llama:
     """With one batch for a whole window."""
     from pyskip.errors import PyskipError
-    from pyskip.gguf_info import inspect
-    from pyskip.llama import Llama
+    from pyskip.models.gguf_info import inspect
+    from pyskip.runtime.llama import Llama
 
     path = ui.resolve(model)
     info = inspect(path)
@@ -120,8 +120,8 @@ def _load(model: str, kind: str, n_ctx: int | None, n_threads: int | None, profi
 
 def _journal(resume: str | None, llm: Llama, kind: str, path: str, more: dict[str, int]) -> Journal:
     """What was scored already, of the same file by the same model and build."""
-    from pyskip._library import BUILD
-    from pyskip.journal import Journal
+    from pyskip.binding.library import BUILD
+    from pyskip.evaluation.journal import Journal
 
     if resume is None:
         return Journal()
@@ -147,8 +147,8 @@ def _evaluate(
     given: dict[str, Any],
 ) -> Sequence[Result]:
     from pyskip.evaluation import evaluate_task, evaluate_text
-    from pyskip.summaries import evaluate_summaries
-    from pyskip.tasks import Article, TaskItem
+    from pyskip.evaluation.summaries import evaluate_summaries
+    from pyskip.evaluation.tasks import Article, TaskItem
 
     if isinstance(content, str):
         return evaluate_text(llm, content, skips, n_ctx=llm.n_ctx(), chunks=chunks, **given)
@@ -166,7 +166,7 @@ def _shown(show: Callable[[int, int, str], None], words: str) -> Callable[[int, 
 def _print_json(
     results: Sequence[Result], model: str, source: dict[str, str | None], llm: Llama, seconds: float
 ) -> None:
-    from pyskip._library import BUILD
+    from pyskip.binding.library import BUILD
 
     document = {
         "results": [

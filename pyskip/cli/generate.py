@@ -33,7 +33,7 @@ def generate(model: str, prompt: str, options: Options, as_json: bool) -> int:
         raise click.BadParameter("the prompt is empty.", param_hint="-p")
 
     llm = load(model, options)
-    from pyskip.generation import Generation
+    from pyskip.runtime.generation import Generation
 
     tokens = list(llm.tokenize(raw, add_bos=True, special=True))
     generation = Generation(llm, tokens, max_tokens=options.n_predict, temp=options.temp, seed=options.seed)

@@ -8,8 +8,8 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pyskip.generation import Answer
-from pyskip.llama import Llama
+from pyskip.runtime.generation import Answer
+from pyskip.runtime.llama import Llama
 from pyskip.stats import SkipTrace
 
 from . import ui

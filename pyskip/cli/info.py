@@ -11,7 +11,7 @@ import click
 from . import ui
 
 if TYPE_CHECKING:
-    from pyskip.profile import Profile
+    from pyskip.models.profile import Profile
 
 __all__ = ["info"]
 
@@ -27,11 +27,11 @@ def info(model: str, as_json: bool) -> None:
     MODEL is a path, demo, a name of pyskip list, or hf:REPO[:FILE]. Tells its shape, the share of its FFN weights, the
     layers that can skip, and its size against this machine's memory.
     """
-    from pyskip._system import available_memory, total_memory
     from pyskip.errors import PolicyError
-    from pyskip.gguf_info import inspect
-    from pyskip.probe import skippable_layers
-    from pyskip.profile import find_profile
+    from pyskip.models.gguf_info import inspect
+    from pyskip.models.profile import find_profile
+    from pyskip.runtime.probe import skippable_layers
+    from pyskip.system import available_memory, total_memory
 
     path = ui.resolve(model)
     gguf = inspect(path)
@@ -99,7 +99,7 @@ class Memory:
         return self.available is None or self.weights + self.kv <= self.available
 
     def __str__(self) -> str:
-        from pyskip.quantisations import size_text
+        from pyskip.models.quantisations import size_text
 
         needed = f"{size_text(self.weights)} of weights, {size_text(self.kv)} for {self.n_ctx} tokens of context"
         if self.total is None or self.available is None:

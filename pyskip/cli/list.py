@@ -18,9 +18,9 @@ def list() -> None:
 
 def table() -> str:
     """One line each; also what `pyskip pull` says without a name."""
-    from pyskip.catalog import read_catalog
-    from pyskip.hub import in_cache
-    from pyskip.quantisations import size_text
+    from pyskip.models.catalog import read_catalog
+    from pyskip.models.hub import in_cache
+    from pyskip.models.quantisations import size_text
 
     rows = [("name", "size", "licence", "cached", "hf:REPO:FILE")]
     for name, entry in read_catalog().items():

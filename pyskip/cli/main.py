@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from pyskip import _startup
+from pyskip import startup
 
 from . import ui
 
@@ -39,7 +39,7 @@ class LazyGroup(click.Group):
 def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     if value:
         import pyskip
-        from pyskip._library import BUILD
+        from pyskip.binding.library import BUILD
 
         click.echo(f"pyskip {pyskip.__version__} ({BUILD})")
         ctx.exit()
@@ -63,7 +63,7 @@ def _one_line(error: BaseException) -> str:
 def run(args: list[str] | None = None) -> int:
     """The command line's exit code. Prints errors."""
     try:
-        _startup.hear_interrupts()
+        startup.hear_interrupts()
         result: Any = cli.main(args=args, prog_name="pyskip", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
@@ -108,7 +108,7 @@ def _crash_in_one_line() -> None:
     if os.environ.get("PYSKIP_DEBUG"):
         return
     with suppress(ImportError, OSError):  # the command that needs the library says what is wrong with it
-        from pyskip._crash import exit_on_crash
+        from pyskip.binding.crash import exit_on_crash
 
         exit_on_crash(os.dup(sys.stderr.fileno()))  # a copy: llama-cpp-python closes stderr while it loads
 

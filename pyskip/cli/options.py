@@ -14,7 +14,7 @@ import click
 from . import ui
 
 if TYPE_CHECKING:
-    from pyskip.llama import Llama
+    from pyskip.runtime.llama import Llama
 
 __all__ = ["ModelOptions", "Options", "common_options", "load", "model_options"]
 
@@ -143,8 +143,8 @@ def load(model: str, options: ModelOptions, open_model: Callable[..., Llama] | N
 
     policy = parse_skip("off" if options.skip is None else options.skip)  # before anything is loaded
 
-    from pyskip.gguf_info import inspect
-    from pyskip.llama import Llama
+    from pyskip.models.gguf_info import inspect
+    from pyskip.runtime.llama import Llama
 
     path = ui.resolve(model)
     n_ctx = options.n_ctx or inspect(path).default_n_ctx

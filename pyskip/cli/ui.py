@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, TextIO, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from pyskip.generation import Answer
-    from pyskip.llama import Llama
+    from pyskip.runtime.generation import Answer
+    from pyskip.runtime.llama import Llama
 
 __all__ = [
     "answer_line",

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from pyskip._library import llama_cpp
+from pyskip.binding.library import llama_cpp
 
 from .errors import bad_request
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from pyskip._library import llama_cpp
+from pyskip.binding.library import llama_cpp
 from pyskip.errors import DecodeError
-from pyskip.llama import Llama
 from pyskip.policy import Off, Policy, Profiled
+from pyskip.runtime.llama import Llama
 from pyskip.stats import SkipStats
 
 from .completion import create_completion

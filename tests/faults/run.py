@@ -10,7 +10,6 @@ take seconds are tests: tests/test_faults.py.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import resource
 import signal
@@ -23,14 +22,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from types import ModuleType
 
 import numpy as np
 from server import besiege
 
 import pyskip
 
-MODELS = Path(__file__).resolve().parent.parent.parent / "models"
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tools" / "models"))
+import make_profile
+import make_random
+
 PYSKIP = [sys.executable, "-m", "pyskip"]
 FILES = ["m.gguf", "m.skip.gguf", "text"]  # and no half ones
 POLICIES = ("off", "cosine:threshold=-1,cold_start=1,cold_end=1,warmup=0", "static:2", "profile:rate=0.5,warmup=0")
@@ -46,15 +47,6 @@ class Row:
     wrong: tuple[str, ...] = ()
 
 
-def _maker(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, MODELS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
 def progress(line: str) -> None:
     live = sys.stderr.isatty()
     print(f"\r\x1b[2K{line}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
@@ -65,10 +57,9 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.model, self.text = folder, folder / "m.gguf", folder / "text"
-        make_random = _maker("make_random")
         make_random.make(self.model, make_random.SHAPES["tiny"])
         self.profile = folder / "m.skip.gguf"
-        _maker("make_profile").make_profile(self.model, self.profile)
+        make_profile.make_profile(self.model, self.profile)
         self.text.write_text("".join(f"w{i % 30} " for i in range(20_000)))
 
     def files(self) -> list[str]:

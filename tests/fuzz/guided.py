@@ -18,8 +18,8 @@ import atheris
 from run import FINDS, SCRATCH, make
 from targets import TARGETS
 
+import pyskip.evaluation.tasks
 import pyskip.policy
-import pyskip.tasks
 
 FILES = {"skip": "spec", "task": "task.jsonl"}
 
@@ -35,7 +35,7 @@ def instrument(module: ModuleType) -> None:
 
 def main() -> None:
     name = sys.argv[1]
-    for module in (pyskip.policy, pyskip.tasks):
+    for module in (pyskip.policy, pyskip.evaluation.tasks):
         instrument(module)
     with tempfile.TemporaryDirectory(prefix="pyskip-fuzz-", dir=SCRATCH) as scratch:
         folder, seeds, kept = Path(scratch), Path(scratch) / "seeds", FINDS.parent / f"corpus-{name}"

@@ -1,4 +1,4 @@
-"""Sound files that mutation starts from, made by the makers in models/ and the same on every machine.
+"""Sound files that mutation starts from, made by the makers in tools/models/ and the same on every machine.
 
     python tests/fuzz/seeds.py FOLDER
 
@@ -7,12 +7,13 @@ writes them as the first corpus of libFuzzer (native/fuzz). targets.py makes the
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tools" / "models"))
+import make_profile
+import make_random
+
 PROFILES = {  # name -> arguments of make_profile
     "linear": {"stand_in": "linear", "kind": "f32"},
     "low": {"stand_in": "linear", "rank": 32, "kind": "q4_0"},
@@ -22,19 +23,8 @@ PROFILES = {  # name -> arguments of make_profile
 KINDS = ("f32", "q8_0", "q4_0")
 
 
-def _maker(name: str) -> ModuleType:
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, ROOT / "models" / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
 def make(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
     """Models of 3 layers of 32 by type, and profiles of the f32 one by stand-in."""
-    make_random, make_profile = _maker("make_random"), _maker("make_profile")
     shape = make_random.Shape(3, 32, 64, 2, 1, 288, 128, "f32")
     models = {kind: folder / f"{kind}.gguf" for kind in KINDS}
     for kind, path in models.items():

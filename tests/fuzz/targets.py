@@ -28,12 +28,12 @@ import mutate
 from seeds import make as make_seeds
 
 import pyskip
+from pyskip.chat.conversation import Conversation
+from pyskip.chat.session import load_session, save_session
 from pyskip.cli.main import run as run_cli
-from pyskip.conversation import Conversation
+from pyskip.evaluation.tasks import Article, encode, read_task
+from pyskip.models.profile import Profile
 from pyskip.policy import parse_skip
-from pyskip.profile import Profile
-from pyskip.session import load_session, save_session
-from pyskip.tasks import Article, encode, read_task
 
 Input = dict[str, bytes]  # file name -> content
 

@@ -24,9 +24,9 @@ import xml.etree.ElementTree as ElementTree
 from datetime import date
 from pathlib import Path
 
-from pyskip._library import BUILD
-from pyskip._system import cpu_name
+from pyskip.binding.library import BUILD
 from pyskip.models import resolve
+from pyskip.system import cpu_name
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / "build" / "upstream-tests"

@@ -183,9 +183,9 @@ def python_tests(python: Path, cpu: str, files: list[str]) -> str:
 def tiny_model() -> tuple[Path, Path]:
     """A model and a random profile, made here, for test-decode."""
     model = WORK / "tiny.gguf"
-    make = [sys.executable, ROOT / "models" / "make_random.py", "--shape", "tiny", "-o", model]
+    make = [sys.executable, ROOT / "tools" / "models" / "make_random.py", "--shape", "tiny", "-o", model]
     call("make_random.py", make, WORK / "arm64-native.log")
-    make = [sys.executable, ROOT / "models" / "make_profile.py", model, "--stand-in", "gated", "--rank", "32"]
+    make = [sys.executable, ROOT / "tools" / "models" / "make_profile.py", model, "--stand-in", "gated", "--rank", "32"]
     call("make_profile.py", [*make, "-o", model.with_suffix(".skip.gguf")], WORK / "arm64-native.log")
     return model, model.with_suffix(".skip.gguf")
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 import pyskip
-from pyskip.generation import chat_tokens
 from pyskip.models import resolve
+from pyskip.runtime.generation import chat_tokens
 
 QUESTION = "Write the numbers from 1 to 20, each on a line of its own."
 N_EXACT = 8

@@ -1,0 +1,51 @@
+"""Bytes to tokens and back, for any vocabulary.
+
+Upstream's own (llama_cpp._internals.LlamaModel) drops pieces of more than 32 bytes, and ends the process where a
+vocabulary lacks what a text needs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable
+from typing import Any
+
+from ..errors import DecodeError
+from .library import ffi, lib
+from .status import N_ERROR, raise_for
+
+__all__ = ["token_bytes", "tokenize"]
+
+DAMAGED = "the model's vocabulary cannot {} ({{}}): the model file is damaged, download it again"
+
+
+def tokenize(vocab: Any, text: bytes, add_bos: bool, special: bool) -> list[int]:
+    """llama_tokenize(). Raises DecodeError where the vocabulary cannot."""
+    n, error = ffi.new("int32_t *", -len(text) - 8), ffi.new("char[]", N_ERROR)
+    while n[0] < 0:
+        room = -n[0]
+        tokens = ffi.new("int32_t[]", room)
+        status = lib.pyskip_tokenize(_native(vocab), text, len(text), tokens, room, add_bos, special, n, error, N_ERROR)
+        raise_for(status, error, DecodeError, DAMAGED.format("split this text into tokens"))
+    return list(tokens[0 : n[0]])
+
+
+def token_bytes(vocab: Any, tokens: Iterable[int], special: bool) -> bytes:
+    """The tokens' pieces, one after the other; those of control tokens only where `special`. Raises DecodeError."""
+    native, out = _native(vocab), bytearray()
+    room, n, error = 64, ffi.new("int32_t *"), ffi.new("char[]", N_ERROR)
+    piece = ffi.new("char[]", room)
+    for token in tokens:
+        n[0] = -1
+        while n[0] < 0:
+            status = lib.pyskip_token_to_piece(native, token, piece, room, special, n, error, N_ERROR)
+            raise_for(status, error, DecodeError, DAMAGED.format(f"write token {token}"))
+            if n[0] < 0:  # what it needs
+                room = -n[0]
+                piece = ffi.new("char[]", room)
+        out += ffi.buffer(piece, n[0])
+    return bytes(out)
+
+
+def _native(vocab: Any) -> Any:
+    return ffi.cast("struct llama_vocab *", ctypes.cast(vocab, ctypes.c_void_p).value)

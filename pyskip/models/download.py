@@ -1,0 +1,124 @@
+"""One file of the Hub into huggingface-hub's cache, in a way that can be broken off and gone on with. Called by hub.py.
+
+huggingface-hub throws away what it has of a file when a download breaks off. So the bytes come here first, by its own
+http_get, into `blobs/ETAG.incomplete`; once they are whole and have the right sha256 they become `blobs/ETAG`, and
+hf_hub_download finds the blob and makes the rest of its cache's layout.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import build_hf_headers
+
+from ..errors import ModelLoadError
+from .quantisations import RepoFile, size_text
+
+__all__ = ["download"]
+
+
+def download(repo: str, file: RepoFile, revision: str, store: Path, tell: Callable[[str], None]) -> Path:
+    """The file's path in the cache, of which `store` is the repository's folder.
+
+    Raises ModelLoadError for a full disk and for bytes that are not those the Hub promised, and what huggingface-hub
+    raises.
+    """
+    url = hf_hub_url(repo, file.path, revision=revision)
+    found = get_hf_file_metadata(url)
+    if found.etag is None or os.sep in found.etag or found.size != file.size:
+        raise ModelLoadError(
+            f"{url}: found ETag {found.etag} and {found.size} bytes, expected {file.size} as the repository lists it: "
+            "check HF_ENDPOINT, or try again in a while"
+        )
+    blob = store / "blobs" / found.etag
+    blob.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(blob, tell) as partial:
+        if partial is not None:
+            _fill(partial, url, file, tell)
+            _verify(partial, file)
+            os.replace(partial.name, blob)
+    return Path(hf_hub_download(repo, file.path))
+
+
+@contextmanager
+def _locked(blob: Path, tell: Callable[[str], None]) -> Iterator[BinaryIO | None]:
+    """The blob's bytes so far, which no other process writes to meanwhile; None where the blob is there already."""
+    path = blob.with_name(f"{blob.name}.incomplete")
+    while not blob.exists():
+        with path.open("ab+") as partial:
+            try:
+                fcntl.flock(partial, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                tell("another process downloads this file: waiting for it")
+                fcntl.flock(partial, fcntl.LOCK_EX)
+            # the process that held it may have finished the blob, or thrown away the bytes
+            if not blob.exists() and _is_at(partial, path):
+                yield partial
+                return
+    yield None
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _fill(partial: BinaryIO, url: str, file: RepoFile, tell: Callable[[str], None]) -> None:
+    """Get the bytes that are missing. They are kept whatever happens."""
+    have = partial.seek(0, os.SEEK_END)
+    if have > file.size:
+        have = partial.truncate(partial.seek(0))
+    folder = Path(partial.name).parent
+    free = shutil.disk_usage(folder).free
+    if file.size - have > free:
+        raise _no_room(file, folder, f"{size_text(file.size - have)} are needed, {size_text(free)} free")
+    going_on = f", of which {size_text(have)} are there" if have else ""
+    tell(f"downloading {file.path}, {size_text(file.size)}{going_on}")
+    try:
+        http_get(
+            url, partial, resume_size=have, headers=build_hf_headers(), expected_size=file.size,
+            displayed_filename=file.path,
+        )  # fmt: skip
+        partial.flush()
+    except KeyboardInterrupt:
+        partial.flush()
+        tell(f"stopped at {size_text(partial.tell())} of {size_text(file.size)}: the same command goes on from there")
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise _no_room(file, folder, os.strerror(error.errno)) from error
+        raise
+
+
+def _no_room(file: RepoFile, folder: Path, found: str) -> ModelLoadError:
+    return ModelLoadError(
+        f"{file.path}: no room in {folder} ({found}): free some, or set HF_HOME to a folder that has it"
+    )
+
+
+def _verify(partial: BinaryIO, file: RepoFile) -> None:
+    """Raises ModelLoadError, and drops the bytes, where they are not the file's."""
+    if file.sha256 is None:
+        return
+    partial.seek(0)
+    digest = hashlib.sha256()
+    while chunk := partial.read(1 << 20):
+        digest.update(chunk)
+    if digest.hexdigest() != file.sha256:
+        os.unlink(partial.name)
+        raise ModelLoadError(
+            f"{file.path}: sha256 is {digest.hexdigest()}, expected {file.sha256}: what came was damaged on the way "
+            "and is thrown away; try again"
+        )

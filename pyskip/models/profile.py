@@ -1,0 +1,129 @@
+"""A model's calibrated profile: where it lies, what it says of itself, and the threshold for a rate.
+
+The native library reads the file and checks it whole; Python only asks for what it found.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..binding.library import LIB_DIR, ffi, lib
+from ..errors import PolicyError, ProfileError
+from ..policy import Profiled
+
+__all__ = ["Point", "Profile", "find_profile", "path_beside"]
+
+N_ERROR = 4096 + 512
+BUNDLED = LIB_DIR.parent / "profiles"  # models/profiles of the source tree
+
+
+@dataclass(frozen=True)
+class Point:
+    """One operating point, measured when the profile was made, on text that was not fitted."""
+
+    rate: float  # skipped / all FFN blocks
+    threshold: float  # a block is skipped where its gate's score is below it: about the log of the relative error
+    ppl_ratio: float  # perplexity / dense perplexity
+    ppl_ratio_se: float
+    kld_mean: float  # nats per token, dense || skipped
+    ffn_bytes_saved: float  # share of the FFN's bytes that are not read, what gates and stand-ins read taken off
+    ideal_speedup: float  # bytes of all weights / bytes read per token
+
+
+class Profile:
+    """A profile file. Raises ProfileError, which names the field, where it is not sound."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        handle, error = ffi.new("struct pyskip_profile **"), ffi.new("char[]", N_ERROR)
+        raw = os.fsencode(path)
+        if b"\0" in raw:
+            raise ProfileError("the profile path holds a NUL byte, expected the path of a .skip.gguf file")
+        if lib.pyskip_profile_load(raw, handle, error, N_ERROR) != lib.PYSKIP_STATUS_OK:
+            raise ProfileError(" ".join(ffi.string(error).decode("utf-8", "replace").split()))
+        self.native: Any = ffi.gc(handle[0], lib.pyskip_profile_free)
+        info = ffi.new("struct pyskip_profile_info *")
+        lib.pyskip_profile_get(self.native, info)
+        self.n_layer, self.n_embd, self.warmup = int(info.n_layer), int(info.n_embd), int(info.warmup)
+        self.rank, self.n_tokens = int(info.rank), int(info.n_tokens)
+        self.fingerprint, self.model, self.stand_in, self.method, self.text, self.text_sha256, self.made_by = (
+            ffi.string(getattr(info, name)).decode("utf-8", "replace")
+            for name in ("fingerprint", "model", "stand_in", "method", "text", "text_sha256", "made_by")
+        )
+        points = ffi.new("struct pyskip_profile_point[]", info.n_points)
+        lib.pyskip_profile_get_points(self.native, points)
+        self.curve = tuple(
+            Point(**{name: float(getattr(p, name)) for name in Point.__dataclass_fields__}) for p in points
+        )
+        self.recommended = self.curve[info.recommended]
+        stand_in_bytes, gate_bytes = ffi.new("int64_t[]", self.n_layer), ffi.new("int64_t[]", self.n_layer)
+        lib.pyskip_profile_get_bytes(self.native, stand_in_bytes, gate_bytes)
+        self.stand_in_bytes: tuple[int, ...] = tuple(stand_in_bytes)  # by layer: read where one block is skipped
+        self.gate_bytes: tuple[int, ...] = tuple(gate_bytes)  # by layer: read for each token; 0: never skipped
+
+    def check_model(self, fingerprint: str, model: str) -> None:
+        """Raises ProfileError where the profile is not this model's."""
+        if self.fingerprint != fingerprint:
+            raise ProfileError(
+                f"{self.path}: pyskip.model_fingerprint: found {self.fingerprint} ({self.model or 'no name'}), "
+                f"expected {fingerprint} of {model}: a profile serves the one file that it was made for; run "
+                "pyskip calibrate"
+            )
+
+    def point(self, rate: float) -> Point:
+        """The curve at a rate, straight between its points. Raises PolicyError beyond the last."""
+        last = self.curve[-1].rate
+        if rate > last + 5e-4:
+            raise PolicyError(f"rate {rate:g} is beyond the profile's curve, expected 0 to {last:.3g}: ask for less")
+        rates = [p.rate for p in self.curve]
+        if rate < rates[0]:
+            first = self.curve[0]
+            share = rate / rates[0]
+            # towards never skipping: thresholds fall without bound, so by the slope of the first two points
+            slope = (self.curve[1].threshold - first.threshold) / (rates[1] - rates[0]) if len(rates) > 1 else 1.0
+            drop = math.inf if rate == 0 else (rates[0] - rate) * slope - math.log(share)
+            return Point(
+                rate, first.threshold - drop, 1 + (first.ppl_ratio - 1) * share, first.ppl_ratio_se,
+                first.kld_mean * share, first.ffn_bytes_saved * share, 1 + (first.ideal_speedup - 1) * share,
+            )  # fmt: skip
+        return Point(
+            **{
+                name: float(np.interp(rate, rates, [getattr(p, name) for p in self.curve]))
+                for name in Point.__dataclass_fields__
+            }
+        )
+
+    def threshold(self, policy: Profiled) -> float:
+        """What the gates compare with. Raises PolicyError for a rate beyond the curve."""
+        if policy.error is not None:
+            return math.log(policy.error) if policy.error > 0 else -math.inf
+        return self.recommended.threshold if policy.rate is None else self.point(policy.rate).threshold
+
+
+def path_beside(model: str | os.PathLike[str]) -> Path:
+    """model.gguf -> model.skip.gguf."""
+    path = Path(model)
+    return path.with_name((path.name[:-5] if path.suffix == ".gguf" else path.name) + ".skip.gguf")
+
+
+def find_profile(model: str | os.PathLike[str], fingerprint: str) -> Profile | None:
+    """The model's profile: the file beside it, else one of those that come with pyskip. None where there is none.
+
+    Raises ProfileError where the file beside the model is damaged or another model's.
+    """
+    beside = path_beside(model)
+    if beside.exists():
+        profile = Profile(beside)
+        profile.check_model(fingerprint, os.fspath(model))
+        return profile
+    for path in sorted(BUNDLED.glob("*.skip.gguf")):
+        profile = Profile(path)
+        if profile.fingerprint == fingerprint:
+            return profile
+    return None

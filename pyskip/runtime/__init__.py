@@ -1,0 +1,1 @@
+"""A loaded model that decodes: `llama` (the public class), and under it what decides and what decodes."""

@@ -1,0 +1,113 @@
+"""pyskip.h for one llama_context: the only Python code that calls the native functions on a context."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..binding.library import ffi, lib
+from ..binding.status import N_ERROR, raise_for
+from ..errors import DecodeError, ProfileError
+from ..policy import Cosine, Custom, Policy, Profiled, Random, Static
+from ..stats import SkipStats, SkipTrace
+
+if TYPE_CHECKING:
+    from ..models.profile import Profile
+
+__all__ = ["SkipContext"]
+
+
+class SkipContext:
+    """Skip functions of the llama_context that a ctypes pointer names. Does not own it."""
+
+    def __init__(self, ctx: Any) -> None:
+        self.native = ffi.cast("struct llama_context *", ctypes.cast(ctx, ctypes.c_void_p).value)
+        self.n_layer: int = lib.pyskip_n_layer(self.native)
+
+    def skippable(self) -> tuple[int, ...]:
+        """The layers whose FFN can be skipped. Raises PolicyError where none can, with the reason."""
+        flags = ffi.new("uint8_t[]", self.n_layer)
+        error = ffi.new("char[]", N_ERROR)
+        raise_for(lib.pyskip_skippable(self.native, flags, self.n_layer, error, N_ERROR), error)
+        return tuple(il for il in range(self.n_layer) if flags[il])
+
+    def check_generates(self) -> None:
+        """Raises DecodeError for an encoder or a diffusion model, with the reason."""
+        error = ffi.new("char[]", N_ERROR)
+        raise_for(lib.pyskip_check_generates(self.native, error, N_ERROR), error, DecodeError)
+
+    def set_policy(self, policy: Policy, profile: Profile | None = None) -> None:
+        """Decide by `policy` from the next token on. Raises PolicyError where it does not fit the model, ProfileError
+        where it needs a profile and none is given."""
+        layers = ffi.new("int32_t[]", policy.layers if isinstance(policy, Static) else ())
+        native = ffi.new("struct pyskip_policy *", {"type": lib.PYSKIP_POLICY_OFF})
+        if isinstance(policy, Static):
+            native.type, native.layers, native.n_layers = lib.PYSKIP_POLICY_STATIC, layers, len(policy.layers)
+        elif isinstance(policy, Cosine):
+            native.type = lib.PYSKIP_POLICY_COSINE
+            native.threshold = max(-3.0e38, min(policy.threshold, 3.0e38))  # float32
+            native.run, native.warmup = policy.run, policy.warmup
+            native.cold_start, native.cold_end = policy.cold_start, policy.cold_end
+        elif isinstance(policy, Profiled):
+            if profile is None:
+                raise ProfileError(
+                    f"skip {str(policy)!r} needs the model's profile and none is given: run pyskip calibrate"
+                )
+            native.type, native.profile = lib.PYSKIP_POLICY_PROFILE, profile.native
+            native.warmup = profile.warmup if policy.warmup is None else policy.warmup
+            native.threshold, native.prefill = profile.threshold(policy), policy.prefill
+        elif isinstance(policy, Random):
+            native.type, native.rate, native.seed = lib.PYSKIP_POLICY_RANDOM, policy.rate, policy.seed
+            native.warmup = policy.warmup
+            native.threshold = policy.log_error
+            if policy.stand_in:
+                if profile is None:
+                    raise ProfileError("random with stand_in=1 needs the model's profile: run pyskip calibrate")
+                native.profile = profile.native
+        elif isinstance(policy, Custom):
+            native.type = lib.PYSKIP_POLICY_CUSTOM
+            native.decide = ffi.cast("pyskip_decide", policy.address)
+            native.decide_data = ffi.cast("void *", policy.data_address)
+        error = ffi.new("char[]", N_ERROR)
+        raise_for(lib.pyskip_set_policy(self.native, native, error, N_ERROR), error)
+
+    def set_generated_from(self, seq_id: int, pos: int) -> None:
+        """Positions >= pos of a sequence count as generated; pos < 0: none."""
+        lib.pyskip_set_generated_from(self.native, seq_id, pos)
+
+    def stats(self, policy: Policy) -> SkipStats:
+        """The counters, beside the policy that is in force."""
+        n_tokens, evaluated, skipped = self._counters(lib.PYSKIP_PHASE_GENERATED)
+        n_prompt, prompt_evaluated, prompt_skipped = self._counters(lib.PYSKIP_PHASE_PROMPT)
+        return SkipStats(str(policy), n_tokens, evaluated, skipped, n_prompt, prompt_evaluated, prompt_skipped)
+
+    def _counters(self, phase: int) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+        n_tokens = ffi.new("int64_t *")
+        evaluated, skipped = ffi.new("int64_t[]", self.n_layer), ffi.new("int64_t[]", self.n_layer)
+        lib.pyskip_get_counters(self.native, phase, n_tokens, evaluated, skipped)
+        return n_tokens[0], tuple(evaluated), tuple(skipped)
+
+    def reset_counters(self) -> None:
+        lib.pyskip_reset_counters(self.native)
+
+    def set_trace(self, capacity: int) -> None:
+        lib.pyskip_set_trace(self.native, capacity)
+
+    def take_trace(self, n: int) -> SkipTrace:
+        tokens = ffi.new("struct pyskip_trace_token[]", n)
+        skipped = np.zeros((n, self.n_layer), np.uint8)
+        similarity = np.empty((n, self.n_layer), np.float32)
+        n = lib.pyskip_take_trace(
+            self.native, n, tokens, ffi.from_buffer("uint8_t[]", skipped), ffi.from_buffer("float[]", similarity)
+        )
+        places = np.frombuffer(ffi.buffer(tokens), np.int32).reshape(-1, 2)[:n]
+        return SkipTrace(places[:, 0].copy(), places[:, 1].copy(), skipped[:n].astype(bool), similarity[:n].copy())
+
+    def set_abort(self, abort: bool) -> None:
+        lib.pyskip_set_abort(self.native, abort)
+
+    def set_streaming(self, on: bool) -> None:
+        """Read weights as they are needed: the model is larger than memory."""
+        lib.pyskip_set_streaming(self.native, on)

@@ -1,0 +1,167 @@
+"""What decides in a `pyskip.Llama`, and what was decided: policy, pace, profile, counters, trace."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+from ..errors import ModelLoadError, PolicyError, ProfileError
+from ..models.gguf_info import GGUFInfo
+from ..models.profile import Profile, find_profile, path_beside
+from ..pace import Pace
+from ..policy import Off, Policy, Profiled, Random, parse_skip
+from ..stats import SkipStats, SkipTrace
+from .context import SkipContext
+
+__all__ = ["Skipping"]
+
+
+class Skipping:
+    """The part of pyskip.Llama that leaves llama_cpp.Llama as it is. Llama.__init__ sets what it needs."""
+
+    model_path: str
+    n_tokens: int  # in the KV cache
+    _info: GGUFInfo
+    _native: SkipContext | None  # None: not loaded, or closed
+    _policy: Policy
+    _profile: Profile | None  # once it was read
+    _profile_path: str | os.PathLike[str] | None  # the caller's; None: wherever it is found
+    _pace: Pace | None
+    _pace_from: Profiled  # the policy whose operating point a pace moves
+    _marked_from: int  # by mark_generated()
+
+    @property
+    def _skip_context(self) -> SkipContext:
+        if self._native is None:
+            raise ModelLoadError("the model was closed: load it again")
+        return self._native
+
+    # What decides
+
+    @property
+    def skip(self) -> Policy:
+        """The policy in force. Takes a specification or a policy, which ends a pace; raises PolicyError, and keeps the
+        old one, where it is malformed or does not fit the model."""
+        return self._policy
+
+    @skip.setter
+    def skip(self, value: str | float | Policy) -> None:
+        self._set_policy(parse_skip(value))
+        self._pace = None
+
+    def _decide_by(self, policy: Policy, target_tps: float | None, max_skip: float | None) -> None:
+        """For Llama.__init__, where an assignment to skip would stand in the API reference in place of the property."""
+        self.skip = policy
+        self.keep_pace(target_tps, max_skip)
+
+    def _set_policy(self, policy: Policy) -> None:
+        needs = isinstance(policy, Profiled) or (isinstance(policy, Random) and policy.stand_in)
+        self._skip_context.set_policy(policy, self._needed_profile(f"skip {str(policy)!r}") if needs else None)
+        self._policy = policy
+
+    def keep_pace(self, target_tps: float | None, max_skip: float | None = None) -> None:
+        """Skip as much as it takes to decode target_tps tokens/s, and no more; None ends it where it stands.
+
+        The operating point of the model's profile moves from the rate that `skip` asks for (`off`: 0) to max_skip, by
+        default the profile's recommended rate. Raises PolicyError for a `skip` without a rate and a max_skip beyond
+        the profile's curve or not above the rate, ProfileError where the model has no profile.
+        """
+        if target_tps is None:
+            if max_skip is not None:
+                raise PolicyError(f"max_skip is {max_skip:g} and there is no target_tps to keep: give one")
+            self._pace = None
+            return
+        policy = Profiled(rate=0.0) if isinstance(self._policy, Off) else self._policy
+        if self._pace is not None:
+            policy = self._pace_from
+        if not isinstance(policy, Profiled) or policy.rate is None:
+            raise PolicyError(f"skip is {str(policy)!r}, expected off or a rate to keep a pace from, such as 0.1")
+        profile = self._needed_profile("target_tps")
+        most = int(1000 * profile.recommended.rate) / 1000 if max_skip is None else max_skip
+        profile.threshold(replace(policy, rate=most))  # raises where the curve does not reach
+        pace = Pace(target_tps, most, floor=policy.rate)
+        self._set_policy(policy)
+        self._pace, self._pace_from = pace, policy
+
+    @property
+    def pace(self) -> Pace | None:
+        """The pace that is kept, None where there is none; pace.stats() tells what it did."""
+        return self._pace
+
+    def _needed_profile(self, what: str) -> Profile:
+        profile = self.profile
+        if profile is None:
+            raise ProfileError(
+                f"{what} needs a profile and {self.model_path} has none (no "
+                f"{path_beside(self.model_path)}): make one with pyskip calibrate, name one with profile= (--profile), "
+                "or use cosine or static"
+            )
+        return profile
+
+    def _n_dense(self) -> int:
+        """The prompt, and the generated tokens that a profile's policy runs dense."""
+        if not isinstance(self._policy, Profiled) or self.profile is None:
+            return 0
+        return 1 + (self.profile.warmup if self._policy.warmup is None else self._policy.warmup)
+
+    @property
+    def profile(self) -> Profile | None:
+        """The model's profile, None where it has none. Raises ProfileError where it is damaged or another model's.
+
+        May be set to the path of another; counts from the next time that `skip` is set."""
+        if self._profile is None:
+            if self._profile_path is None:
+                self._profile = find_profile(self.model_path, self._info.fingerprint)
+            else:
+                self._profile = Profile(self._profile_path)
+                self._profile.check_model(self._info.fingerprint, self.model_path)
+        return self._profile
+
+    @profile.setter
+    def profile(self, path: str | os.PathLike[str] | None) -> None:
+        self._profile_path, self._profile = path, None
+
+    @property
+    def skippable_layers(self) -> tuple[int, ...]:
+        """The layers whose FFN can be skipped. Raises PolicyError where there is none."""
+        return self._skip_context.skippable()
+
+    def mark_generated(self, pos: int | None = None) -> None:
+        """Tokens that eval() feeds at positions >= pos (default: the next one) count as generated, until reset().
+
+        For programs that drive eval() themselves; generate() and all that builds on it do this by themselves.
+        """
+        first = self.n_tokens if pos is None else pos
+        if not 0 <= first < 2**31:
+            raise ValueError(f"pos is {first}, expected a position from 0 to {2**31 - 1}")
+        self._skip_context.set_generated_from(0, first)
+        self._marked_from = first
+
+    # What was decided
+
+    def skip_stats(self) -> SkipStats:
+        """Blocks evaluated and skipped, by layer."""
+        return self._skip_context.stats(self._policy)
+
+    def reset_skip_stats(self) -> None:
+        """Count from zero, a pace's statistics too."""
+        self._skip_context.reset_counters()
+        if self._pace is not None:
+            self._pace.reset_stats()
+
+    def start_trace(self, capacity: int = 4096) -> None:
+        """Keep the decisions of the last `capacity` generated tokens (5 bytes a layer a token); 0 stops."""
+        self._skip_context.set_trace(capacity)
+
+    def take_trace(self, n: int = 4096) -> SkipTrace:
+        """Take up to n traced tokens, oldest first, and drop them."""
+        return self._skip_context.take_trace(n)
+
+    # Interruption
+
+    def set_abort(self, abort: bool) -> None:
+        """Make the decode that is under way stop (it raises DecodeError), and those to come, until set_abort(False).
+
+        May be called from another thread, once set_abort(False) was called in the thread that decodes.
+        """
+        self._skip_context.set_abort(abort)

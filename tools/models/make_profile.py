@@ -1,0 +1,72 @@
+"""Seeded random profiles for any model, for speed and for tests: their gates and stand-ins mean nothing.
+
+python tools/models/make_profile.py MODEL [--stand-in linear|gated|none] [--rank R] [--type q4_0] [--seed N] -o FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import pyskip
+from pyskip.calibration.write import LayerFit, Provenance, write_profile
+from pyskip.models.profile import Point
+
+KINDS = ("linear", "gated", "none")
+
+
+def random_layer(rng: np.random.Generator, n_embd: int, stand_in: str, rank: int, scale: float) -> LayerFit:
+    def draw(*shape: int) -> np.ndarray:
+        return (scale * rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
+
+    matrices: dict[str, np.ndarray] = {}
+    if stand_in == "gated":
+        matrices = {"skip_gate_up": draw(2 * rank, n_embd), "skip_down": draw(n_embd, rank)}
+    elif stand_in == "linear" and rank < n_embd:
+        matrices = {"skip_down": draw(rank, n_embd), "skip_up": draw(n_embd, rank)}
+    elif stand_in == "linear":
+        matrices = {"skip_up": draw(n_embd, n_embd)}
+    gate = np.append(draw(n_embd) / scale, [0.3, -0.6]).astype(np.float32)
+    return LayerFit(gate, 0.1 * draw(n_embd), matrices)
+
+
+def make_profile(
+    model: Path,
+    output: Path,
+    *,
+    stand_in: str = "linear",
+    rank: int | None = None,
+    kind: str = "q4_0",
+    seed: int = 0,
+    scale: float = 0.3,
+) -> None:
+    """A profile that the model accepts. The thresholds of its curve run from -2 to 2 over rates from 0.05 to 0.95."""
+    info = pyskip.inspect(model)
+    rng = np.random.default_rng(seed)
+    layers = [random_layer(rng, info.n_embd, stand_in, rank or info.n_embd, scale) for _ in range(info.n_layer)]
+    curve = [Point(rate, 4 * rate - 2, 1.0, 0.0, 0.0, 0.0, 1.0) for rate in np.linspace(0.05, 0.95, 10).tolist()]
+    provenance = Provenance(
+        model=info.name, fingerprint=info.fingerprint, stand_in=stand_in, method="random", text="none", text_sha256="",
+        n_tokens=0, warmup=4, made_by=f"pyskip {pyskip.__version__}",
+    )  # fmt: skip
+    write_profile(output, layers, curve, 2, provenance, kind.upper())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--stand-in", choices=KINDS, default="linear")
+    parser.add_argument("--rank", type=int, help="or width; default: full rank")
+    parser.add_argument("--type", choices=("f32", "f16", "q8_0", "q4_0", "q4_1"), default="q4_0")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    args = parser.parse_args()
+    make_profile(args.model, args.output, stand_in=args.stand_in, rank=args.rank, kind=args.type, seed=args.seed)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
