@@ -141,8 +141,8 @@ size_t get_alignment(ggml_backend_buffer_type_t) {
 }
 
 bool is_product(const ggml_tensor * op) {
-    return (op->op == GGML_OP_MUL_MAT && ggml_n_dims(op->src[0]) == 2) ||
-           (op->op == GGML_OP_MUL_MAT_ID && ggml_n_dims(op->src[0]) == 3);
+    return (op->op == GGML_OP_MUL_MAT && op->src[0]->ne[2] == 1 && op->src[0]->ne[3] == 1) ||
+           (op->op == GGML_OP_MUL_MAT_ID && op->src[0]->ne[3] == 1);
 }
 
 class extra_buffer_type : public ggml::cpu::extra_buffer_type {

@@ -162,13 +162,13 @@ inline void store_some(float * p, f32v v, int n) {
 #endif
 }
 
-// A running dot product of 8-bit weights and 8-bit activations, four a lane and step. `step` counts from 0 and is known
-// when compiled. Without VNNI products are summed as 16-bit numbers for as long as the weights, at most MAX, allow that:
+// A running dot product of 8-bit weights and 8-bit activations, four a lane and step. `step` counts from 0 to STEPS - 1
+// and is known when compiled. Without VNNI products are summed as 16-bit numbers for as long as the weights, at most MAX, allow that:
 // 127 MAX 2 times the number of steps must stay below 2^15. MAX = 255 means weights stored as signed numbers there,
-// since their products would not fit at all: pyskip_cpu::STORED_SIGNED.
+// since their products would not fit at all: STORED_SIGNED.
 constexpr bool STORED_SIGNED = !PYSKIP_VNNI;
 
-template <int MAX> class dot_product {
+template <int MAX, int STEPS> class dot_product {
   public:
     dot_product() = default;
     explicit dot_product(i32v start) : sum(start) {}
@@ -184,9 +184,10 @@ template <int MAX> class dot_product {
         (void) step;
         sum = (i32v) _mm256_dpbusd_avx_epi32((__m256i) sum, (__m256i) w, (__m256i) a);
 #else
-        constexpr int n = MAX <= 15 ? 8 : MAX <= 31 ? 4 : MAX <= 63 ? 2 : 1;
-        const u16v    p = products(w, a);
-        part            = step % n == 0 ? p : part + p;
+        constexpr int fit = MAX <= 15 ? 8 : MAX <= 31 ? 4 : MAX <= 63 ? 2 : 1;
+        constexpr int n   = fit < STEPS ? fit : STEPS;
+        const u16v    p   = products(w, a);
+        part              = step % n == 0 ? p : part + p;
         if (step % n == n - 1) {
             sum += ones(part);
         }

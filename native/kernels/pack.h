@@ -89,6 +89,15 @@ inline void unpack_6(uint8_t numbers[8 * L], const uint8_t * in) {
     store(numbers + 6 * L, (second >> 4 & 0x0f0f) | (high >> 2 & 0x3030));
 }
 
+// The weights that IQ4_NL and IQ4_XS store as codes; not negative, since 128 are added, where products need that.
+constexpr int     CODE_SHIFT   = STORED_SIGNED ? 0 : 128;
+constexpr uint8_t IQ4_CODES[16] = {
+    uint8_t(CODE_SHIFT - 127), uint8_t(CODE_SHIFT - 104), uint8_t(CODE_SHIFT - 83), uint8_t(CODE_SHIFT - 65),
+    uint8_t(CODE_SHIFT - 49),  uint8_t(CODE_SHIFT - 35),  uint8_t(CODE_SHIFT - 22), uint8_t(CODE_SHIFT - 10),
+    uint8_t(CODE_SHIFT + 1),   uint8_t(CODE_SHIFT + 13),  uint8_t(CODE_SHIFT + 25), uint8_t(CODE_SHIFT + 38),
+    uint8_t(CODE_SHIFT + 53),  uint8_t(CODE_SHIFT + 69),  uint8_t(CODE_SHIFT + 89), uint8_t(CODE_SHIFT + 113),
+};
+
 } // namespace pyskip_cpu
 
 #endif // PYSKIP_LANES

@@ -60,6 +60,26 @@ template <class F> struct expanded<F, 256> {
     }
 };
 
+// The same of a block of 32, of which one row has one scale, and a minimum where HAS_MIN.
+template <class F> struct expanded<F, 32> {
+    u8v  groups[8];
+    f32v own_d;
+    f32v own_minimum;
+
+    template <int G> u8v group() const { return groups[G]; }
+    f32v                 d() const { return own_d; }
+    f32v                 minimum() const { return own_minimum; }
+
+    void fill(const typename F::block & block) {
+        const typename F::view view(block);
+        unrolled<8>([&](auto g) PYSKIP_INLINE { groups[g] = view.template group<g>(); });
+        own_d = view.d();
+        if constexpr (F::HAS_MIN) {
+            own_minimum = view.minimum();
+        }
+    }
+};
+
 template <class F> inline i32v minus_sum(const activations_256 & a, int sub_block) {
     return broadcast(F::SUB == 16 ? &a.minus_sum_16[sub_block] : &a.minus_sum_32[sub_block]) * F::OFFSET;
 }
@@ -72,12 +92,12 @@ PYSKIP_INLINE inline void add_block(f32v (&acc)[NS][NC], const View * const (&vi
     i32v sum[NS][NC] = {};
     for (int u = 0; u < 8; ++u) {
         unrolled<N_SUB>([&](auto sub) PYSKIP_INLINE {
-            const int          s8 = N_SUB * u + sub;
-            dot_product<F::MAX> dot[NS][NC];
+            const int                      s8 = N_SUB * u + sub;
+            dot_product<F::MAX, 8 / N_SUB> dot[NS][NC];
             for (int c = 0; c < NC; ++c) {
                 const i32v start = F::OFFSET ? minus_sum<F>(*a[c], s8) : i32v{};
                 for (int s = 0; s < NS; ++s) {
-                    dot[s][c] = dot_product<F::MAX>(start);
+                    dot[s][c] = dot_product<F::MAX, 8 / N_SUB>(start);
                 }
             }
             unrolled<8 / N_SUB>([&](auto step) PYSKIP_INLINE {
@@ -117,6 +137,41 @@ PYSKIP_INLINE inline void add_block(f32v (&acc)[NS][NC], const View * const (&vi
                     sum_min = dot_pairs(sum_min, view[s]->minimum(p), broadcast_bytes(sums + 2 * p));
                 }
                 acc[s][c] = multiply_add(to_float(sum_min), d_min * broadcast(-a[c]->d), acc[s][c]);
+            }
+        }
+    }
+}
+
+template <class F, int NS, int NC, class View>
+PYSKIP_INLINE inline void add_block(f32v (&acc)[NS][NC], const View * const (&view)[NS], const activations_32 * const (&a)[NC]) {
+    dot_product<F::MAX, 8> dot[NS][NC];
+    for (int c = 0; c < NC; ++c) {
+        const i32v start = F::OFFSET ? broadcast(&a[c]->minus_sum) * F::OFFSET : i32v{};
+        for (int s = 0; s < NS; ++s) {
+            dot[s][c] = dot_product<F::MAX, 8>(start);
+        }
+    }
+    unrolled<8>([&](auto g) PYSKIP_INLINE {
+        u8v w[NS];
+        for (int s = 0; s < NS; ++s) {
+            w[s] = view[s]->template group<g>();
+        }
+        for (int c = 0; c < NC; ++c) {
+            const i32v q = broadcast_bytes(a[c]->q + 4 * g);
+            for (int s = 0; s < NS; ++s) {
+                dot[s][c].add(g, w[s], q);
+            }
+        }
+    });
+    for (int s = 0; s < NS; ++s) {
+        const f32v d = view[s]->d();
+        for (int c = 0; c < NC; ++c) {
+            acc[s][c] = multiply_add(to_float(dot[s][c].value()), d * broadcast(a[c]->d), acc[s][c]);
+        }
+        if constexpr (F::HAS_MIN) {
+            const f32v minimum = view[s]->minimum();
+            for (int c = 0; c < NC; ++c) {
+                acc[s][c] = multiply_add(minimum, broadcast(a[c]->d_sum), acc[s][c]);
             }
         }
     }
