@@ -43,7 +43,7 @@ void multiply_few(const char * matrix, int64_t n_block, int64_t first, int64_t n
 
 template <class F, int NS>
 void multiply_strips(const char * strips, int64_t n_block, const int * n_row, int64_t row, const columns & columns, int64_t c0, int64_t c1) {
-    constexpr int       N_BLOCK = 512 / F::activations::N;
+    constexpr int       N_BLOCK = 256 / F::activations::N;
     const size_t        size    = n_block * sizeof(typename F::block);
     expanded<F>         room[NS][N_BLOCK];
     const expanded<F> * blocks[NS];

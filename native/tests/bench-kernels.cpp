@@ -9,10 +9,15 @@
 
 #include <algorithm>
 #include <chrono>
+#include <ctime>
 #include <random>
 #include <string>
 
-static double seconds() {
+// With one thread its own time, which is the same beside other programs; with more the clock's.
+static double seconds(bool is_own) {
+    if (is_own) {
+        return (double) clock() / CLOCKS_PER_SEC;
+    }
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
@@ -20,12 +25,12 @@ struct arm {
     std::vector<product> products;
     std::vector<double>  samples;
 
-    void run(const cpu & cpu) {
-        const double begin = seconds();
+    void run(const cpu & cpu, int n_threads) {
+        const double begin = seconds(n_threads == 1);
         for (product & p : products) {
             ggml_backend_graph_compute(cpu.backend.get(), p.graph);
         }
-        samples.push_back((seconds() - begin) / products.size());
+        samples.push_back((seconds(n_threads == 1) - begin) / products.size());
     }
 
     double median() {
@@ -96,8 +101,8 @@ int main(int argc, char ** argv) {
                 continue;
             }
             for (int round = 0; round < 7; ++round) {
-                upstream.run(cpu);
-                fast.run(cpu);
+                upstream.run(cpu, n_threads);
+                fast.run(cpu, n_threads);
             }
             printf("%-7s %4d %12.0f %12.0f %8.1f %8.0f %8.2f\n", ggml_type_name(type), (int) n_column, 1e6 * upstream.median(), 1e6 * fast.median(),
                    data.size() / fast.median() / 1e9, 1e-9 * n_embd * n_row * n_column / fast.median(), upstream.median() / fast.median());
