@@ -36,12 +36,14 @@ WORKER = ("-c", f"import runpy; runpy.run_path({_FILE!r}, run_name='__main__')")
 
 @dataclass(frozen=True)
 class Arm:
-    """skip: a specification, or None for llama-cpp-python without pyskip. env: added to the worker's environment."""
+    """skip: a specification, or None for llama-cpp-python without pyskip. kernels: as for pyskip.Llama.
+    env: added to the worker's environment."""
 
     name: str
     skip: str | None
     python: str = sys.executable
     env: Mapping[str, str] = field(default_factory=dict)
+    kernels: str = "fast"
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class _Worker:
             )
         except OSError as error:
             raise PyskipError(f"{arm.python}: cannot be run ({error.strerror}), expected a Python") from error
-        self.build = str(self.ask({**setup, "skip": arm.skip})["build"])
+        self.build = str(self.ask({**setup, "skip": arm.skip, "kernels": arm.kernels})["build"])
 
     def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
         stdin, stdout = self.process.stdin, self.process.stdout

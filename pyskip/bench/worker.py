@@ -43,7 +43,9 @@ class Worker:
             from pyskip.binding.library import BUILD, llama_cpp
 
             self.llama_cpp = llama_cpp
-            self.llm = pyskip.Llama(setup["model"], skip=self.skip, profile=setup["profile"], **kwargs)
+            self.llm = pyskip.Llama(
+                setup["model"], skip=self.skip, profile=setup["profile"], kernels=setup["kernels"], **kwargs
+            )
             self.build = BUILD
         self.held: list[int] = []
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..binding import log
 from ..binding.crash import aborts_caught
+from ..binding.kernels import check_kernels, kernels_chosen
 from ..binding.library import llama_cpp
 from ..binding.pieces import token_bytes, tokenize
 from ..errors import DecodeError, ModelLoadError
@@ -45,6 +46,9 @@ class Llama(Skipping, llama_cpp.Llama):  # type: ignore[misc]
     low_memory: for a model larger than memory. Weights stay in the mapped file, and under a policy other than off only
         those of blocks that run are read.
 
+    kernels: "fast", pyskip's own where it has them for a weight's type and the processor, or "upstream", whose logits
+        are those of unpatched llama.cpp to the last bit.
+
     Prompts run dense, except under `static` and `profile:prefill=1`. Tokens that generate() and all that builds on it
     (completion, chat) feed back are decided by the policy; embeddings and eval() are dense unless mark_generated() says
     otherwise.
@@ -64,12 +68,14 @@ class Llama(Skipping, llama_cpp.Llama):  # type: ignore[misc]
         target_tps: float | None = None,
         max_skip: float | None = None,
         low_memory: bool = False,
+        kernels: str = "fast",
         n_ctx: int = 512,
         n_threads: int | None = None,
         n_threads_batch: int | None = None,
         **kwargs: Any,
     ) -> None:
         policy = parse_skip(skip)
+        check_kernels(kernels)
         path = os.fsdecode(resolve(model_path) if isinstance(model_path, str) else model_path)
         vocab_only = bool(kwargs.get("vocab_only"))
         file = ModelFile(path) if kwargs.get("use_mmap", True) else None
@@ -83,13 +89,13 @@ class Llama(Skipping, llama_cpp.Llama):  # type: ignore[misc]
         check_arguments(arguments)
         self._engine = None
         self._policy = parse_skip("off")
-        self._low_memory = low_memory
+        self._low_memory, self._kernels = low_memory, kernels
         self._pace = None
         self._pace_from: Paced = Profiled(rate=0.0)
         log.forget()
         cores = physical_cores()
         try:
-            with aborts_caught():
+            with kernels_chosen(kernels), aborts_caught():
                 super().__init__(
                     path, n_ctx=n_ctx, n_threads=n_threads or cores, n_threads_batch=n_threads_batch or cores, **kwargs
                 )
@@ -109,6 +115,11 @@ class Llama(Skipping, llama_cpp.Llama):  # type: ignore[misc]
         except BaseException:
             self.close()
             raise
+
+    @property
+    def kernels(self) -> str:
+        """What it was loaded for: fast or upstream."""
+        return self._kernels
 
     @property
     def model_params(self) -> Any:
@@ -285,7 +296,7 @@ class Llama(Skipping, llama_cpp.Llama):  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
         state = {**super().__getstate__(), "skip": str(self._policy), "profile": self._profile_path}
-        state["low_memory"] = self._low_memory
+        state |= {"low_memory": self._low_memory, "kernels": self._kernels}
         if self._pace is None:
             return state
         pace = {"target_tps": self._pace.target_tps, "max_skip": self._pace.max_skip}

@@ -34,7 +34,7 @@ kwargs = {
 if args.build == "pyskip":
     import pyskip
 
-    llm = pyskip.Llama(args.model, skip=args.skip, **kwargs)
+    llm = pyskip.Llama(args.model, skip=args.skip, kernels="upstream", **kwargs)
 else:
     import llama_cpp
 
