@@ -25,7 +25,6 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
-from server import besiege
 
 import pyskip
 from pyskip.system import cpu_name
@@ -33,6 +32,7 @@ from pyskip.system import cpu_name
 sys.path.extend(str(Path(__file__).resolve().parents[2] / name) for name in ("tests/support", "tools/models"))
 import make_profile
 import make_random
+from siege import besiege
 from table_page import keep_rows
 
 PYSKIP = [sys.executable, "-m", "pyskip"]

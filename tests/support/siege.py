@@ -1,5 +1,5 @@
 """What a server meets: 200 clients at a time with policies of their own, others that vanish, dawdle, or talk nonsense.
-Used by run.py."""
+Used by tests/faults/run.py."""
 
 from __future__ import annotations
 
