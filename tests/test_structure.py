@@ -14,12 +14,13 @@ from imports import Import, circles, imports, modules
 
 PACKAGE = ROOT / "pyskip"
 
-# Lowest first. `leaves` are the modules of pyskip/ itself that are not named below; `pyskip` is what `import pyskip`
-# offers, which stands above all that it offers; `entry` is what others call: nothing in pyskip imports it.
+# Lowest first. `leaves` are the modules of pyskip/ itself that are not ENTRIES, and LEAF_PACKAGES. `pyskip` is what
+# `import pyskip` offers, and stands above all of that. `entry` is what others call: nothing in pyskip imports it.
 ORDER = (
     "leaves", "binding", "models", "runtime", "pyskip",
     "evaluation", "chat", "bench", "calibration", "server", "cli", "entry",
 )  # fmt: skip
+LEAF_PACKAGES = {"policy"}
 ENTRIES = {"pyskip.__main__", "pyskip.llama", "pyskip.llm_plugin", "pyskip.lm_eval"}
 
 
@@ -29,7 +30,7 @@ def layer(module: str) -> str:
     if module == "pyskip._native":
         return "binding"
     name = module.split(".")[1]
-    return name if (PACKAGE / name).is_dir() else "leaves"
+    return name if (PACKAGE / name).is_dir() and name not in LEAF_PACKAGES else "leaves"
 
 
 def upward(edges: list[Import]) -> list[str]:
