@@ -224,7 +224,7 @@ build/upstream-tests/.built: $(VENV)/.built tests/upstream/CMakeLists.txt
 	  { tail -n 40 build/upstream-tests/log; exit 1; }
 	@touch $@
 
-# A tiny model and its profile, where the demo model would take too long.
+# A tiny model and its profile, if the demo model would take too long.
 build/tiny/.built: tools/models/make_random.py tools/models/make_profile.py | $(VENV)/.built
 	@mkdir -p $(@D)
 	@$(BIN)/python tools/models/make_random.py --type q4_1 -o $(@D)/m.gguf

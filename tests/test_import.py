@@ -44,7 +44,7 @@ def test_environment_is_left_alone() -> None:
 
 
 def test_a_library_that_cannot_be_imported_is_one_line(tmp_path: Path) -> None:
-    """numpy's own error runs over a page, for instance where there is no memory to map it."""
+    """numpy's own error runs over a page, for instance if there is no memory to map it."""
     (tmp_path / "numpy").mkdir()
     (tmp_path / "numpy" / "__init__.py").write_text('raise ImportError("page\\n\\n" * 20 + "no memory\\n")\n')
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}

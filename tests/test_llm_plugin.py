@@ -145,7 +145,7 @@ def test_a_conversation_keeps_its_turns(model: Any) -> None:
 
 
 def test_beside_a_stock_llama_cpp(tmp_path: Path) -> None:
-    """As where another plugin has loaded it: llm goes on, and prompting tells what to do. A process of its own."""
+    """As if another plugin has loaded it: llm goes on, and prompting tells what to do. A process of its own."""
     own = {"PYTHONPATH": str(Path(__file__).parent / "stock"), "LLM_USER_PATH": str(tmp_path / "llm")}
     command = [sys.executable, "-m", "llm", "Hi", "-m", "pyskip/demo"]
     env = {**os.environ, **own, "LLM_LOAD_PLUGINS": "pyskip"}

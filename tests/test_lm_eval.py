@@ -103,7 +103,7 @@ def test_greedy_is_the_likeliest_token_each_time(lm: PyskipLM) -> None:
 
 
 def test_a_request_yields_the_same_whatever_else_is_asked(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To the last bit, where requests share more than a batch, all of their context, or nothing."""
+    """To the last bit, when requests share more than a batch, all of their context, or nothing."""
     monkeypatch.setattr(pyskip.lm_eval, "BATCH", 16)
     lm = open_lm(tiny, SPEC)
     tokens = lm.tok_encode(words(5, 60))

@@ -1,4 +1,4 @@
-"""Wheels: what tools/wheel.py promises of them, and those in dist/ where `make wheel` has built some. None is built or
+"""Wheels: what tools/wheel.py promises of them, and those in dist/ if `make wheel` has built some. None is built or
 installed here; `make wheel-test` and `make wheel-aarch64-test` do that. What needs no llama.cpp is run on ARM, where
 Debian's cross-compiler and emulator are there."""
 

@@ -48,7 +48,7 @@ def open_browser() -> Iterator[Chrome]:
 
 
 def set_screen(browser: Chrome, width: int, height: int, *, dark: bool = False) -> None:
-    """A desktop's, or a phone's where it is narrow."""
+    """A desktop's, or a phone's if it is narrow."""
     size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
@@ -61,6 +61,6 @@ def complaints(browser: Chrome) -> list[str]:
 
 
 def requests(browser: Chrome) -> list[dict[str, Any]]:
-    """What pages asked for since the last look: url, method, postData where there was a body."""
+    """What pages asked for since the last look: url, method, postData if there was a body."""
     messages = (json.loads(entry["message"])["message"] for entry in browser.get_log("performance"))
     return [m["params"]["request"] for m in messages if m["method"] == "Network.requestWillBeSent"]

@@ -22,7 +22,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class Repo:
     files: dict[str, bytes]
     gated: bool = False
-    sizes: dict[str, int] = field(default_factory=dict)  # claimed, where they are not the bytes' own
+    sizes: dict[str, int] = field(default_factory=dict)  # claimed, if they are not the bytes' own
 
 
 @dataclass

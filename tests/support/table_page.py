@@ -1,4 +1,4 @@
-"""A page of the documentation that ends in a table which a script keeps: rows are told by their first cell."""
+"""A page of the documentation that ends in a table which a script keeps: rows are known by their first cell."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def search_path() -> str:
 
 
 def tool(name: str) -> str:
-    """ctest or ninja, of the virtual environment where it has them."""
+    """ctest or ninja, of the virtual environment if it has them."""
     found = shutil.which(name, path=search_path())
     if not found:
         raise Failure(f"{name} not found: run `make upstream-test`, which installs it")
@@ -171,7 +171,7 @@ def run_all(names: list[str], results: Results, timeout: int) -> None:
 
 
 def differences(results: Results, worse: bool) -> list[str]:
-    """Tests that pass on one side only: on the unpatched one where it is worse."""
+    """Tests that pass on one side only: on the unpatched one if it is worse."""
     good, bad = ("unpatched", "patched") if worse else ("patched", "unpatched")
     return [name for name, row in results.items() if row[good]["status"] == "passes" and row[bad]["status"] != "passes"]
 

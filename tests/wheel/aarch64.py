@@ -6,7 +6,7 @@ Makes an arm64 system in build/wheel-test/arm64 of Debian's packages (as apt is 
 Python, installs the wheel and its dependencies there, and then, on each processor: a chat on the demo model; an answer
 that must be, token by token, the one of pyskip on this machine, with f32 weights to TOLERANCE of answers.py; the native
 tests, cross-compiled and linked with the wheel's libraries; and the test files of TESTS on models that are made there.
-Needs qemu-user-static and g++-aarch64-linux-gnu. Exit 1 where something fails.
+Needs qemu-user-static and g++-aarch64-linux-gnu. Exit 1 if something fails.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def wheel(dist: Path, arch: str) -> Path:
 
 
 def bare(path: Path) -> dict[str, str]:
-    """The environment with that folder alone as its PATH, where nothing compiles."""
+    """The environment with that folder alone as its PATH, with which nothing compiles."""
     for name in COMPILERS:
         if shutil.which(name, path=str(path)):
             raise Failure(f"{path} has {name}, expected no compiler there: remove the folder and run this again")
