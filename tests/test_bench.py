@@ -12,9 +12,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import REFERENCE, make_profile
@@ -22,6 +23,7 @@ from test_interrupt import finish, started
 
 import pyskip
 from pyskip import bench
+from pyskip.bench import run as bench_run
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = ("-n", "12", "-r", "3", "-t", "1")
@@ -89,10 +91,16 @@ def test_a_text_of_ones_own(cli: Cli, tiny: Path, tmp_path: Path) -> None:
     """Every arm decodes the file's first tokens, and a text that is too short is no text."""
     text = tmp_path / "text.txt"
     text.write_text("A fox dreamt of a river. " * 60, encoding="utf-8")
-    run_bench, seen = bench.run_bench, []
+    run_bench = bench.run_bench
+    seen: list[Mapping[str, Any]] = []
     with pytest.MonkeyPatch.context() as patch:
-        ask = bench._Worker.ask
-        patch.setattr(bench._Worker, "ask", lambda self, question: seen.append(question) or ask(self, question))
+        ask = bench_run._Worker.ask
+
+        def heard(self: bench_run._Worker, question: Mapping[str, Any]) -> dict[str, Any]:
+            seen.append(question)
+            return ask(self, question)
+
+        patch.setattr(bench_run._Worker, "ask", heard)
         arms = [bench.Arm("off", "off"), bench.Arm("static", "static:2")]
         run_bench(tiny, arms, [bench.Test("tg", 8, depth=300)], rounds=1, text=text.read_text())
     llm = pyskip.Llama(tiny, n_ctx=64, verbose=False)
@@ -139,7 +147,9 @@ def test_what_cannot_be_measured(cli: Cli, tiny: Path, args: tuple[str, ...], co
 
 
 def test_a_job_that_fails_is_one_line(tiny: Path) -> None:
-    worker = bench._Worker(bench.Arm("off", "off"), {"model": str(tiny), "n_ctx": 16, "n_threads": 1, "profile": None})
+    worker = bench_run._Worker(
+        bench.Arm("off", "off"), {"model": str(tiny), "n_ctx": 16, "n_threads": 1, "profile": None}
+    )
     with closing(worker), pytest.raises(pyskip.PyskipError, match=r"arm off: 0 \+ 99 tokens do not fit"):
         worker.ask({"do": "run", "context": [1] * 99, "tokens": [1], "batch": False})
 

@@ -175,9 +175,9 @@ def test_native_sums_equal_numpy(tiny: Path, tmp_path: Path, stand_in: str | Non
             raw.clear()
             raw.decode([(int(t), i, 0) for i, t in enumerate(window)])
             for il, kept in rows.items():
-                x, y = (raw.tapped[f"{n}-{il}"].reshape(40, -1)[4:] for n in ("ffn_inp", "ffn_out"))
+                s, out = (raw.tapped[f"{n}-{il}"].reshape(40, -1)[4:] for n in ("ffn_inp", "ffn_out"))
                 kept.append(
-                    (x / np.sqrt((x * x).mean(1, keepdims=True) + 1e-5) * norms[f"blk.{il}.ffn_norm.weight"], x, y)
+                    (s / np.sqrt((s * s).mean(1, keepdims=True) + 1e-5) * norms[f"blk.{il}.ffn_norm.weight"], s, out)
                 )
     for il, kept in rows.items():
         xn, x, y = (np.concatenate(part).astype(np.float64) for part in zip(*kept, strict=True))

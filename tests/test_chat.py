@@ -8,6 +8,7 @@ import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import open_llm
@@ -62,7 +63,7 @@ def test_every_command_on_a_terminal(tiny: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("env", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
-def test_plain_on_a_terminal(tiny: Path, env: dict[str, str]) -> None:
+def test_plain_on_a_terminal(tiny: Path, env: dict[str, Any]) -> None:
     terminal = Terminal("chat", str(tiny), "-n", "60", "-t", "1", "--temp", "1", "--seed", "3", *SKIP, **env)
     terminal.ask("w1", " tokens/s, ")
     terminal.ask("/heat", "tenths of the blocks skipped")

@@ -20,7 +20,7 @@ from pyskip.evaluation.tasks import TaskItem
 
 TEXT = story(20)
 SPECS = ["static:2", "cosine:threshold=0.9,cold_start=1,cold_end=1,warmup=4"]
-HEADER = {"kind": "text", "file_sha256": "abc", "n_ctx": 64}
+HEADER: dict[str, str | int] = {"kind": "text", "file_sha256": "abc", "n_ctx": 64}
 
 
 @pytest.fixture

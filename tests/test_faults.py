@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +77,11 @@ def test_two_models_and_four_policies_in_threads(pair: list[Path]) -> None:
     alone = [say(llm) for llm in llms]
     assert len(set(alone)) == 4
     together: dict[int, list[tuple[str, tuple[int, ...]]]] = {i: [] for i in range(4)}
-    in_threads([lambda i=i, llm=llm: together[i].extend(say(llm) for _ in range(5)) for i, llm in enumerate(llms)])
+
+    def say_five_times(i: int) -> None:
+        together[i].extend(say(llms[i]) for _ in range(5))
+
+    in_threads([partial(say_five_times, i) for i in range(4)])
     for i, llm in enumerate(llms):
         assert together[i] == [alone[i]] * 5
         llm.close()

@@ -1,4 +1,4 @@
-"""A minute of fuzzing, the same inputs every time. `make fuzz` runs 200,000 a target, and libFuzzer if there is clang."""
+"""A minute of fuzzing, the same inputs every time. `make fuzz` runs 200,000 a target, and libFuzzer if there is one."""
 
 import json
 import subprocess

@@ -30,7 +30,7 @@ def test_series_names_every_patch_once_and_in_order() -> None:
 
 def test_applies_without_fuzz_or_offset(upstream: ModuleType, tmp_path: Path) -> None:
     upstream.tree(ROOT / "build" / "sdist", tmp_path / "plain", [])
-    expected = {}
+    expected: dict[str, list[str]] = {}
     for path in upstream.series():
         # every hunk must stand at the very line that it names
         source = tmp_path / "plain"

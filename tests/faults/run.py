@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -141,7 +142,7 @@ def memory(bench: Bench, args: argparse.Namespace) -> Row:
                 done = subprocess.run(
                     [*PYSKIP, *command],
                     stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600,
-                    preexec_fn=lambda limit=limit: resource.setrlimit(resource.RLIMIT_AS, (limit << 20, limit << 20)),
+                    preexec_fn=partial(resource.setrlimit, resource.RLIMIT_AS, (limit << 20, limit << 20)),
                 )  # fmt: skip
             except subprocess.TimeoutExpired as late:
                 wrong.append(f"{name} in {limit} MiB: no end within {late.timeout:.0f} s")
