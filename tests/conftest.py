@@ -40,7 +40,10 @@ NEEDS = {
     "run_logits": {"reference", "slow"},
     "hub": {"loopback"},
     "page_url": {"loopback"},
-    "browser": {"browser", "slow"},
+    "collected": {"reference", "slow"},
+    "docs_bin": {"loopback", "model", "slow"},
+    "site": {"slow"},
+    "browser": {"browser", "loopback", "slow"},
 }
 
 

@@ -14,6 +14,7 @@ RUNS = {"skip": 40_000, "task": 20_000, "profile": 10_000, "session": 500, "pair
 
 
 @pytest.mark.parametrize(("target", "runs"), RUNS.items())
+@pytest.mark.slow
 def test_smoke(target: str, runs: int) -> None:
     command = [sys.executable, str(RUN), "--target", target, "--runs", str(runs), "--seed", "2"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import REFERENCE
 
 import pyskip
@@ -24,6 +25,7 @@ def test_import_brings_nothing_that_only_the_command_line_needs() -> None:
     assert not added & {"click", "rich", "gguf", "huggingface_hub", "asyncio", "cffi", "pycparser", "email"}
 
 
+@pytest.mark.reference
 def test_a_stock_llama_cpp_that_is_there_already_is_refused() -> None:
     done = python("import llama_cpp, pyskip; pyskip.Llama", LLAMA_CPP_LIB_PATH=str(REFERENCE))
     assert done.returncode == 1

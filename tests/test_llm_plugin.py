@@ -77,6 +77,7 @@ def test_the_command_line(llm_cli: Cli, tiny: Path) -> None:
     assert len(re.findall("^> ", chat.stdout, re.MULTILINE)) == 3
 
 
+@pytest.mark.model
 def test_the_demo(llm_cli: Cli) -> None:
     said = llm_cli("Are dogs real?", "-m", "pyskip/demo", "-o", "max_tokens", "12", "--no-log")
     assert "dogs" in said.stdout.lower(), said.stderr

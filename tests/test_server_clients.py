@@ -18,6 +18,8 @@ from serving import ALTERNATE, Running, open_served, running
 
 import pyskip
 
+pytestmark = pytest.mark.loopback
+
 MESSAGES: list[Any] = [{"role": "user", "content": "w1 w2 w3"}]
 SCHEMA: Any = {
     "type": "object",
