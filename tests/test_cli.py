@@ -123,6 +123,7 @@ def test_info_without_a_profile(cli: Run, tiny: Path) -> None:
     assert "ideal speed-up, before stand-ins" in result.stdout
 
 
+@pytest.mark.slow
 def test_version_and_help(cli: Run) -> None:
     assert re.match(
         r"pyskip \d+\.\d+\.\d+ \(llama-cpp-python [\d.]+, llama\.cpp \w+, patches \w+\)", cli("--version").stdout

@@ -208,6 +208,7 @@ def test_a_folder(tmp_path: Path) -> None:
 # The command line
 
 
+@pytest.mark.slow
 def test_on_the_command_line(cli: Run, tiny: Path, tmp_path: Path, path: Path) -> None:
     def document(*args: str) -> dict[str, Any]:
         done = cli("eval", str(tiny), "--text", str(text), "--ctx", "64", "--json", *args)

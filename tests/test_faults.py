@@ -87,6 +87,7 @@ def test_two_models_and_four_policies_in_threads(pair: list[Path]) -> None:
         llm.close()
 
 
+@pytest.mark.slow
 def test_contexts_come_and_go_while_another_decodes(pair: list[Path]) -> None:
     with closing(load(pair[0], POLICIES[3])) as llm:
         alone = say(llm, 200)
@@ -247,6 +248,7 @@ def test_a_folder_that_is_read_only(pair: list[Path], tmp_path: Path) -> None:
     folder.chmod(0o700)
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_what_was_scored(cli: Cli, pair: list[Path], tmp_path: Path) -> None:
     """RLIMIT_FSIZE fails the journal's writes in the middle of a record, as a full disk does; then there is room."""
     text, journal = tmp_path / "text", tmp_path / "journal"

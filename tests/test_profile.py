@@ -59,6 +59,7 @@ def profiles(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple
 
 @pytest.mark.parametrize("key", KINDS)
 @pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.slow
 def test_gates_and_stand_ins_equal_numpy(
     tiny: Path, profiles: dict[tuple[str, int | None], Path], key: tuple[str, int | None], batched: bool
 ) -> None:

@@ -140,6 +140,7 @@ def make_lora(path: Path, il: int) -> None:
     writer.close()
 
 
+@pytest.mark.slow
 def test_lora_on_a_skipped_block_is_skipped_with_it(tiny: Path, tmp_path: Path) -> None:
     lora = tmp_path / "lora.gguf"
     make_lora(lora, 2)
