@@ -100,7 +100,7 @@ class PyskipLM(TemplateLM):  # type: ignore[misc]
             n_threads_batch=n_threads,
             verbose=False,
         )
-        self._n_tokens, self._skipped = 0, np.zeros(self.llm._skip_context.n_layer, np.int64)
+        self._n_tokens, self._skipped = 0, np.zeros(self.llm.engine.skip.n_layer, np.int64)
 
     # Tokens
 

@@ -90,7 +90,7 @@ def demo_llm(demo: Path) -> Iterator[pyskip.Llama]:
 def llm(demo_llm: pyskip.Llama) -> Iterator[pyskip.Llama]:
     """The demo model, dense and empty."""
     demo_llm.skip = "off"
-    demo_llm._ctx.kv_cache_clear()
+    demo_llm.engine.clear()
     demo_llm.reset()
     demo_llm.reset_skip_stats()
     yield demo_llm

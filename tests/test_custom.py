@@ -71,7 +71,7 @@ def test_it_decides(llm: pyskip.Llama, library: Path) -> None:
 def trace_of(llm: pyskip.Llama, skip: str | pyskip.Policy, n_batch: int) -> tuple[np.ndarray, pyskip.SkipTrace]:
     """Logits of the last of 24 tokens, of which the first 8 are prompt, and the decisions."""
     llm.reset()
-    llm._ctx.kv_cache_clear()
+    llm.engine.clear()
     llm.skip = skip
     llm.start_trace(64)
     llm.mark_generated(8)

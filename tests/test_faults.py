@@ -209,7 +209,7 @@ def test_a_file_that_is_cut_off_within_a_token_is_one_line(mapped: Path) -> None
     code = (
         "import os, sys; sys.path[:0] = sys.argv[2:]; import test_faults as t; from pathlib import Path\n"
         "llm = t.load(Path(sys.argv[1]), 'off'); from pyskip.binding.crash import exit_on_crash; exit_on_crash(2)\n"
-        "os.truncate(sys.argv[1], 4096); llm._file = None; t.say(llm)"
+        "os.truncate(sys.argv[1], 4096); llm.engine.file = None; t.say(llm)"
     )
     command = [sys.executable, "-B", "-c", code, str(mapped), *TEST_PATH]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)

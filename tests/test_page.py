@@ -11,7 +11,7 @@ from selenium.webdriver import ActionChains, Chrome, Keys
 from selenium.webdriver.common.by import By
 from serving import open_served, running
 
-from pyskip.server.limits import Settings
+from pyskip.server.limits import Limits
 
 KEY = "a-key-of-ours"
 TIMES = "\u00d7"
@@ -194,7 +194,7 @@ def test_a_refusal_is_one_line_and_loses_nothing(page: Page) -> None:
 
 def test_the_key_is_asked_for(browser: Chrome, page_models: tuple[Path, Path]) -> None:
     set_screen(browser, 1100, 800)
-    with running({"fitted": open_served(page_models[0])}, Settings(api_key=KEY, grace=5)) as server:
+    with running({"fitted": open_served(page_models[0])}, Limits(api_key=KEY, grace=5)) as server:
         page = Page(browser, server.url)
         page.until(lambda: page("#key-dialog").is_displayed())
         page("#key").send_keys("wrong", Keys.ENTER)

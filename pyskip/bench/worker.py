@@ -68,7 +68,7 @@ class Worker:
         llm = self.llm
         self.hold(context)
         if self.skip is not None:
-            llm.mark_generated(len(context) if not batch else llm._n_ctx)
+            llm.mark_generated(len(context) if not batch else llm.n_ctx())
             llm.reset_skip_stats()
         energy, start = joules(), time.perf_counter()
         if batch:

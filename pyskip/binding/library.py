@@ -92,12 +92,13 @@ LIB_DIR = _find_library()
 _refuse_stock(LIB_DIR)
 
 try:
-    from .. import _native
+    from .._native import ffi as _ffi
+    from .._native import lib as _lib
 except ImportError as error:
     raise BuildMismatchError(f"pyskip's native library cannot be loaded ({error}): install pyskip again") from error
 
-ffi: Any = _native.ffi
-lib: Any = _native.lib
+ffi: Any = _ffi
+lib: Any = _lib
 BUILD: str = ffi.string(lib.pyskip_build()).decode()
 _check_version(BUILD)
 _load_backends(LIB_DIR)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..evaluation.evaluate import score
+from ..evaluation.score import score
 from ..models.profile import Profile
 from ..policy import Off, Random
 from ..runtime.batch import BatchContext

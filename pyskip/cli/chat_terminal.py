@@ -23,8 +23,8 @@ from pyskip.errors import PyskipError
 from pyskip.runtime.llama import Llama
 
 from . import ui
-from .chat import PlainView
 from .chat_commands import COMMANDS
+from .chat_view import PlainView
 from .heat import Line
 from .markdown import MarkdownStream
 

@@ -130,7 +130,7 @@ def _journal(resume: str | None, llm: Llama, kind: str, path: str, more: dict[st
         "file_name": Path(path).name,
         "file_sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
         "model_name": Path(llm.model_path).name,
-        "model": llm._info.fingerprint,
+        "model": llm.engine.info.fingerprint,
         "n_ctx": llm.n_ctx(),
         **more,
         "build": BUILD,

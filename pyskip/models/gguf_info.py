@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ..binding.library import ffi, lib
 from ..errors import ModelLoadError
@@ -57,14 +58,28 @@ def inspect(path: str | os.PathLike[str], *, weights: bool = True) -> GGUFInfo:
 
     Raises ModelLoadError where the file is missing, unreadable, no GGUF or cut off; `weights`: or holds none."""
     path = resolve(path) if isinstance(path, str) else path
-    native = ffi.new("struct pyskip_gguf_info *")
-    error = ffi.new("char[]", N_ERROR)
     if b"\0" in os.fsencode(path):
         raise ModelLoadError("the model path holds a NUL byte, expected the path of a GGUF file")
-    if lib.pyskip_gguf_inspect(os.fsencode(path), native, error, N_ERROR) != lib.PYSKIP_STATUS_OK:
-        raise ModelLoadError(" ".join(ffi.string(error).decode("utf-8", "replace").split()))
-    if weights and native.n_tensors == 0:
+    info = _read(os.fsencode(path), _identity(path))
+    if weights and info.n_tensors == 0:
         raise ModelLoadError(f"{os.fspath(path)}: holds a vocabulary and no weights, expected a whole model")
+    return info
+
+
+def _identity(path: str | os.PathLike[str]) -> tuple[int, int, int, int] | None:
+    try:
+        stat = os.stat(path)
+    except (OSError, ValueError):  # _read() says what is wrong
+        return None
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+@lru_cache(maxsize=1)  # who loads a model looks at it first, and so does what loads it
+def _read(path: bytes, _identity: tuple[int, int, int, int] | None) -> GGUFInfo:
+    native = ffi.new("struct pyskip_gguf_info *")
+    error = ffi.new("char[]", N_ERROR)
+    if lib.pyskip_gguf_inspect(path, native, error, N_ERROR) != lib.PYSKIP_STATUS_OK:
+        raise ModelLoadError(" ".join(ffi.string(error).decode("utf-8", "replace").split()))
     texts = {
         name: ffi.string(getattr(native, name)).decode("utf-8", "replace")
         for name in ("architecture", "name", "fingerprint")

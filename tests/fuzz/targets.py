@@ -153,7 +153,7 @@ class ProfileFile(Target):
         profile = Profile(path)
         policy = parse_skip("profile:prefill=1,warmup=0")
         try:
-            self.llm._skip_context.set_policy(policy, profile)
+            self.llm.engine.skip.set_policy(policy, profile)
             self.decode()
         finally:
             self.llm.skip = "off"

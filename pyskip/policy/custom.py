@@ -7,13 +7,14 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import PolicyError
+from ..errors import PolicyError
+from .base import Fields, Operating, Policy
 
 __all__ = ["Custom"]
 
 
 @dataclass(frozen=True)
-class Custom:
+class Custom(Policy):
     """A policy of your own, in C: a pyskip_decide function of pyskip.h (pyskip.get_include()).
 
     decide: its address, or a ctypes function, which is kept alive. Asked for each token and layer, in llama.cpp's
@@ -24,6 +25,8 @@ class Custom:
     Nothing can check that the address is such a function: another one ends the process. Raises PolicyError for one that
     is no address, or 0.
     """
+
+    kind = "custom"
 
     decide: Any
     data: Any = None
@@ -51,6 +54,9 @@ class Custom:
         if isinstance(self.data, (ctypes.Structure, ctypes.Array, ctypes._SimpleCData)):
             return ctypes.addressof(self.data)
         return _address("custom data", self.data)
+
+    def fields(self, profile: Operating | None) -> Fields:
+        return {"type": "PYSKIP_POLICY_CUSTOM", "decide": self.address, "decide_data": self.data_address}
 
     def __str__(self) -> str:
         return f"custom:{self.name}"
