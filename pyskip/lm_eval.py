@@ -52,7 +52,7 @@ class PyskipLM(TemplateLM):  # type: ignore[misc]
 
     path: of the model, or `demo`.
     skip, profile, kernels: as for pyskip.Llama.
-    n_ctx: tokens that the model sees at most. Default: 4096, or the model's where that is less.
+    n_ctx: tokens that the model sees at most. Default: 4096, or the model's if that is less.
     n_threads: default: the physical cores that the process may use.
 
     Every token of a likelihood request counts as generated from its first on, as in `pyskip eval`; the context of
@@ -122,7 +122,7 @@ class PyskipLM(TemplateLM):  # type: ignore[misc]
         return self.eot_token_id if bos == -1 else bos
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """With BOS where the vocabulary wants one and neither the text nor the caller says otherwise."""
+        """With BOS if the vocabulary wants one and neither the text nor the caller says otherwise."""
         if add_special_tokens is None:
             add_special_tokens = not has_bos_prefix(string, self._text(self.prefix_token_id) or None)
         return list(self.llm.tokenize(string.encode(), add_bos=add_special_tokens, special=True))

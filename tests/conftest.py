@@ -34,6 +34,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+# What a test needs that asks for a fixture, be it through another one: markers of pyproject.toml.
+NEEDS = {
+    "demo": {"model"},
+    "run_logits": {"reference", "slow"},
+    "hub": {"loopback"},
+    "page_url": {"loopback"},
+    "collected": {"reference", "slow"},
+    "docs_bin": {"loopback", "model", "slow"},
+    "site": {"slow"},
+    "browser": {"browser", "loopback", "slow"},
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        for marker in sorted(set().union(*(NEEDS[name] for name in fixtures & NEEDS.keys()))):
+            item.add_marker(marker)
+
+
 @pytest.fixture(scope="session")
 def demo(request: pytest.FixtureRequest) -> Path:
     if request.config.getoption("--emulated"):

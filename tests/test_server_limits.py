@@ -22,6 +22,8 @@ from serving import ALTERNATE, Running, open_served, running
 from pyskip.cli.main import run
 from pyskip.server.limits import Limits
 
+pytestmark = pytest.mark.loopback
+
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "w1 w2 w3"}]
 ENDLESS = {"messages": MESSAGES, "max_tokens": 100_000, "temperature": 0, "min_tokens": 100_000}

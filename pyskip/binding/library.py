@@ -62,7 +62,7 @@ def _load_backends(lib_dir: Path) -> None:
     itself llama.cpp would look for one beside the Python interpreter and in the working directory."""
     ggml = ctypes.CDLL(str(lib_dir / "libggml.so"))
     if ggml.ggml_backend_reg_count() == 0:
-        lib.pyskip_log_drop()  # it tells what it loads; log.py hears the rest
+        lib.pyskip_log_drop()  # it reports what it loads; log.py takes the rest
         ggml.ggml_backend_load_all_from_path(ctypes.c_char_p(os.fsencode(lib_dir)))
     if ggml.ggml_backend_reg_count() == 0:
         raise BuildMismatchError(f"no libggml-cpu-*.so in {lib_dir} runs on this processor: install pyskip again")

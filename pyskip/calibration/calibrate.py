@@ -26,7 +26,7 @@ from .write import LayerFit, Provenance, quantise, write_profile
 
 __all__ = ["Calibration", "Settings", "calibrate"]
 
-N_WINDOW = 512  # tokens; the model's own context where that is less
+N_WINDOW = 512  # tokens; the model's own context if that is less
 WARMUP = 16
 N_FIT, N_FIT_SAMPLED, ALL = 16, 160, 1 << 30
 N_CHOOSE = 2  # windows that neurons are chosen on

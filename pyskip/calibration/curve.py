@@ -82,5 +82,5 @@ def measure(llm: Llama, windows: Windows, thresholds: Sequence[float], progress:
 
 
 def recommend(points: Sequence[Point]) -> int:
-    """The fastest point whose perplexity stays within MAX_RATIO of dense; the first where none does."""
+    """The fastest point whose perplexity stays within MAX_RATIO of dense; the first if none does."""
     return max((i for i, p in enumerate(points) if p.ppl_ratio <= MAX_RATIO), default=0)

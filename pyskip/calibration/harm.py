@@ -41,7 +41,7 @@ class Observed:
     """By window, mask and token past the warm-up, n of them."""
 
     kld: Floats  # [n] nats
-    scores: Floats  # [n, n_layer] what the gate of a skipped block says; inf where it ran
+    scores: Floats  # [n, n_layer] what the gate of a skipped block says; inf if it ran
 
 
 def observe(

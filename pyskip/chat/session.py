@@ -39,13 +39,13 @@ class Session:
     model: str  # its name, for messages
     system: str | None
     turns: tuple[Message, ...]  # user, assistant, user, ...
-    skip: str | None  # the policy; None where a pace was kept
+    skip: str | None  # the policy; None if a pace was kept
     tokens: tuple[int, ...]  # in the KV cache
 
 
 def save_session(path: str | os.PathLike[str], llm: Llama, system: str | None, turns: Sequence[Message]) -> None:
     """Write what was said and the state of the model, which may be large, for the owner of the file only. An old
-    session stays as it was where this fails. Raises PyskipError where the file cannot be written, or is something else.
+    session stays as it was if this fails. Raises PyskipError if the file cannot be written, or is something else.
     """
     target = Path(path)
     if "\0" in str(target):
@@ -78,8 +78,8 @@ def save_session(path: str | os.PathLike[str], llm: Llama, system: str | None, t
 def load_session(path: str | os.PathLike[str], llm: Llama) -> tuple[Session, str | None]:
     """Read a session and put its state into the model, with which the conversation goes on as if never left.
 
-    Returns the session, and where its state cannot be used the reason: the model is empty then, and decodes the
-    messages with the next prompt. Does not set the policy. Raises PyskipError where the file is no session, is damaged,
+    Returns the session, and the reason if its state cannot be used: the model is empty then, and decodes the
+    messages with the next prompt. Does not set the policy. Raises PyskipError if the file is no session, is damaged,
     or is another model's; the model is as it was then.
     """
     document, state = _read(Path(path), llm)
@@ -148,7 +148,7 @@ def _largest_state(llm: Llama) -> int:
 
 
 def _checked(path: Path, document: dict[str, Any], llm: Llama) -> Session:
-    """Raises PyskipError where a field is not what save_session() writes, or the model is another."""
+    """Raises PyskipError if a field is not what save_session() writes, or the model is another."""
     texts = {key: document.get(key) for key in ("build", "fingerprint", "model", "system", "skip")}
     optional = ("system", "skip")
     for key, value in texts.items():

@@ -66,7 +66,7 @@ def _summary(conversation: Conversation) -> str:
 
 
 def _from_pipe(conversation: Conversation) -> int:
-    """A line is a command only where it is exactly one; an error ends the chat."""
+    """A line is a command only if it is exactly one; an error ends the chat."""
     view = PlainView()
     commands = Commands(conversation, view)
     status = 0
@@ -103,7 +103,7 @@ def _is_text(text: str) -> bool:
 
 
 def _on_terminal(conversation: Conversation, view: PlainView, read: Callable[[], str]) -> int:
-    """read() gives what was typed, and raises EOFError, or KeyboardInterrupt for Ctrl-C where that was nothing."""
+    """read() gives what was typed, and raises EOFError, or KeyboardInterrupt for Ctrl-C if nothing was."""
     view.note("Ctrl-C stops an answer, Ctrl-D ends the chat, /help lists commands")
     commands = Commands(conversation, view)
     status = interrupts = 0

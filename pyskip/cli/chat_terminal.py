@@ -1,4 +1,4 @@
-"""The chat on a terminal: reading with prompt_toolkit, showing with rich. Imported only where there is one."""
+"""The chat on a terminal: reading with prompt_toolkit, showing with rich. Imported only if there is one."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def _keys() -> KeyBindings:
 
 
 class _FileHistory(FileHistory):
-    """Never in the way: where it cannot be written it is not."""
+    """Never in the way: if it cannot be written it is not."""
 
     def store_string(self, string: str) -> None:
         with suppress(OSError, UnicodeEncodeError):

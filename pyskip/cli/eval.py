@@ -30,7 +30,7 @@ __all__ = ["eval"]
 COUNT = click.IntRange(1, 2**31 - 1)
 N_CTX = {"text": 512, "items": 512, "articles": 2048}
 FIGURE = {"text": "windows, ppl / dense", "items": "items, accuracy", "articles": "articles, ROUGE-L"}
-N_BATCH = 512  # where nothing but the prompt's end is scored
+N_BATCH = 512  # if nothing but the prompt's end is scored
 
 
 @click.command()

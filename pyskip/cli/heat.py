@@ -112,7 +112,7 @@ def _cells(text: str) -> int:
 
 
 def layer_bars(rates: Sequence[float], width: int = 78) -> list[Line]:
-    """Upright bars, a layer each, and under them the layers' numbers; in several rows where the width asks for it."""
+    """Upright bars, a layer each, and under them the layers' numbers; in several rows if the width asks for it."""
     top = _top(rates)
     step = 2 if 2 * len(rates) + 8 <= width else 1
     n = max(5, (width - 8) // step)

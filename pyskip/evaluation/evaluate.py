@@ -71,8 +71,8 @@ def evaluate_text(
     dense: False leaves out the dense pass, half of the time for one policy, and all that is measured by it.
     journal: of this text; what it holds is not computed again, and what is computed it keeps.
 
-    Returns one result for each policy. Raises PyskipError where the text is too short or the context too small,
-    PolicyError for a policy that does not fit, DecodeError where llama.cpp fails.
+    Returns one result for each policy. Raises PyskipError if the text is too short or the context too small,
+    PolicyError for a policy that does not fit, DecodeError if llama.cpp fails.
     """
     windows = _windows(llm, text, n_ctx)[:chunks]
     return evaluate_windows(llm, windows, skips, n_ctx=n_ctx, dense=dense, journal=journal, progress=progress)
@@ -121,7 +121,7 @@ def evaluate_task(
     journal: Journal | None = None,
     progress: Progress | None = None,
 ) -> list[TaskResult]:
-    """Accuracy on the items of a task file (pyskip.tasks). Every token counts as generated.
+    """Accuracy on the items of a task file (tasks.py). Every token counts as generated.
 
     A choice is scored by the log-likelihood of its tokens / bytes of its text; of equal ones the first counts.
     The rest as for evaluate_text().
@@ -147,7 +147,7 @@ def evaluate_task(
 
 
 def _windows(llm: Llama, text: str, n_ctx: int) -> list[list[int]]:
-    """The whole text's tokens in windows of n_ctx, the first of each being BOS where the vocabulary wants one."""
+    """The whole text's tokens in windows of n_ctx, the first of each being BOS if the vocabulary wants one."""
     if n_ctx < 8:
         raise PyskipError(f"a window is {n_ctx} tokens, expected at least 8 (--ctx)")
     tokens = llm.tokenize(text.removesuffix("\n").encode(), add_bos=True, special=False)

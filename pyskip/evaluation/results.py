@@ -35,7 +35,7 @@ DENSE = "off"  # its arm in a journal
 
 @dataclass(frozen=True)
 class TextResult:
-    """A policy on a text. SE: one standard error. Differences to dense are taken token by token; they are NaN where the
+    """A policy on a text. SE: one standard error. Differences to dense are taken token by token; they are NaN if the
     dense pass was left out."""
 
     skip: str

@@ -26,8 +26,8 @@ class Scores(NamedTuple):
 
 
 def score(logits: Floats, targets: Sequence[int], dense: Floats | None, *, is_dense: bool) -> Scores:
-    """Scores of logits [n, n_vocab]; `dense`, the log-probabilities to compare with, is filled where is_dense. None:
-    there are none. Raises DecodeError where a logit is not finite."""
+    """Scores of logits [n, n_vocab]; `dense`, the log-probabilities to compare with, is filled if is_dense. None:
+    there are none. Raises DecodeError if a logit is not finite."""
     n = len(logits)
     log_p, kld, top = np.empty(n), np.zeros(n), logits.argmax(axis=1)
     for begin in range(0, n, ROWS):

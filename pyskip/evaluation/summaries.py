@@ -49,7 +49,7 @@ def evaluate_summaries(
 ) -> list[SummaryResult]:
     """ROUGE-L F1 of greedily decoded summaries against the highlights.
 
-    The article is a prompt: an instruction by the model's chat template, or where it has none the article and "TL;DR:".
+    The article is a prompt: an instruction by the model's chat template, or if it has none the article and "TL;DR:".
     It is cut at its end to what the context holds beside n_predict tokens. Only what is generated counts as generated.
 
     llm: its context is used whole. What it holds is forgotten, its policy kept.
@@ -78,7 +78,7 @@ def evaluate_summaries(
 
 
 def _rouge_l() -> Callable[[str, str], float]:
-    """The F1 of (reference, summary). Raises PyskipError where the library is missing."""
+    """The F1 of (reference, summary). Raises PyskipError if the library is missing."""
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ModuleNotFoundError as missing:

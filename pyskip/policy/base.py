@@ -94,7 +94,7 @@ class Policy(ABC):
 
     @abstractmethod
     def fields(self, profile: Operating | None) -> Fields:
-        """Of struct pyskip_policy. Raises ProfileError where a profile is needed and none given."""
+        """Of struct pyskip_policy. Raises ProfileError if a profile is needed and none given."""
 
 
 def log_error(error: float | None) -> float:

@@ -33,12 +33,12 @@ class Custom(Policy):
     name: str = "decide"
 
     def __post_init__(self) -> None:
-        if not (self.address and self.data_address >= 0):  # either raises where it is no address
+        if not (self.address and self.data_address >= 0):  # either raises if it is no address
             raise PolicyError("custom has no function to decide by, expected the address of one")
 
     @classmethod
     def load(cls, library: str | os.PathLike[str], symbol: str = "decide", data: Any = None) -> Custom:
-        """The function `symbol` of a shared library. Raises PolicyError where either is missing."""
+        """The function `symbol` of a shared library. Raises PolicyError if either is missing."""
         path = os.path.abspath(os.fsdecode(library))
         try:
             return cls(getattr(ctypes.CDLL(path), symbol), data, symbol)

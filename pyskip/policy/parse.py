@@ -16,7 +16,7 @@ KINDS: dict[str, type[Policy]] = {policy.kind: policy for policy in (Cosine, Sta
 
 
 def parse_skip(spec: str | float | Policy) -> Policy:
-    """The policy that a skip specification stands for; a policy stands for itself. Raises PolicyError where it is
+    """The policy that a skip specification stands for; a policy stands for itself. Raises PolicyError if it is
     malformed. Whether the model has the profile that a rate needs shows when the policy is set."""
     if isinstance(spec, Policy):
         return spec

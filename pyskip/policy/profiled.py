@@ -28,7 +28,7 @@ class Profiled(Policy):
     """The model's profile (pyskip calibrate): a gate predicts what a block's stand-in would cost, token by token.
 
     rate: the share of FFN blocks to skip, by the curve that calibration measured; a given text may skip more or less.
-    error: instead of a rate, skip where the predicted error |y - stand-in| / |x|, times the layer's sensitivity, is
+    error: instead of a rate, skip if the predicted error |y - stand-in| / |x|, times the layer's sensitivity, is
         below it. Neither: the profile's recommended point.
     prefill: decide prompt tokens too, after the first `warmup` positions; otherwise prompts run dense.
     warmup: the first generated tokens of a sequence, which run dense. Not given: what the profile was fitted with.

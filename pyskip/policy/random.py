@@ -29,7 +29,7 @@ class Random(Policy):
     """A coin for each token and layer, the same however tokens are batched. The baseline that every gate must beat.
 
     stand_in: skipped blocks use the stand-ins of the model's profile; otherwise nothing, as in the paper.
-    error: with stand-ins, toss only where the predicted error is below it, as in Profiled.
+    error: with stand-ins, toss only if the predicted error is below it, as in Profiled.
     """
 
     kind = "random"

@@ -25,7 +25,7 @@ class SkipContext:
         self.n_layer: int = lib.pyskip_n_layer(self.native)
 
     def skippable(self) -> tuple[int, ...]:
-        """The layers whose FFN can be skipped. Raises PolicyError where none can, with the reason."""
+        """The layers whose FFN can be skipped. Raises PolicyError if none can, with the reason."""
         flags = ffi.new("uint8_t[]", self.n_layer)
         error = ffi.new("char[]", N_ERROR)
         raise_for(lib.pyskip_skippable(self.native, flags, self.n_layer, error, N_ERROR), error)
@@ -37,8 +37,8 @@ class SkipContext:
         raise_for(lib.pyskip_check_generates(self.native, error, N_ERROR), error, DecodeError)
 
     def set_policy(self, policy: Policy, profile: Profile | None = None) -> None:
-        """Decide by `policy` from the next token on. Raises PolicyError where it does not fit the model, ProfileError
-        where it needs a profile and none is given."""
+        """Decide by `policy` from the next token on. Raises PolicyError if it does not fit the model, ProfileError
+        if it needs a profile and none is given."""
         fields = policy.fields(profile)
         fields["type"] = getattr(lib, fields["type"])
         if "layers" in fields:

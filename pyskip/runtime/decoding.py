@@ -85,7 +85,7 @@ class Decoder:
         self._engine.skip.set_generated_from(0, 0)
 
     def rewind(self, pos: int) -> int:
-        """Forget positions >= pos; all of them where the model's memory cannot. Returns how many are left."""
+        """Forget positions >= pos; all of them if the model's memory cannot. Returns how many are left."""
         if self._engine.cut(pos, seq_id=0):
             return pos
         self.begin(self._arm)

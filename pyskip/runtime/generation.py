@@ -1,4 +1,4 @@
-"""One answer: tokens in, text out piece by piece, and what it took. For pyskip.conversation and `pyskip generate`."""
+"""One answer: tokens in, text out piece by piece, and what it took. For pyskip.chat and `pyskip generate`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content":
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer, whole or cut short. Rates in tokens/s; 0 where nothing was measured."""
+    """An answer, whole or cut short. Rates in tokens/s; 0 if nothing was measured."""
 
     text: str
     n_prompt: int  # tokens of the prompt; those that were cached are not decoded again
@@ -26,7 +26,7 @@ class Answer:
     prompt_ts: float
     gen_ts: float
     skip: SkipStats
-    pace: PaceStats | None  # where a pace is kept
+    pace: PaceStats | None  # if a pace is kept
     tokens: tuple[int, ...] = ()  # [n_gen]
 
 
@@ -84,7 +84,7 @@ class Generation:
 
 
 def chat_tokens(llm: Llama, messages: list[Message]) -> list[int]:
-    """The prompt for the assistant's next turn, by the model's own chat template, ChatML where it has none."""
+    """The prompt for the assistant's next turn, by the model's own chat template, ChatML if it has none."""
     metadata: dict[str, str] = llm.metadata
     text = llm.engine.token_text
     template = metadata.get("tokenizer.chat_template")

@@ -134,14 +134,14 @@ class Llama(Skipping, llama_cpp.Llama):  # type: ignore[misc]
 
     def n_ctx(self) -> int:
         """Tokens that the context holds. llama.cpp rounds up what was asked for, upstream's own arrays do not; and it
-        aborts behind the last learned position."""
+        aborts beyond the last learned position."""
         n_ctx = min(int(super().n_ctx()), self._info.n_positions or 2**31)
         return min(n_ctx, len(self.input_ids)) if hasattr(self, "input_ids") else n_ctx
 
     # llama_cpp.Llama, with the caller's word of what is prompt and what is generated
 
     def eval(self, tokens: Sequence[int]) -> None:
-        """Decode tokens at the next positions. Raises DecodeError where they do not fit, where llama.cpp fails, and for
+        """Decode tokens at the next positions. Raises DecodeError if they do not fit, if llama.cpp fails, and for
         a model that does not generate."""
         self._check_weights()
         engine = self.engine
@@ -163,7 +163,7 @@ class Llama(Skipping, llama_cpp.Llama):  # type: ignore[misc]
         engine.check_file()
 
     def check_process(self) -> None:
-        """What eval() sees to before it decodes, for those who call llama_decode() themselves. Raises DecodeError where
+        """What eval() sees to before it decodes, for those who call llama_decode() themselves. Raises DecodeError if
         the model's file was written to while it is mapped, or its threads are those of a process that forked."""
         self.engine.check_process()
 
@@ -253,7 +253,7 @@ class Llama(Skipping, llama_cpp.Llama):  # type: ignore[misc]
         super().reset()
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
-        """llama_cpp.Llama.tokenize; raises DecodeError where the vocabulary cannot."""
+        """llama_cpp.Llama.tokenize; raises DecodeError if the vocabulary cannot."""
         if type(self.tokenizer_) is not llama_cpp.LlamaTokenizer:
             return list(super().tokenize(text, add_bos, special))
         return tokenize(self._model.vocab, text, add_bos, special)

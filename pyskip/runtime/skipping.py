@@ -41,7 +41,7 @@ class Skipping:
     @property
     def skip(self) -> Policy:
         """The policy in force. Takes a specification or a policy, which ends a pace; raises PolicyError, and keeps the
-        old one, where it is malformed or does not fit the model."""
+        old one, if it is malformed or does not fit the model."""
         return self._policy
 
     @skip.setter
@@ -75,7 +75,7 @@ class Skipping:
 
         The operating point of the model's profile moves from the rate that `skip` asks for (`off`: 0) to max_skip, by
         default the profile's recommended rate. Raises PolicyError for a `skip` without a rate and a max_skip beyond
-        the profile's curve or not above the rate, ProfileError where the model has no profile.
+        the profile's curve or not above the rate, ProfileError if the model has no profile.
         """
         if target_tps is None:
             if max_skip is not None:
@@ -87,14 +87,14 @@ class Skipping:
             raise PolicyError(f"skip is {str(self._policy)!r}, expected off or a rate to keep a pace from, such as 0.1")
         profile = self._needed_profile("target_tps")
         most = int(1000 * profile.recommended.rate) / 1000 if max_skip is None else max_skip
-        profile.threshold(start.at_rate(most))  # raises where the curve does not reach
+        profile.threshold(start.at_rate(most))  # raises if the curve does not reach
         pace = Pace(target_tps, most, floor=start.rate)
         self._set_policy(start.at_rate(start.rate))
         self._pace, self._pace_from = pace, start
 
     @property
     def pace(self) -> Pace | None:
-        """The pace that is kept, None where there is none; pace.stats() tells what it did."""
+        """The pace that is kept, None if there is none; pace.stats() tells what it did."""
         return self._pace
 
     def _needed_profile(self, what: str) -> Profile:
@@ -113,7 +113,7 @@ class Skipping:
 
     @property
     def profile(self) -> Profile | None:
-        """The model's profile, None where it has none. Raises ProfileError where it is damaged or another model's.
+        """The model's profile, None if it has none. Raises ProfileError if it is damaged or another model's.
 
         May be set to the path of another; counts from the next time that `skip` is set."""
         if self._profile is None:
@@ -130,7 +130,7 @@ class Skipping:
 
     @property
     def skippable_layers(self) -> tuple[int, ...]:
-        """The layers whose FFN can be skipped. Raises PolicyError where there is none."""
+        """The layers whose FFN can be skipped. Raises PolicyError if there is none."""
         return self.engine.skip.skippable()
 
     def mark_generated(self, pos: int | None = None) -> None:

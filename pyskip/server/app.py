@@ -49,7 +49,7 @@ class Service:
         self.described = [_described(name, llm) for name, llm in models.items()]
 
     def model(self, name: str | None) -> tuple[str, ServedLlama]:
-        """By its name; the first where none is given. Raises APIError."""
+        """By its name; the first if none is given. Raises APIError."""
         if name is None:
             return next(iter(self.models.items()))
         if name not in self.models:
@@ -153,7 +153,7 @@ class Service:
         return Response(status_code=GONE) if first is None else JSONResponse(first[0])
 
     async def _first(self, http: Request, turn: Turn, batches: AsyncIterator[list[Any]]) -> list[Any] | None:
-        """Wait for the turn and the first of its items. None where the client has gone, who then waits no more."""
+        """Wait for the turn and the first of its items. None if the client has gone, who then waits no more."""
         self.turns.enter(turn)
         first = asyncio.ensure_future(anext(batches))
         gone = asyncio.ensure_future(_until_gone(http))

@@ -31,7 +31,7 @@ def create_completion(
     temperature: float = 0.8,
     **sampling: Any,
 ) -> Iterator[dict[str, Any]]:
-    """llama_cpp's completion chunks; one whole completion where it is not to be streamed. Raises APIError."""
+    """llama_cpp's completion chunks; one whole completion if it is not to be streamed. Raises APIError."""
     tokens = llm.tokenize(prompt.encode("utf-8"), special=True) if isinstance(prompt, str) else list(prompt)
     n_left = llm.n_ctx() - len(tokens)
     if not tokens:

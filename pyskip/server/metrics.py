@@ -55,7 +55,7 @@ class Metrics:
             self._tps.labels(model).observe(run.tokens_per_second)
         if run.stats is None:
             return
-        n_dense = 0 if run.stats.n_tokens else run.n_steps  # off is not counted where it decodes
+        n_dense = 0 if run.stats.n_tokens else run.n_steps  # off is not counted when it decodes
         for il, (evaluated, skipped) in enumerate(zip(run.stats.evaluated, run.stats.skipped, strict=True)):
             self._blocks.labels(model, str(il), "evaluated").inc(evaluated + n_dense)
             self._blocks.labels(model, str(il), "skipped").inc(skipped)

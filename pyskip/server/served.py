@@ -1,4 +1,4 @@
-"""A model as the server runs it: what a request decodes is watched, can be stopped, and hangs on the request only."""
+"""A model as the server runs it: what a request decodes is watched, can be stopped, and depends on the request only."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class ServedLlama(Llama):
         self._kept, self._kept_rule = self.n_tokens, rule
 
     def eval(self, tokens: Sequence[int]) -> None:
-        """pyskip.Llama.eval; a prompt in blocks, so that a block's values do not hang on where the batch began."""
+        """pyskip.Llama.eval; a prompt in blocks, so that a block's values do not depend on where the batch began."""
         for start in range(0, len(tokens), BLOCK):
             super().eval(tokens[start : start + BLOCK])
 
