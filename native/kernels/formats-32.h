@@ -19,17 +19,19 @@
 namespace pyskip_cpu {
 
 // 32 codes of a block: those of the low halves of its bytes first
-template <class B> inline void codes_of_4(uint8_t * codes, const B & in) {
+template <class B> inline void codes_of_4(uint8_t * __restrict codes, const B & __restrict in) {
     for (int i = 0; i < 16; ++i) {
         codes[i]      = in.qs[i] & 15;
         codes[i + 16] = in.qs[i] >> 4;
     }
 }
 
-template <class B> inline void codes_of_5(uint8_t * codes, const B & in) {
+template <class B> inline void codes_of_5(uint8_t * __restrict codes, const B & __restrict in) {
+    uint32_t high;
+    std::memcpy(&high, in.qh, sizeof(high));
     codes_of_4(codes, in);
     for (int i = 0; i < 32; ++i) {
-        codes[i] |= (in.qh[i / 8] >> i % 8 & 1) << 4;
+        codes[i] |= (high >> i & 1) << 4;
     }
 }
 

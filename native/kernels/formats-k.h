@@ -6,7 +6,7 @@
 //   minimum(p)          of sub-blocks 2 p and 2 p + 1 as 16-bit pairs, where HAS_MIN
 //   d(), d_min()        what scales and minimums are to be multiplied by
 //
-// A weight is d scale (code - OFFSET) - d_min minimum.
+// What is read together lies together: memory is read from front to back. A weight is d scale (code - OFFSET) - d_min minimum.
 
 #pragma once
 
@@ -65,6 +65,16 @@ struct scales_and_minimums_view {
     f32v d_min() const { return load_f16(from.d_min); }
 };
 
+// The low 4 bits of a row's codes.
+template <class B> inline void codes_of_4_k(uint8_t codes[256], const B & in) {
+    for (int p = 0; p < 4; ++p) {
+        for (int i = 0; i < 32; ++i) {
+            codes[64 * p + i]      = in.qs[32 * p + i] & 15;
+            codes[64 * p + 32 + i] = in.qs[32 * p + i] >> 4;
+        }
+    }
+}
+
 struct format_q4_K {
     typedef activations_256 activations;
     typedef block_q4_K      source;
@@ -92,9 +102,7 @@ struct format_q4_K {
         for (int row = 0; row < L; ++row) {
             out.scales.pack(row, in[row]->data.data.d, in[row]->data.data.dmin);
             scales[row] = in[row]->scales;
-            for (int i = 0; i < 256; ++i) {
-                codes[row][i] = in[row]->qs[i / 64 * 32 + i % 32] >> (i % 64 / 32 * 4) & 15;
-            }
+            codes_of_4_k(codes[row], *in[row]);
         }
         out.scales.pack_scales(scales);
         for (int u = 0; u < 8; ++u) {
@@ -114,15 +122,17 @@ struct format_q5_K {
 
     struct block {
         scales_and_minimums scales;
-        uint8_t             qs[8][16 * L];
-        uint8_t             qh[8][4 * L];
+        struct {
+            uint8_t qs[16 * L];
+            uint8_t qh[4 * L];
+        } units[8];
     };
 
     struct view : scales_and_minimums_view {
         const block & b;
 
         explicit view(const block & b) : scales_and_minimums_view(b.scales), b(b) {}
-        template <int G> u8v group(int u) const { return unpack_low_4<G>(b.qs[u]) | unpack_bit<4, G>(b.qh[u]); }
+        template <int G> u8v group(int u) const { return unpack_low_4<G>(b.units[u].qs) | unpack_bit<4, G>(b.units[u].qh); }
     };
 
     static void pack(block & out, const source * const in[L]) {
@@ -131,15 +141,17 @@ struct format_q5_K {
         for (int row = 0; row < L; ++row) {
             out.scales.pack(row, in[row]->data.data.d, in[row]->data.data.dmin);
             scales[row] = in[row]->scales;
-            for (int i = 0; i < 256; ++i) {
-                codes[row][i] = (in[row]->qs[i / 64 * 32 + i % 32] >> (i % 64 / 32 * 4) & 15) |
-                                (in[row]->qh[i % 32] >> i / 32 & 1) << 4;
+            codes_of_4_k(codes[row], *in[row]);
+            for (int u = 0; u < 8; ++u) {
+                for (int i = 0; i < 32; ++i) {
+                    codes[row][32 * u + i] |= (in[row]->qh[i] >> u & 1) << 4;
+                }
             }
         }
         out.scales.pack_scales(scales);
         for (int u = 0; u < 8; ++u) {
-            pack_low_4(out.qs[u], codes[0] + 32 * u, 256);
-            pack_bit<4>(out.qh[u], codes[0] + 32 * u, 256);
+            pack_low_4(out.units[u].qs, codes[0] + 32 * u, 256);
+            pack_bit<4>(out.units[u].qh, codes[0] + 32 * u, 256);
         }
     }
 };
@@ -156,15 +168,17 @@ struct format_q6_K {
     struct block {
         uint16_t d[L];
         int8_t   scales[16][L];
-        uint8_t  ql[8][16 * L];
-        uint8_t  qh[8][8 * L];
+        struct {
+            uint8_t ql[16 * L];
+            uint8_t qh[8 * L];
+        } units[8];
     };
 
     struct view {
         const block & b;
 
         explicit view(const block & b) : b(b) {}
-        template <int G> u8v group(int u) const { return unpack_low_4<G>(b.ql[u]) | unpack_2_bits<4, G>(b.qh[u]); }
+        template <int G> u8v group(int u) const { return unpack_low_4<G>(b.units[u].ql) | unpack_2_bits<4, G>(b.units[u].qh); }
         i32v scale(int s) const { return load_i8(b.scales[s]); }
         f32v d() const { return load_f16(b.d); }
     };
@@ -176,16 +190,21 @@ struct format_q6_K {
             for (int i = 0; i < 16; ++i) {
                 out.scales[i][row] = in[row]->scales[i];
             }
-            for (int i = 0; i < 256; ++i) {
-                const int half = i / 128;
-                const int low  = in[row]->ql[half * 64 + i % 64] >> (i % 128 / 64 * 4) & 15;
-                const int high = in[row]->qh[half * 32 + i % 32] >> (i % 128 / 32 * 2) & 3;
-                codes[row][i]  = (uint8_t) (low | high << 4);
+            for (int half = 0; half < 2; ++half) {
+                const uint8_t * ql = in[row]->ql + 64 * half;
+                const uint8_t * qh = in[row]->qh + 32 * half;
+                uint8_t *       q  = codes[row] + 128 * half;
+                for (int i = 0; i < 32; ++i) {
+                    q[i]      = (ql[i] & 15) | (qh[i] & 3) << 4;
+                    q[i + 32] = (ql[i + 32] & 15) | (qh[i] >> 2 & 3) << 4;
+                    q[i + 64] = (ql[i] >> 4) | (qh[i] >> 4 & 3) << 4;
+                    q[i + 96] = (ql[i + 32] >> 4) | (qh[i] >> 6) << 4;
+                }
             }
         }
         for (int u = 0; u < 8; ++u) {
-            pack_low_4(out.ql[u], codes[0] + 32 * u, 256);
-            pack_2_bits<4>(out.qh[u], codes[0] + 32 * u, 256);
+            pack_low_4(out.units[u].ql, codes[0] + 32 * u, 256);
+            pack_2_bits<4>(out.units[u].qh, codes[0] + 32 * u, 256);
         }
     }
 };

@@ -12,6 +12,17 @@
 
 namespace pyskip_cpu {
 
+// The low 2 bits of a row's codes.
+template <class B> inline void codes_of_2(uint8_t codes[256], const B & in) {
+    for (int half = 0; half < 2; ++half) {
+        for (int i = 0; i < 32; ++i) {
+            for (int j = 0; j < 4; ++j) {
+                codes[128 * half + 32 * j + i] = in.qs[32 * half + i] >> 2 * j & 3;
+            }
+        }
+    }
+}
+
 struct format_q2_K {
     typedef activations_256 activations;
     typedef block_q2_K      source;
@@ -66,9 +77,7 @@ struct format_q2_K {
                 out.scales[s * L + row]                      = (uint8_t) ((low & 15) | (high & 15) << 4);
                 out.minimums[(s / 2 * L + row) * 2 + s % 2] = (uint8_t) (low >> 4 | (high >> 4) << 4);
             }
-            for (int i = 0; i < 256; ++i) {
-                codes[row][i] = in[row]->qs[i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3;
-            }
+            codes_of_2(codes[row], *in[row]);
         }
         for (int u = 0; u < 8; ++u) {
             pack_2_bits<0>(out.qs[u], codes[0] + 32 * u, 256);
@@ -88,8 +97,10 @@ struct format_q3_K {
     struct block {
         uint16_t d[L];
         uint8_t  scales[2][6 * L]; // with 32 added
-        uint8_t  qs[8][8 * L];
-        uint8_t  qh[8][4 * L];
+        struct {
+            uint8_t qs[8 * L];
+            uint8_t qh[4 * L];
+        } units[8];
     };
 
     struct view {
@@ -102,7 +113,7 @@ struct format_q3_K {
             unpack_6(sc + 8 * L, b.scales[1]);
         }
 
-        template <int G> u8v group(int u) const { return unpack_2_bits<0, G>(b.qs[u]) | unpack_bit<2, G>(b.qh[u]); }
+        template <int G> u8v group(int u) const { return unpack_2_bits<0, G>(b.units[u].qs) | unpack_bit<2, G>(b.units[u].qh); }
         i32v scale(int s) const { return load_u8(sc + s * L) - 32; }
         f32v d() const { return load_f16(b.d); }
     };
@@ -118,17 +129,18 @@ struct format_q3_K {
                 const int       high = s[8 + i % 4] >> (2 * (i / 4)) & 3;
                 sc[i * L + row]      = (uint8_t) (low | high << 4);
             }
-            for (int i = 0; i < 256; ++i) {
-                const int low  = in[row]->qs[i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3;
-                const int high = in[row]->hmask[i % 32] >> i / 32 & 1;
-                codes[row][i]  = (uint8_t) (low | high << 2);
+            codes_of_2(codes[row], *in[row]);
+            for (int u = 0; u < 8; ++u) {
+                for (int i = 0; i < 32; ++i) {
+                    codes[row][32 * u + i] |= (in[row]->hmask[i] >> u & 1) << 2;
+                }
             }
         }
         pack_6(out.scales[0], sc);
         pack_6(out.scales[1], sc + 8 * L);
         for (int u = 0; u < 8; ++u) {
-            pack_2_bits<0>(out.qs[u], codes[0] + 32 * u, 256);
-            pack_bit<2>(out.qh[u], codes[0] + 32 * u, 256);
+            pack_2_bits<0>(out.units[u].qs, codes[0] + 32 * u, 256);
+            pack_bit<2>(out.units[u].qh, codes[0] + 32 * u, 256);
         }
     }
 };
@@ -169,8 +181,11 @@ struct format_iq4_xs {
                 const int high  = in[row]->scales_h >> 2 * i & 3;
                 sc[i * L + row] = (uint8_t) (low | high << 4);
             }
-            for (int i = 0; i < 256; ++i) {
-                codes[row][i] = in[row]->qs[i / 32 * 16 + i % 16] >> (i % 32 / 16 * 4) & 15;
+            for (int u = 0; u < 8; ++u) {
+                for (int i = 0; i < 16; ++i) {
+                    codes[row][32 * u + i]      = in[row]->qs[16 * u + i] & 15;
+                    codes[row][32 * u + 16 + i] = in[row]->qs[16 * u + i] >> 4;
+                }
             }
         }
         pack_6(out.scales, sc);
