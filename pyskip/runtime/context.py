@@ -1,4 +1,4 @@
-"""pyskip.h for one llama_context: the only Python code that calls the native functions on a context."""
+"""pyskip.h for one llama_context: the native functions on a context, except for those that gather."""
 
 from __future__ import annotations
 
