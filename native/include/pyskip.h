@@ -1,7 +1,7 @@
 // pyskip: conditional feed-forward blocks for llama.cpp contexts.
 //
 // Plain C. Handles are llama.cpp's own (`struct llama_context *`); nothing throws across this line. Every function
-// that can fail returns a status and, where it takes `error`, writes one line there that says what was found, what was
+// that can fail returns a status and, if it takes `error`, writes one line into it that says what was found, what was
 // expected and what to do.
 //
 // A context is not thread-safe, as in llama.cpp: call these between two llama_decode() of the same context.
@@ -71,7 +71,7 @@ struct pyskip_decision {
 
 // true: skip the block. Asked once for each token and each layer that can skip, layers in rising order, from llama.cpp's
 // compute threads; in a batch from several at once, for different tokens. It must not throw and not call llama.cpp. An
-// answer that hangs on `decision` and on what `data` holds unchanged during a decode is the same in one batch and in
+// answer that depends only on `decision` and on what `data` holds unchanged during a decode is the same in one batch and in
 // single steps.
 typedef bool (*pyskip_decide)(const struct pyskip_decision * decision, void * data);
 
@@ -100,7 +100,7 @@ struct pyskip_profile_info {
     int32_t n_layer;
     int32_t n_embd;
     int32_t warmup;      // generated tokens that run dense
-    int32_t rank;        // of the largest stand-in; the width where it is gated
+    int32_t rank;        // of the largest stand-in; the width if it is gated
     int32_t n_points;    // of its curve
     int32_t recommended; // index of a point
     int64_t n_tokens;    // that it was calibrated on
@@ -142,12 +142,12 @@ PYSKIP_API enum pyskip_kernels pyskip_kernels_get(void);
 // Number of layers of the context's model.
 PYSKIP_API int32_t pyskip_n_layer(const struct llama_context * ctx);
 
-// UNSUPPORTED, with the reason in error, where the context does not generate text token by token: encoders and diffusion
+// UNSUPPORTED, with the reason in error, if the context does not generate text token by token: encoders and diffusion
 // models. An encoder-decoder does, once llama_encode() was called.
 PYSKIP_API enum pyskip_status pyskip_check_generates(struct llama_context * ctx, char * error, size_t n_error);
 
 // Which layers have an FFN that can be skipped, found by building the context's decode graph once: skippable[il] = 1,
-// else 0. n is the length of skippable, at least pyskip_n_layer(). UNSUPPORTED with the reason in error where there is
+// else 0. n is the length of skippable, at least pyskip_n_layer(). UNSUPPORTED with the reason in error if there is
 // none (encoders, models without an FFN, layers on another back end than the CPU).
 PYSKIP_API enum pyskip_status pyskip_skippable(struct llama_context * ctx, uint8_t * skippable, size_t n,
                                                char * error, size_t n_error);
@@ -176,7 +176,7 @@ PYSKIP_API void               pyskip_reset_counters(struct llama_context * ctx);
 PYSKIP_API enum pyskip_status pyskip_set_trace(struct llama_context * ctx, size_t capacity);
 
 // Take up to n traced tokens, oldest first, and drop them. Returns how many. For token i and layer il,
-// skipped[i*n_layer + il] is 1 where the block was skipped, and sim[i*n_layer + il] is cos(x, z) where it was tested
+// skipped[i*n_layer + il] is 1 if the block was skipped, and sim[i*n_layer + il] is cos(x, z) if it was tested
 // (cosine), or the gate's score (profile, random with a profile), else NaN. skipped and sim may be NULL.
 PYSKIP_API size_t pyskip_take_trace(struct llama_context * ctx, size_t n, struct pyskip_trace_token * tokens,
                                     uint8_t * skipped, float * sim);
@@ -195,7 +195,7 @@ PYSKIP_API enum pyskip_status pyskip_set_streaming(struct llama_context * ctx, b
 PYSKIP_API void pyskip_catch_aborts(bool begin);
 
 // llama_tokenize() and llama_token_to_piece() with their arguments, and UNSUPPORTED with the reason in error for a
-// vocabulary that they throw or abort on. n_out: what they return; where it is negative, that many would fit.
+// vocabulary that they throw or abort on. n_out: what they return; if it is negative, its magnitude is the room needed.
 PYSKIP_API enum pyskip_status pyskip_tokenize(const struct llama_vocab * vocab, const char * text, int32_t n_text,
                                               int32_t * tokens, int32_t n_tokens, bool add_special, bool parse_special,
                                               int32_t * n_out, char * error, size_t n_error);
@@ -222,9 +222,9 @@ struct pyskip_gguf_info {
     int64_t read_bytes;         // that decoding a token reads: of experts those that are used, of the embeddings one row
                                 // unless the output shares them
     int64_t read_ffn_bytes;     // of the FFN weights
-    int64_t n_layer;            // 0 where the file does not say, here and below
+    int64_t n_layer;            // 0 if the file does not say, here and below
     int64_t n_ctx_train;
-    int64_t n_positions;        // learned ones, at which a context ends; 0 where positions are computed
+    int64_t n_positions;        // learned ones, at which a context ends; 0 if positions are computed
     int64_t n_embd;
     int64_t n_ff;               // of the widest layer
     int64_t kv_bytes_per_token; // of an f16 KV cache
@@ -240,15 +240,15 @@ PYSKIP_API enum pyskip_status pyskip_gguf_inspect(const char * path, struct pysk
 PYSKIP_API enum pyskip_status pyskip_gguf_ffn_bytes(const char * path, int64_t * bytes, size_t n,
                                                     char * error, size_t n_error);
 
-// Read a profile. It is checked whole: fields, shapes, finite values. FILE with the field in error where it is not
-// sound. Whether it belongs to a model is for the caller to see by its fingerprint. Freed only after every context has
+// Read a profile. It is checked whole: fields, shapes, finite values. FILE with the field in error if it is not
+// sound. The caller tells by the fingerprint whether it belongs to a model. Freed only after every context has
 // another policy or is gone.
 PYSKIP_API enum pyskip_status pyskip_profile_load(const char * path, struct pyskip_profile ** profile,
                                                   char * error, size_t n_error);
 PYSKIP_API void               pyskip_profile_free(struct pyskip_profile * profile);
 
 // points holds info.n_points entries, stand_in_bytes and gate_bytes info.n_layer: what one skipped block, and one
-// token's gate, read there; gate_bytes is 0 where a layer is never skipped.
+// token's gate, read there; gate_bytes is 0 if a layer is never skipped.
 PYSKIP_API void pyskip_profile_get(const struct pyskip_profile * profile, struct pyskip_profile_info * info);
 PYSKIP_API void pyskip_profile_get_points(const struct pyskip_profile * profile, struct pyskip_profile_point * points);
 PYSKIP_API void pyskip_profile_get_bytes(const struct pyskip_profile * profile, int64_t * stand_in_bytes, int64_t * gate_bytes);
@@ -268,7 +268,7 @@ struct pyskip_gather_sums {
     int64_t       n_row;
     int64_t       n_cross;
     double        energy;   // sum of |t|^2; 0 for the neurons
-    int64_t       n_tokens; // 0 where the layer has not what is gathered
+    int64_t       n_tokens; // 0 if the layer lacks the gathered quantity
 };
 
 // From the next llama_decode() the context runs dense, and sums are gathered over its generated tokens at index >=

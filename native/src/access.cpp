@@ -74,8 +74,8 @@ int32_t pyskip_context_n_embd(const llama_context * ctx) {
     return (int32_t) ctx->get_model().hparams.n_embd;
 }
 
-// The graph that decodes one token, of each sequence where they have KV caches apart, or nullptr where the context is none
-// that generates text token by token.
+// The graph that decodes one token, one of each sequence if each has a KV cache of its own; nullptr if the
+// context does not generate text token by token.
 static const ggml_cgraph * decode_graph(llama_context * ctx, std::string & error) {
     const std::string found  = "found a " + ctx->get_model().arch_name() + " context ";
     const char *      wanted = ", expected a decoder";

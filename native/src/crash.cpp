@@ -39,7 +39,7 @@ void on_abort(const char * message) {
     }
 }
 
-// Called where an exception is caught by nobody; abort() goes on to on_crash().
+// Called when nobody catches an exception; abort() goes on to on_crash().
 void on_terminate() {
     try {
         if (const std::exception_ptr thrown = std::current_exception()) {

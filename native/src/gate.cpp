@@ -3,10 +3,10 @@
 #include "ggml.h"
 #include "operator.h"
 #include "profile.h"
+#include "slot.h"
 #include "stand-in.h"
 #include "state.h"
 
-#include <algorithm>
 #include <cstring>
 
 namespace {
@@ -25,16 +25,7 @@ void share_out(pyskip_slot & slot, int64_t n_run) {
         const bool skip = slot.state->skips(slot.k, slot.state->token_of_row(slot, row));
         slot.place[row] = skip ? next_skip++ : next_run++;
     }
-    for (ggml_tensor * node : slot.governed) {
-        node->ne[1] = n_run;
-    }
-    for (ggml_tensor * node : slot.stand_in) {
-        node->ne[1] = n_skip;
-    }
-    // as its readers in the region see it; the pack, which an empty tensor would leave out, writes all rows by their places
-    slot.packed->ne[1]         = std::max<int64_t>(n_run, 1);
-    slot.packed_skipped->ne[1] = n_skip;
-    slot.packed_skipped->data  = (char *) slot.packed->data + n_run * slot.packed->nb[1];
+    slot.shape(n_run, n_skip);
 }
 
 void gate_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
@@ -116,18 +107,4 @@ std::vector<ggml_tensor *> pyskip_gate_build(ggml_context * ctx, pyskip_slot & s
         made.push_back(slot.packed_skipped);
     }
     return made;
-}
-
-void pyskip_gate_restore(pyskip_slot & slot) {
-    if (!slot.packed) {
-        return;
-    }
-    for (auto * nodes : { &slot.governed, &slot.stand_in }) {
-        for (ggml_tensor * node : *nodes) {
-            node->ne[1] = slot.n_rows;
-        }
-    }
-    slot.packed->ne[1]         = slot.n_rows;
-    slot.packed_skipped->ne[1] = slot.n_rows;
-    slot.packed_skipped->data  = slot.packed->data;
 }

@@ -1,6 +1,6 @@
 // The gate: the operator before a block that predicts, per row, the error that the stand-in would make, decides, and
 // arms the block's region and its stand-in accordingly. In a batch it also packs: rows that run first, then those that
-// skip, so that each side computes its own rows only. Runs in llama.cpp's compute threads; built by conditional.cpp.
+// skip, so that each side computes its own rows only. Runs in llama.cpp's compute threads; built by attach.cpp.
 // Only the policies profile and random (with a profile) have gates.
 
 #pragma once
@@ -14,6 +14,3 @@ struct pyskip_slot;
 // Make the gate of a slot and what depends on it (packed rows, stand-in), in `ctx`. Returns the tensors to expand the
 // graph with, in order; sets the slot's members.
 std::vector<ggml_tensor *> pyskip_gate_build(ggml_context * ctx, pyskip_slot & slot);
-
-// Before each batch: the shapes that the last one left behind.
-void pyskip_gate_restore(pyskip_slot & slot);

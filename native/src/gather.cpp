@@ -7,6 +7,7 @@
 #include "graph-pass.h"
 #include "operator.h"
 #include "profile.h"
+#include "slot.h"
 #include "stand-in.h"
 #include "state.h"
 
@@ -56,7 +57,7 @@ double norm(const float * v, int64_t n) {
     return std::sqrt(sum);
 }
 
-// Columns of dst are the batch's rows: the first source's values, log(|x|) where there is an x, and 1; zeros where a
+// Columns of dst are the batch's rows: the first source's values, log(|x|) if there is an x, and 1; zeros if a
 // token does not count.
 void features_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
     const pyskip_gather_layer & layer  = *(const pyskip_gather_layer *) userdata;
@@ -149,7 +150,7 @@ void neurons_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
     }
 }
 
-// What the block's ffn_down reads where the block is silu(gate) * up of its input, and nothing more; else nullptr.
+// What the block's ffn_down reads if the block is silu(gate) * up of its input, and nothing more; else nullptr.
 ggml_tensor * swiglu_of(const pyskip_block & block) {
     const auto is_projection = [&](const ggml_tensor * t) {
         return t == nullptr || (t->op == GGML_OP_MUL_MAT && t->src[1] == block.input);

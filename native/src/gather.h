@@ -47,6 +47,6 @@ struct pyskip_gather {
     ggml_backend_buffer_ptr sums;
 };
 
-// The nodes that add one batch of the slot's block to the sums, in `ctx`; to expand the graph with, in order. None where
-// the block has not what is gathered.
+// The nodes that add one batch of the slot's block to the sums, in `ctx`; to expand the graph with, in order. None if
+// the block lacks the gathered quantity.
 std::vector<ggml_tensor *> pyskip_gather_build(ggml_context * ctx, pyskip_gather & gather, const pyskip_slot & slot);

@@ -38,7 +38,7 @@ void read_text(const gguf_context * gguf, const char * key, char * out, size_t n
 
 constexpr int64_t MAX_SIZE = 1 << 20; // of heads, experts and the like: products of three fit into 64 bits
 
-// The i-th value of an integer or of an array of integers; `missing` where there is none, or none from 0 to 2^31 - 1.
+// The i-th value of an integer or of an array of integers; `missing` if there is none, or none from 0 to 2^31 - 1.
 int64_t read_int(const gguf_context * gguf, const std::string & key, int64_t i, int64_t missing) {
     const int64_t id = gguf_find_key(gguf, key.c_str());
     if (id < 0) {
@@ -240,7 +240,7 @@ bool open_piece(const std::string & path, pieces & model, std::string & error) {
     return true;
 }
 
-// The file, and the others where it is the first of several, which lie beside it as llama.cpp will look for them.
+// The file, and the others if it is the first of several, which lie beside it as llama.cpp will look for them.
 bool open_model(const char * path, pieces & model, std::string & error) {
     if (!open_piece(path, model, error)) {
         return false;

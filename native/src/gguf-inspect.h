@@ -6,7 +6,7 @@
 
 #include <string>
 
-// False with a line in `error` where the file cannot be read, is not GGUF, or is shorter than its header says.
+// False with a line in `error` if the file cannot be read, is not GGUF, or is shorter than its header says.
 bool pyskip_gguf_read(const char * path, pyskip_gguf_info & info, std::string & error);
 
 // bytes[il]: of the FFN weights of layer il that a token reads, for n layers.

@@ -28,10 +28,10 @@ struct pyskip_block {
     std::vector<ggml_tensor *> region;
 
     // What the region's first matrix reads: the stream, normed, one row per row of the join. A gate predicts from it and
-    // a stand-in computes from it. nullptr where there is no such tensor.
+    // a stand-in computes from it. nullptr if there is no such tensor.
     ggml_tensor * input = nullptr;
 
-    // The nodes of the region that compute the input, itself included; empty where it is shared with the attention.
+    // The nodes of the region that compute the input, itself included; empty if it is shared with the attention.
     std::vector<ggml_tensor *> prelude;
 
     // Whether every other node of the region maps each row by itself, so that some rows may be left out.

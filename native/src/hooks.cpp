@@ -1,6 +1,7 @@
 #include "hooks.h"
 
 #include "access.h"
+#include "attach.h"
 #include "llama-graph.h"
 #include "state.h"
 
@@ -13,7 +14,7 @@ void pyskip_hook_reuse(const pyskip_state * state, llm_graph_result * previous) 
 void pyskip_hook_built(pyskip_state * state, ggml_cgraph * gf, const llama_ubatch & ubatch) {
     if (state) {
         state->must_rebuild = false;
-        state->attach(gf, ubatch);
+        pyskip_attach(*state, gf, ubatch);
     }
 }
 

@@ -46,7 +46,7 @@ struct pyskip_token {
     float   sim    = NAN; // and cos(x, z) there
 };
 
-// Copy `policy` for a model of n_layer layers into `rule`. False with a line in `error` where it contradicts itself or
+// Copy `policy` for a model of n_layer layers into `rule`. False with a line in `error` if it contradicts itself or
 // the model; `rule` is then untouched.
 bool pyskip_rule_init(pyskip_rule & rule, const pyskip_policy & policy, int32_t n_layer, std::string & error);
 
@@ -59,7 +59,7 @@ bool pyskip_rule_skips(const pyskip_rule & rule, int32_t il, const pyskip_token 
 // Does the rule want cos(x, z) of layer il for this token, whose FFN has run?
 bool pyskip_rule_tests(const pyskip_rule & rule, int32_t il, const pyskip_token & token);
 
-// Layer il is done for the token: `skipped` says how; sim is cos(x, z) where pyskip_rule_tests() asked for it.
+// Layer il is done for the token: `skipped` says how; sim is cos(x, z) if pyskip_rule_tests() asked for it.
 void pyskip_rule_advance(const pyskip_rule & rule, int32_t il, bool skipped, bool tested, float sim, pyskip_token & token);
 
 // Is layer il's FFN skipped for this token, whose gate says `score`? Profile only. A score that is no number runs it.
@@ -68,5 +68,5 @@ bool pyskip_rule_gates(const pyskip_rule & rule, float score, const pyskip_token
 // What a gate predicts of a row: weights[n] * log(|x|) + weights[n + 1] + the dot product of its n first with xn.
 float pyskip_gate_score(const float * weights, const float * x, const float * xn, int64_t n);
 
-// cos(x, x + y) of vectors of n values. 0 where x or x + y is the zero vector.
+// cos(x, x + y) of vectors of n values. 0 if x or x + y is the zero vector.
 float pyskip_cosine(const float * x, const float * y, int64_t n);

@@ -1,8 +1,7 @@
 // A profile: for each layer a gate and a stand-in, fitted by `pyskip calibrate` for one model, read from a GGUF file by
 // upstream's reader. Checked whole before a byte is allocated for its weights. docs/calibration.md lists its fields.
 //
-// Called by api.cpp; the gate and the stand-in operators read it (gate.cpp, stand-in.cpp). No policy but the profile
-// policy has one.
+// Called by api.cpp; the gate and the stand-in operators read it (gate.cpp, stand-in.cpp). Only the policies profile and random have one.
 
 #pragma once
 
@@ -16,7 +15,7 @@
 
 struct ggml_tensor;
 
-// One layer's gate and stand-in, weights in the CPU's memory. Kinds: linear (down, then up; up alone where it has full
+// One layer's gate and stand-in, weights in the CPU's memory. Kinds: linear (down, then up; up alone if it has full
 // rank), gated (silu(gate) * up, then down), none (bias alone).
 struct pyskip_stand_in {
     const float * gate = nullptr; // [n_embd + 2]: on the normed input, on log(|x|), constant; nullptr: never skipped

@@ -1,19 +1,10 @@
 #include "state.h"
 
-#include "gate.h"
-#include "gather.h"
-#include "ggml-impl.h"
-#include "ggml.h"
-#include "join.h"
 #include "llama-batch.h"
-#include "profile.h"
+#include "stream-in.h"
 
 #include <algorithm>
 #include <limits>
-
-// Tensors and leafs that a slot adds to a graph, at most: gate, packed rows, a view of them, three of a stand-in, and its
-// three weights; a gather as many.
-static constexpr size_t MAX_EXTRA = 12;
 
 pyskip_state::pyskip_state(int32_t n_layer) : n_layer(n_layer) {
     reset_counters();
@@ -40,76 +31,6 @@ void pyskip_state::set_gather(pyskip_gather * next) {
 void pyskip_state::set_streaming(bool on) {
     must_rebuild = must_rebuild || is_streaming != on;
     is_streaming = on;
-}
-
-// Whether the rows of the join are the batch's tokens, or those of them that have an output.
-static bool rows_are_tokens(const pyskip_block & block, const llama_ubatch & ubatch) {
-    const int64_t n_rows    = ggml_nrows(block.join);
-    const int64_t n_outputs = ubatch.output ? std::count_if(ubatch.output, ubatch.output + ubatch.n_tokens,
-                                                            [](int8_t output) { return output != 0; }) : 0;
-    return n_rows == (int64_t) ubatch.n_tokens || n_rows == n_outputs;
-}
-
-void pyskip_state::attach(ggml_cgraph * gf, const llama_ubatch & ubatch) {
-    slots.clear();
-    extra.reset();
-    if (rule.type == PYSKIP_POLICY_OFF && !gather) {
-        return;
-    }
-    std::vector<pyskip_block> blocks = pyskip_graph_find(gf);
-    if (profile || gather) {
-        const ggml_init_params params = { blocks.size() * MAX_EXTRA * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true };
-        extra.reset(ggml_init(params));
-    }
-    slots.reserve(blocks.size()); // the operators point into it
-    for (pyskip_block & block : blocks) {
-        if (block.il >= n_layer || !rows_are_tokens(block, ubatch)) {
-            continue; // a layer past the model's own (multi-token prediction), or a stream of another shape: dense
-        }
-        pyskip_slot & slot = slots.emplace_back();
-        slot.k             = (int32_t) slots.size() - 1;
-        slot.n_rows        = ggml_nrows(block.join);
-        slot.state         = this;
-        slot.governed      = block.region;
-        slot.block         = std::move(block);
-        attach_slot(gf, slot);
-    }
-    if (is_streaming) {
-        pyskip_stream_plan(gf, slots, first_weights);
-    }
-}
-
-// Room in the graph for what a slot adds to it. llama.cpp sizes graphs for 8 nodes a tensor and uses about 3.
-static bool has_room(const ggml_cgraph * gf) {
-    return gf->n_nodes + gf->n_leafs + (int) MAX_EXTRA <= gf->size;
-}
-
-void pyskip_state::attach_slot(ggml_cgraph * gf, pyskip_slot & slot) {
-    const bool has_input = slot.block.input && slot.n_rows > 0 && has_room(gf);
-
-    std::vector<ggml_tensor *> group;
-    const auto                 expand = [&](const std::vector<ggml_tensor *> & made) {
-        const int n_old = gf->n_nodes;
-        for (ggml_tensor * t : made) {
-            ggml_build_forward_expand(gf, t);
-        }
-        group.insert(group.end(), gf->nodes + n_old, gf->nodes + gf->n_nodes);
-    };
-    if (gather) {
-        if (has_input) {
-            expand(pyskip_gather_build(extra.get(), *gather, slot));
-            pyskip_graph_place(gf, slot.block.join, group);
-        }
-    } else if (profile && has_input && profile->layers[slot.block.il].gate) {
-        slot.own = &profile->layers[slot.block.il];
-        for (ggml_tensor * node : slot.block.prelude) {
-            slot.governed.erase(std::find(slot.governed.begin(), slot.governed.end(), node));
-        }
-        expand(pyskip_gate_build(extra.get(), slot));
-        group.insert(group.end(), slot.governed.begin(), slot.governed.end());
-        pyskip_graph_place(gf, slot.block.join, group);
-    }
-    pyskip_join_install(slot);
 }
 
 // The index of token i among the generated ones: of all its sequences the one that makes it densest.
@@ -155,7 +76,7 @@ void pyskip_state::begin(const llama_ubatch & ubatch) {
     }
     if (profile) {
         for (pyskip_slot & slot : slots) {
-            pyskip_gate_restore(slot);
+            slot.restore();
         }
         return;
     }
@@ -167,28 +88,8 @@ void pyskip_state::begin(const llama_ubatch & ubatch) {
     arm(slots[0], n_run > 0, false);
 }
 
-static void set_computed(const std::vector<ggml_tensor *> & nodes, bool is_computed) {
-    for (ggml_tensor * node : nodes) {
-        if (is_computed) {
-            node->flags |= GGML_TENSOR_FLAG_COMPUTE;
-        } else {
-            node->flags &= ~GGML_TENSOR_FLAG_COMPUTE;
-        }
-    }
-}
-
-// A node without GGML_TENSOR_FLAG_COMPUTE is passed over by every thread before its barrier, weights unread
-// (ggml_graph_compute_thread). Only a join of an earlier layer or the block's own gate changes it, and a barrier lies
-// between.
 void pyskip_state::arm(pyskip_slot & slot, bool run, bool stand_in) {
-    if (slot.is_armed != run) {
-        set_computed(slot.governed, run);
-        slot.is_armed = run;
-    }
-    if (slot.is_standing != stand_in) {
-        set_computed(slot.stand_in, stand_in);
-        slot.is_standing = stand_in;
-    }
+    slot.arm(run, stand_in);
     if (is_streaming) {
         if (run) {
             pyskip_stream_in(slot.region_weights);

@@ -5,10 +5,9 @@
 #pragma once
 
 #include "ggml-cpp.h"
-#include "graph-pass.h"
 #include "policy.h"
 #include "sequences.h"
-#include "stream-in.h"
+#include "slot.h"
 
 #include <atomic>
 #include <cstddef>
@@ -20,35 +19,6 @@
 struct llama_ubatch;
 struct pyskip_gather;
 struct pyskip_profile;
-struct pyskip_stand_in;
-struct pyskip_state;
-
-// A block of the graph in use, as its join operator sees it. Its address is the operator's userdata.
-struct pyskip_slot {
-    pyskip_block   block;
-    pyskip_state * state    = nullptr;
-    int32_t        k        = 0; // its place among the slots
-    int64_t        n_rows   = 0; // rows of the join: all tokens of the batch, or only those with an output
-    bool           is_armed = true; // whether the region's nodes are set to be computed
-
-    // What is computed only where the block runs: the region, without its prelude where there is a gate.
-    std::vector<ggml_tensor *> governed;
-
-    // With a model larger than memory, set by stream-in.cpp:
-    pyskip_weights region_weights; // read where the block runs
-    pyskip_weights next_weights;   // read after the join, before the next region
-
-    // With a profile that has a stand-in for the layer, set by gate.cpp:
-    const pyskip_stand_in *    own            = nullptr;
-    ggml_tensor *              gate           = nullptr;
-    ggml_tensor *              y_stand_in     = nullptr; // its output
-    std::vector<ggml_tensor *> stand_in;                 // its nodes
-    bool                       is_standing    = true;    // whether they are set to be computed
-    ggml_tensor *              packed         = nullptr; // in a batch: the input, rows that run first
-    ggml_tensor *              packed_skipped = nullptr; // its rest
-    std::vector<int64_t>       place;                    // of a row among the packed
-    int64_t                    n_run = 0;                // how many run
-};
 
 struct pyskip_counters {
     int64_t              n_tokens = 0;
@@ -59,7 +29,7 @@ struct pyskip_counters {
 struct pyskip_trace_entry {
     pyskip_trace_token   token;
     std::vector<uint8_t> skipped; // by layer
-    std::vector<float>   sim;     // by layer, NaN where it was not tested
+    std::vector<float>   sim;     // by layer, NaN if it was not tested
 };
 
 struct pyskip_state {
@@ -77,10 +47,7 @@ struct pyskip_state {
     // Read weights as they are needed from the next batch on: the model is larger than memory.
     void set_streaming(bool on);
 
-    // A graph was built for a batch of this shape: make its blocks conditional. With the rule off it stays as it is.
-    void attach(ggml_cgraph * gf, const llama_ubatch & ubatch);
-
-    // A batch is about to be computed on the attached graph; it was computed.
+    // A batch is about to be computed on the graph that the slots are of; it was computed.
     void begin(const llama_ubatch & ubatch);
     void end(bool computed);
 
@@ -144,7 +111,6 @@ struct pyskip_state {
     std::vector<uint8_t> skippable;
 
 private:
-    void attach_slot(ggml_cgraph * gf, pyskip_slot & slot);
     void count();
     void record();
 

@@ -3,7 +3,6 @@
 #include "ggml-backend.h"
 #include "ggml-impl.h"
 #include "ggml.h"
-#include "state.h"
 
 #include <cstdint>
 #include <unordered_map>
@@ -16,7 +15,7 @@ static void advise(const ggml_tensor * weight, int advice) {
     const uintptr_t page  = (uintptr_t) sysconf(_SC_PAGESIZE);
     const uintptr_t begin = (uintptr_t) weight->data / page * page;
     const uintptr_t end   = (uintptr_t) weight->data + ggml_nbytes(weight);
-    madvise((void *) begin, end - begin, advice); // advice: where it is refused nothing is lost but time
+    madvise((void *) begin, end - begin, advice); // only advice: if it is refused, nothing but time is lost
 }
 
 static void advise_alone(const ggml_tensor * weight) {
@@ -38,7 +37,7 @@ static bool is_weight(const ggml_tensor * node, const ggml_tensor * src) {
 }
 
 void pyskip_stream_plan(const ggml_cgraph * gf, std::vector<pyskip_slot> & slots, pyskip_weights & first) {
-    std::unordered_map<const ggml_tensor *, pyskip_slot *> owner; // of nodes that are computed only where a block runs
+    std::unordered_map<const ggml_tensor *, pyskip_slot *> owner; // of nodes that are computed only if a block runs
     std::unordered_map<const ggml_tensor *, pyskip_slot *> joins;
     for (pyskip_slot & slot : slots) {
         for (const ggml_tensor * node : slot.governed) {

@@ -1,16 +1,13 @@
-// Weights that lie in a mapped file larger than memory: which pages are read, and when. Called by state.cpp for contexts
-// that pyskip_set_streaming() made so; the others leave the mapping as llama.cpp made it.
+// Weights that lie in a mapped file larger than memory: which pages are read, and when. Planned by attach.cpp, asked for by
+// state.cpp, for contexts that pyskip_set_streaming() made so; the others leave the mapping as llama.cpp made it.
 
 #pragma once
+
+#include "slot.h"
 
 #include <vector>
 
 struct ggml_cgraph;
-struct ggml_tensor;
-struct pyskip_slot;
-
-// Weights in the order in which the graph reads them.
-using pyskip_weights = std::vector<const ggml_tensor *>;
 
 // What each part of the graph reads: slot.region_weights by the slot's region, slot.next_weights by what lies between its
 // join and the next region, `first` by what lies before the first join. Embeddings and experts, of which a token reads a

@@ -178,7 +178,7 @@ static void test_random() {
     CHECK(std::abs(n - 1000) < 120);
 }
 
-// Skips where the last block that ran was `data` layers ago, at least, and its similarity is known.
+// Skips if the last block that ran was `data` layers ago, at least, and its similarity is known.
 static bool decide_by_distance(const pyskip_decision * d, void * data) {
     CHECK(d->n_layer == 6);
     CHECK((d->il_sim < 0) == std::isnan(d->sim));

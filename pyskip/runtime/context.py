@@ -1,4 +1,4 @@
-"""pyskip.h for one llama_context. Calibration gathers through its `native` too (pyskip.calibration.gather)."""
+"""pyskip.h for one llama_context: the native functions on a context, except for those that gather."""
 
 from __future__ import annotations
 
