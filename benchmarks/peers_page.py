@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["marked", "plot", "quartiles", "ratios", "table"]
+__all__ = ["marked", "plot", "quartiles", "ratios", "section", "table"]
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKS = ("<!-- peers: made by benchmarks/peers_page.py -->", "<!-- end of peers -->")
@@ -119,6 +119,11 @@ def table(runs: Sequence[Run]) -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
+def section(runs: Sequence[Run]) -> str:
+    """What stands between the marks."""
+    return f"![tokens/s of each engine, relative to pyskip with upstream's kernels](results/peers.svg)\n\n{table(runs)}"
+
+
 def marked(page: str, text: str) -> str:
     """The page with `text` between the marks. Raises ValueError where it has not both, once, in order."""
     before, first, rest = page.partition(MARKS[0])
@@ -192,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         runs = json.loads(args.json.read_text())["runs"]
-        page = marked(args.page.read_text(), table(runs))
+        page = marked(args.page.read_text(), section(runs))
         plot(runs, args.plot)
         args.page.write_text(page)
     except ImportError:

@@ -209,7 +209,7 @@ def test_page(tmp_path: Path) -> None:
     args = ["--json", str(data), "--page", str(page), "--plot", str(plot)]
     pytest.importorskip("matplotlib")
     assert peers_page.main(args) == 0
-    assert page.read_text() == f"# A\n\n{first}\n\n{peers_page.table([a_run()])}\n{last}\n\n## B\n"
+    assert page.read_text() == f"# A\n\n{first}\n\n{peers_page.section([a_run()])}\n{last}\n\n## B\n"
     drawn = plot.read_bytes()
     assert peers_page.main(args) == 0
     assert plot.read_bytes() == drawn
@@ -263,5 +263,5 @@ def test_the_page_is_what_was_measured() -> None:
     if not data.exists():
         pytest.skip("nothing was measured yet")
     page = (ROOT / "docs" / "benchmarks.md").read_text()
-    assert peers_page.marked(page, peers_page.table(json.loads(data.read_text())["runs"])) == page
+    assert peers_page.marked(page, peers_page.section(json.loads(data.read_text())["runs"])) == page
     assert os.path.getsize(data.with_suffix(".svg")) > 0
