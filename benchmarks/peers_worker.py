@@ -28,9 +28,7 @@ class Worker:
             raise RuntimeError(
                 "pyskip.Llama has no `kernels`, expected fast or upstream: only `upstream` can be measured"
             )
-        start = time.perf_counter()
         self.llm = pyskip.Llama(model, **arguments)
-        self.load_seconds = time.perf_counter() - start
         self.tokens: list[int] = []
 
     def describe(self) -> dict[str, Any]:
@@ -40,7 +38,7 @@ class Worker:
         }
         words = next((word for name, word in INSTRUCTIONS.items() if name in has), "none")
         build = f"pyskip {pyskip.__version__}, llama-cpp-python {llama_cpp.__version__}"
-        return {"build": build, "instructions": words, "system_info": info.strip(), "load_seconds": self.load_seconds}
+        return {"build": build, "instructions": words}
 
     def sample(self, n: int, seed: int) -> dict[str, Any]:
         """n tokens that the model writes at temperature 1."""
