@@ -40,6 +40,7 @@ from pyskip.models import resolve
 
 ROOT = Path(__file__).resolve().parent.parent
 N_CONTEXT = 16  # as in peers_worker.py
+N_WRITTEN = 96  # tokens, by a model that is asked for its own text: a slow machine takes seconds
 Key = tuple[str, str, int]  # arm, test, threads
 # of a run, what must be the same where rounds are added
 FIXED = ("cpu", "instructions", "model", "model_bytes", "commit", "arms")
@@ -141,6 +142,18 @@ def numbers(text: str) -> list[int]:
     return found
 
 
+def tokens_of(worker: Worker, n: int, args: argparse.Namespace) -> list[int]:
+    """n tokens: the text's, or what the model writes, over and over."""
+    if args.text:
+        tokens = list(worker.ask({"do": "tokenize", "text": args.text.read_text()[: 32 * n]})["tokens"])
+        if len(tokens) < n:
+            raise ArmError(f"found {len(tokens)} tokens of text, expected {n}: take a longer text, or lower -p and -n")
+        return tokens[:n]
+    print("peers: the model writes what is read", file=sys.stderr, flush=True)
+    written = list(worker.ask({"do": "sample", "n": min(n, N_WRITTEN), "seed": args.seed})["tokens"])
+    return [written[i % len(written)] for i in range(n)]
+
+
 def start_pyskip(args: argparse.Namespace, model: Path, tests: Sequence[Test], stack: ExitStack) -> list[Pyskip]:
     """The arms of pyskip, without those that this build has not, which is said."""
     n_max = max(test.n for test in tests)
@@ -156,11 +169,7 @@ def start_pyskip(args: argparse.Namespace, model: Path, tests: Sequence[Test], s
     first = next(iter(workers.values()), None)
     if first is None:
         raise ArmError("no arm of pyskip is left, expected at least one: name --kernels upstream")
-    n = N_CONTEXT + n_max
-    text = args.text and {"do": "tokenize", "text": args.text.read_text()[: 32 * n]}
-    tokens = first.ask(text or {"do": "sample", "n": n, "seed": args.seed})["tokens"][:n]
-    if len(tokens) < n:
-        raise ArmError(f"found {len(tokens)} tokens of text, expected {n}: take a longer text, or lower -p and -n")
+    tokens = tokens_of(first, N_CONTEXT + n_max, args)
     for worker in workers.values():
         worker.ask({"do": "set_tokens", "tokens": tokens})
     skipping = workers.get("fast", first)

@@ -43,6 +43,7 @@ class Worker:
     def sample(self, n: int, seed: int) -> dict[str, Any]:
         """n tokens that the model writes at temperature 1."""
         tokens = [max(self.llm.token_bos(), 0)]
+        llama_cpp.llama_set_n_threads(self.llm.ctx, 1, 1)  # steady where others have the machine as well
         self.llm.set_seed(seed)
         for token in self.llm.generate(tokens, temp=1.0, top_k=0, top_p=0.95):
             tokens.append(token)
