@@ -83,10 +83,15 @@ struct pyskip_policy {
     size_t          n_layers;
     const struct pyskip_profile * profile; // profile; random: its stand-ins are used; or NULL
     bool            prefill;    // profile: prompt tokens at positions >= warmup are decided like generated ones
-    float           rate;       // random: the share of blocks to skip
+    float           rate;       // random: the share of blocks to skip; profile with hold: the same
     uint32_t        seed;       // random
     pyskip_decide   decide;     // custom; it and its data must live for as long as the policy is in force
     void *          decide_data;
+    bool            hold;       // profile: of a sequence's generated tokens `rate` of the blocks are skipped: the threshold
+                                // begins where the profile's curve has it, and follows from the sequence's own past.
+                                // The last layer runs, the rest makes up for it
+    float           prompt;     // profile, if above 0: likewise in the prompt, whose end pyskip_set_generated_from() told;
+                                // its first `warmup` and its last 32 tokens run dense, far from the end more is skipped
 };
 
 // What a profile says of itself. Texts are UTF-8, cut to their room.
@@ -141,15 +146,25 @@ PYSKIP_API enum pyskip_status pyskip_check_generates(struct llama_context * ctx,
 PYSKIP_API enum pyskip_status pyskip_skippable(struct llama_context * ctx, uint8_t * skippable, size_t n,
                                                char * error, size_t n_error);
 
-// Decide by this policy from the next token on. The policy is copied. The context keeps its KV cache, its counters and
-// what it knows of its sequences. After a failure the old policy is still in force.
+// Decide by this policy from the next token on, in every sequence. The policy is copied. The context keeps its KV cache, its
+// counters and what it knows of its sequences; only a rate that is held begins anew if the policy is another one. After a
+// failure the old policy is still in force.
 PYSKIP_API enum pyskip_status pyskip_set_policy(struct llama_context * ctx, const struct pyskip_policy * policy,
                                                 char * error, size_t n_error);
+
+// The same for one sequence; seq_id < 0: for every sequence, also those not seen yet. Sequences of one batch may each have
+// another policy: each token is decided as it would be alone. Of those with a profile all have the same one, else INVALID.
+// llama_memory_seq_cp gives the copy the policy of the original, _seq_keep leaves the other sequences the policy that was
+// set for all; llama_memory_seq_rm and llama_memory_clear leave policies alone. A token of several sequences runs dense
+// unless they have the same policy.
+PYSKIP_API enum pyskip_status pyskip_seq_set_policy(struct llama_context * ctx, int32_t seq_id, const struct pyskip_policy * policy,
+                                                    char * error, size_t n_error);
 
 // Tokens of seq_id at positions >= pos count as generated from now on, those before as prompt. The first `warmup` of
 // the generated ones run dense. pos < 0: all of the sequence is prompt (as in a new context). seq_id < 0: every
 // sequence, also those not seen yet. The mark is the caller's word: llama_memory_seq_rm leaves it alone, _seq_cp, _add
-// and _div carry it along, _seq_keep drops those of the other sequences, llama_memory_clear drops all.
+// and _div carry it along, _seq_keep drops those of the other sequences, llama_memory_clear drops all. Another mark makes a
+// rate that is held begin anew; what is decoded again after llama_memory_seq_rm is decided as it was the first time.
 PYSKIP_API enum pyskip_status pyskip_set_generated_from(struct llama_context * ctx, int32_t seq_id, int32_t pos);
 
 // Blocks evaluated and skipped, per layer, for tokens of a phase that were decoded under a policy other than off since
@@ -160,6 +175,12 @@ PYSKIP_API enum pyskip_status pyskip_get_counters(const struct llama_context * c
                                                   int64_t * n_tokens, int64_t * evaluated, int64_t * skipped);
 PYSKIP_API void               pyskip_reset_counters(struct llama_context * ctx);
 
+// The same for the tokens that were decoded in one sequence; seq_id < 0: in all. Counters stay when a sequence is copied or
+// removed.
+PYSKIP_API enum pyskip_status pyskip_seq_get_counters(const struct llama_context * ctx, int32_t seq_id, enum pyskip_phase phase,
+                                                      int64_t * n_tokens, int64_t * evaluated, int64_t * skipped);
+PYSKIP_API void               pyskip_seq_reset_counters(struct llama_context * ctx, int32_t seq_id);
+
 // Keep the decisions of the last `capacity` generated tokens that were decoded under a policy other than off; 0 stops
 // and frees. Changing the capacity drops what is kept.
 PYSKIP_API enum pyskip_status pyskip_set_trace(struct llama_context * ctx, size_t capacity);
@@ -169,6 +190,10 @@ PYSKIP_API enum pyskip_status pyskip_set_trace(struct llama_context * ctx, size_
 // (cosine), or the gate's score (profile, random with a profile), else NaN. skipped and sim may be NULL.
 PYSKIP_API size_t pyskip_take_trace(struct llama_context * ctx, size_t n, struct pyskip_trace_token * tokens,
                                     uint8_t * skipped, float * sim);
+
+// The same for the tokens of one sequence, the others are kept; seq_id < 0: of all.
+PYSKIP_API size_t pyskip_seq_take_trace(struct llama_context * ctx, int32_t seq_id, size_t n, struct pyskip_trace_token * tokens,
+                                        uint8_t * skipped, float * sim);
 
 // Make the llama_decode() of this context that is under way, and those to come, stop as soon as they can and return 2;
 // abort = false lets them run again. The only function here that another thread may call during a llama_decode(), once

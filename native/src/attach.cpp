@@ -30,6 +30,11 @@ static bool has_room(const ggml_cgraph * gf) {
     return gf->n_nodes + gf->n_leafs + (int) MAX_EXTRA <= gf->size;
 }
 
+// Whether this graph has gates, and the profile one for the layer.
+static bool has_gate(const pyskip_state & state, int32_t il) {
+    return state.graph == PYSKIP_GRAPH_GATES && state.profile && state.profile->layers[il].gate;
+}
+
 static void attach_slot(pyskip_state & state, ggml_cgraph * gf, pyskip_slot & slot) {
     const bool has_input = slot.block.input && slot.n_rows > 0 && has_room(gf);
 
@@ -41,12 +46,15 @@ static void attach_slot(pyskip_state & state, ggml_cgraph * gf, pyskip_slot & sl
         }
         group.insert(group.end(), gf->nodes + n_old, gf->nodes + gf->n_nodes);
     };
-    if (state.gather) {
+    if (state.graph == PYSKIP_GRAPH_DENSE) {
+        return;
+    }
+    if (state.graph == PYSKIP_GRAPH_GATHER) {
         if (has_input) {
             expand(pyskip_gather_build(state.extra.get(), *state.gather, slot));
             pyskip_graph_place(gf, slot.block.join, group);
         }
-    } else if (state.profile && has_input && state.profile->layers[slot.block.il].gate) {
+    } else if (has_input && has_gate(state, slot.block.il)) {
         slot.own = &state.profile->layers[slot.block.il];
         for (ggml_tensor * node : slot.block.prelude) {
             slot.governed.erase(std::find(slot.governed.begin(), slot.governed.end(), node));
@@ -61,11 +69,13 @@ static void attach_slot(pyskip_state & state, ggml_cgraph * gf, pyskip_slot & sl
 void pyskip_attach(pyskip_state & state, ggml_cgraph * gf, const llama_ubatch & ubatch) {
     state.slots.clear();
     state.extra.reset();
-    if (state.rule.type == PYSKIP_POLICY_OFF && !state.gather) {
+    state.must_rebuild = false;
+    state.graph        = state.wanted;
+    if (state.graph == PYSKIP_GRAPH_OFF) {
         return;
     }
     std::vector<pyskip_block> blocks = pyskip_graph_find(gf);
-    if (state.gates_decide()) {
+    if (state.graph == PYSKIP_GRAPH_GATES || state.graph == PYSKIP_GRAPH_GATHER) {
         const ggml_init_params params = { blocks.size() * MAX_EXTRA * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true };
         state.extra.reset(ggml_init(params));
     }
