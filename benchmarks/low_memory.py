@@ -90,7 +90,7 @@ def work(model: Path, skip: str, mapping: str, n: int) -> None:
     start = time.perf_counter()
     llm = pyskip.Llama(model, low_memory=mapping != "llama", n_ctx=128, verbose=False)
     if mapping == "unpacked":
-        llm._skip_context.set_streaming(False)
+        llm.engine.skip.set_streaming(False)
     llm.skip = skip
     load = (time.perf_counter() - start, read_bytes())
     llm.mark_generated(0)

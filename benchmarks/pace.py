@@ -59,7 +59,7 @@ def decode(llm: pyskip.Llama, prompt: str, is_over: Callable[[float], bool]) -> 
             if is_over(now - start):
                 return tokens
             point = llm.pace.rate if llm.pace is not None else 0.0
-            llm._skip_context.reset_counters()
+            llm.engine.skip.reset_counters()
             last = time.perf_counter()
 
 

@@ -82,7 +82,7 @@ def show(result: BenchResult) -> None:
 
 
 def prepare(name: str) -> Path:
-    """The model and a random profile beside it, made where they are missing."""
+    """The model and a random profile beside it, made if they are missing."""
     model = ROOT / "build" / "models" / f"{name}.gguf"
     model.parent.mkdir(parents=True, exist_ok=True)
     if not model.exists():

@@ -47,7 +47,7 @@ def main() -> int:
     args = parser.parse_args()
     model, output = prepare(args.model).absolute(), args.output and args.output.absolute()
     with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)  # where there is no folder `pyskip` to be imported
+        os.chdir(folder)  # which has no folder `pyskip` to be imported
         try:
             if "libggml-cpu.so" not in libraries(sys.executable) or "libggml-cpu-x64.so" not in libraries(args.python):
                 raise PyskipError(

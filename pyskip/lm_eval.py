@@ -51,8 +51,8 @@ class PyskipLM(TemplateLM):  # type: ignore[misc]
     """A GGUF model under a skip policy. The arguments are those of `--model_args`.
 
     path: of the model, or `demo`.
-    skip, profile: as for pyskip.Llama.
-    n_ctx: tokens that the model sees at most. Default: 4096, or the model's where that is less.
+    skip, profile, kernels: as for pyskip.Llama.
+    n_ctx: tokens that the model sees at most. Default: 4096, or the model's if that is less.
     n_threads: default: the physical cores that the process may use.
 
     Every token of a likelihood request counts as generated from its first on, as in `pyskip eval`; the context of
@@ -70,6 +70,7 @@ class PyskipLM(TemplateLM):  # type: ignore[misc]
         path: str | None = None,
         skip: str | float | Policy = "off",
         profile: str | None = None,
+        kernels: str = "fast",
         n_ctx: int | None = None,
         n_threads: int | None = None,
         **others: Any,
@@ -78,7 +79,7 @@ class PyskipLM(TemplateLM):  # type: ignore[misc]
         unknown = sorted(others.keys() - set(IGNORED))
         if unknown:
             raise PyskipError(
-                f"model_args has {', '.join(unknown)}, expected path, skip, profile, n_ctx and n_threads only"
+                f"model_args has {', '.join(unknown)}, expected path, skip, profile, kernels, n_ctx and n_threads only"
             )
         if path is None:
             raise PyskipError("model_args has no path, expected path=MODEL.gguf or path=demo")
@@ -93,6 +94,7 @@ class PyskipLM(TemplateLM):  # type: ignore[misc]
             file,
             skip=policy,
             profile=profile,
+            kernels=kernels,
             n_ctx=self.max_length + 1,  # the last token of a request is scored, never seen
             n_batch=self._n_batch,
             n_ubatch=self._n_batch,
@@ -100,7 +102,7 @@ class PyskipLM(TemplateLM):  # type: ignore[misc]
             n_threads_batch=n_threads,
             verbose=False,
         )
-        self._n_tokens, self._skipped = 0, np.zeros(self.llm._skip_context.n_layer, np.int64)
+        self._n_tokens, self._skipped = 0, np.zeros(self.llm.engine.skip.n_layer, np.int64)
 
     # Tokens
 
@@ -120,7 +122,7 @@ class PyskipLM(TemplateLM):  # type: ignore[misc]
         return self.eot_token_id if bos == -1 else bos
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """With BOS where the vocabulary wants one and neither the text nor the caller says otherwise."""
+        """With BOS if the vocabulary wants one and neither the text nor the caller says otherwise."""
         if add_special_tokens is None:
             add_special_tokens = not has_bos_prefix(string, self._text(self.prefix_token_id) or None)
         return list(self.llm.tokenize(string.encode(), add_bos=add_special_tokens, special=True))

@@ -28,7 +28,7 @@ class PaceStats:
     """What a pace did since the statistics were reset. Skip rates are nominal: the profile's operating points."""
 
     target_tps: float
-    tps: float  # measured last, tokens/s; 0 where nothing was measured
+    tps: float  # measured last, tokens/s; 0 if nothing was measured
     rate: float  # now
     mean_rate: float  # over the time that was measured
     floor: float
@@ -89,7 +89,7 @@ class Pace:
         self._began = self._clock()
 
     def end(self) -> bool:
-        """Its token is there. True where `rate` has changed."""
+        """Its token is there. True if `rate` has changed."""
         self._interval += self._clock() - self._began
         self._n_tokens += 1
         if self._interval < INTERVAL or self._n_tokens < N_TOKENS:

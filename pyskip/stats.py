@@ -28,7 +28,7 @@ class SkipStats:
 
     @property
     def rate(self) -> float:
-        """Skipped / all FFN blocks of generated tokens, 0 to 1; 0 where there were none."""
+        """Skipped / all FFN blocks of generated tokens, 0 to 1; 0 if there were none."""
         return _ratio(sum(self.skipped), sum(self.evaluated))
 
     @property
@@ -48,7 +48,7 @@ class SkipTrace:
     seq_ids: npt.NDArray[np.int32]  # [n]
     positions: npt.NDArray[np.int32]  # [n]
     skipped: npt.NDArray[np.bool_]  # [n, n_layer]
-    similarity: npt.NDArray[np.float32]  # [n, n_layer] cos(x, z) where it was tested, a profile's score, else NaN
+    similarity: npt.NDArray[np.float32]  # [n, n_layer] cos(x, z) if it was tested, a profile's score, else NaN
 
     def __len__(self) -> int:
         return len(self.positions)

@@ -22,7 +22,7 @@ def cpu_name() -> str:
 
 
 def governor() -> str:
-    """The first core's frequency governor, "unknown" where the kernel does not tell."""
+    """The first core's frequency governor, "unknown" if the kernel does not tell."""
     try:
         return Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text().strip()
     except OSError:
@@ -43,7 +43,7 @@ def physical_cores() -> int:
 
 
 def _quota(otherwise: int) -> int:
-    """Whole CPUs that the cgroup grants; `otherwise` where it sets no limit."""
+    """Whole CPUs that the cgroup grants; `otherwise` if it sets no limit."""
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         return otherwise if quota == "max" else max(1, int(quota) // int(period))
@@ -52,7 +52,7 @@ def _quota(otherwise: int) -> int:
 
 
 def available_memory() -> int | None:
-    """Bytes that the process may still allocate, None where the system does not tell."""
+    """Bytes that the process may still allocate, None if the system does not tell."""
     limits = [_meminfo("MemAvailable")]
     try:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -72,7 +72,7 @@ def available_memory() -> int | None:
 
 
 def total_memory() -> int | None:
-    """Bytes of memory that the process could have if it ran alone, None where the system does not tell."""
+    """Bytes of memory that the process could have if it ran alone, None if the system does not tell."""
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     limits = (_meminfo("MemTotal"), _cgroup_limit(), None if soft == resource.RLIM_INFINITY else soft)
     return min((n for n in limits if n is not None), default=None)

@@ -34,6 +34,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+# What a test needs that asks for a fixture, be it through another one: markers of pyproject.toml.
+NEEDS = {
+    "demo": {"model"},
+    "run_logits": {"reference", "slow"},
+    "hub": {"loopback"},
+    "page_url": {"loopback"},
+    "collected": {"reference", "slow"},
+    "docs_bin": {"loopback", "model", "slow"},
+    "site": {"slow"},
+    "browser": {"browser", "loopback", "slow"},
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        for marker in sorted(set().union(*(NEEDS[name] for name in fixtures & NEEDS.keys()))):
+            item.add_marker(marker)
+
+
 @pytest.fixture(scope="session")
 def demo(request: pytest.FixtureRequest) -> Path:
     if request.config.getoption("--emulated"):
@@ -70,7 +90,7 @@ def demo_llm(demo: Path) -> Iterator[pyskip.Llama]:
 def llm(demo_llm: pyskip.Llama) -> Iterator[pyskip.Llama]:
     """The demo model, dense and empty."""
     demo_llm.skip = "off"
-    demo_llm._ctx.kv_cache_clear()
+    demo_llm.engine.clear()
     demo_llm.reset()
     demo_llm.reset_skip_stats()
     yield demo_llm

@@ -48,6 +48,7 @@ def test_cut_off(cli: Cli, tmp_path: Path, demo: Path, share: float) -> None:
     refused(cli("generate", str(path), "-p", "x"), 1, "cut off")
 
 
+@pytest.mark.slow
 def test_directory_and_names(cli: Cli, tmp_path: Path) -> None:
     refused(cli("generate", str(tmp_path), "-p", "x"), 1, "directory")
     refused(cli("generate", "", "-p", "x"), 1, "expected")
@@ -139,6 +140,7 @@ def test_usage(cli: Cli, tiny: Path, command: list[str], option: str) -> None:
     refused(cli(command[0], str(tiny), *command[1:], *option.split()), 2, option.split()[0])
 
 
+@pytest.mark.slow
 def test_more_usage(cli: Cli, tiny: Path) -> None:
     refused(cli(), 2, "command")
     refused(cli("no-such"), 2, "no-such")
@@ -209,6 +211,7 @@ class TestStreams:
         assert done.returncode in (0, 1)
         assert "Traceback" not in done.stderr
 
+    @pytest.mark.slow
     def test_closed(self, tiny: Path) -> None:
         for closed in (">&-", "2>&-", "<&-", ">&- 2>&-", "<&- >&- 2>&-"):
             done = shell(f'pyskip generate "$1" -p w1 -n 3 -t 1 {closed}', str(tiny))

@@ -1,4 +1,4 @@
-"""Invariant 4: what happens to a token hangs on the token, its position and its sequence, never on its batch."""
+"""Invariant 4: what happens to a token depends on the token, its position and its sequence, never on its batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def tokens_of(seed: int, n: int, seq: int) -> list[Token]:
 
 
 def check(found: Raw, expected: Raw, a: np.ndarray, b: np.ndarray) -> None:
-    """Same decisions but for ties, and the same logits where no tie went the other way."""
+    """Same decisions but for ties, and the same logits if no tie went the other way."""
     f, e = found.skip.take_trace(4096), expected.skip.take_trace(4096)
     f_at = {(int(s), int(p)): i for i, (s, p) in enumerate(zip(f.seq_ids, f.positions, strict=True))}
     order = [f_at[int(s), int(p)] for s, p in zip(e.seq_ids, e.positions, strict=True)]

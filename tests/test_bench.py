@@ -12,9 +12,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import REFERENCE, make_profile
@@ -22,11 +23,13 @@ from test_interrupt import finish, started
 
 import pyskip
 from pyskip import bench
+from pyskip.bench import run as bench_run
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = ("-n", "12", "-r", "3", "-t", "1")
 
 
+@pytest.mark.slow
 def test_rows(cli: Cli, tiny: Path) -> None:
     """Every arm in every test, in order; the ratios are those of the samples; the bytes are those of the layers."""
     result = cli(
@@ -61,6 +64,7 @@ def test_rows(cli: Cli, tiny: Path) -> None:
             assert row["ideal_speedup"] is row["efficiency"] is None
 
 
+@pytest.mark.slow
 def test_formats(cli: Cli, tiny: Path) -> None:
     table, comma, lines = (
         cli("bench", str(tiny), *SMALL, "--skip", "static:2", "--format", form).stdout
@@ -73,6 +77,7 @@ def test_formats(cli: Cli, tiny: Path) -> None:
     assert all(len(row["samples_ts"]) == 3 and row["model_bytes"] == rows[0]["model_bytes"] for row in rows)
 
 
+@pytest.mark.slow
 def test_a_profile_is_an_arm_by_itself(cli: Cli, tiny: Path, tmp_path: Path) -> None:
     path = tmp_path / "p.skip.gguf"
     make_profile.make_profile(tiny, path, stand_in="gated", rank=32)
@@ -85,14 +90,21 @@ def test_a_profile_is_an_arm_by_itself(cli: Cli, tiny: Path, tmp_path: Path) -> 
     assert 0.8 < own["ideal_speedup"] < info.read_bytes / (info.read_bytes - info.read_ffn_bytes)
 
 
+@pytest.mark.slow
 def test_a_text_of_ones_own(cli: Cli, tiny: Path, tmp_path: Path) -> None:
     """Every arm decodes the file's first tokens, and a text that is too short is no text."""
     text = tmp_path / "text.txt"
     text.write_text("A fox dreamt of a river. " * 60, encoding="utf-8")
-    run_bench, seen = bench.run_bench, []
+    run_bench = bench.run_bench
+    seen: list[Mapping[str, Any]] = []
     with pytest.MonkeyPatch.context() as patch:
-        ask = bench._Worker.ask
-        patch.setattr(bench._Worker, "ask", lambda self, question: seen.append(question) or ask(self, question))
+        ask = bench_run._Worker.ask
+
+        def heard(self: bench_run._Worker, question: Mapping[str, Any]) -> dict[str, Any]:
+            seen.append(question)
+            return ask(self, question)
+
+        patch.setattr(bench_run._Worker, "ask", heard)
         arms = [bench.Arm("off", "off"), bench.Arm("static", "static:2")]
         run_bench(tiny, arms, [bench.Test("tg", 8, depth=300)], rounds=1, text=text.read_text())
     llm = pyskip.Llama(tiny, n_ctx=64, verbose=False)
@@ -106,6 +118,7 @@ def test_a_text_of_ones_own(cli: Cli, tiny: Path, tmp_path: Path) -> None:
     assert "expected at least 10255" in result.stderr
 
 
+@pytest.mark.reference
 def test_an_unpatched_peer(cli: Cli, tiny: Path, tmp_path: Path) -> None:
     """The peer is llama-cpp-python with a library of its own, and never pyskip's."""
     peer = tmp_path / "python"
@@ -131,6 +144,7 @@ def test_an_unpatched_peer(cli: Cli, tiny: Path, tmp_path: Path) -> None:
         (("--peer", "/bin/true"), 1, "died with status 0"),
     ],
 )
+@pytest.mark.slow
 def test_what_cannot_be_measured(cli: Cli, tiny: Path, args: tuple[str, ...], code: int, match: str) -> None:
     result = cli("bench", str(tiny), "-r", "2", *args)
     assert result.returncode == code
@@ -139,11 +153,14 @@ def test_what_cannot_be_measured(cli: Cli, tiny: Path, args: tuple[str, ...], co
 
 
 def test_a_job_that_fails_is_one_line(tiny: Path) -> None:
-    worker = bench._Worker(bench.Arm("off", "off"), {"model": str(tiny), "n_ctx": 16, "n_threads": 1, "profile": None})
+    worker = bench_run._Worker(
+        bench.Arm("off", "off"), {"model": str(tiny), "n_ctx": 16, "n_threads": 1, "profile": None}
+    )
     with closing(worker), pytest.raises(pyskip.PyskipError, match=r"arm off: 0 \+ 99 tokens do not fit"):
         worker.ask({"do": "run", "context": [1] * 99, "tokens": [1], "batch": False})
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_whole_rounds_and_leaves_no_worker(tiny: Path) -> None:
     with started("bench", str(tiny), "-n", "12", "-r", "99999", "-t", "1") as process:
         own = Path(f"/proc/{process.pid}/task/{process.pid}/children")

@@ -175,9 +175,9 @@ def test_native_sums_equal_numpy(tiny: Path, tmp_path: Path, stand_in: str | Non
             raw.clear()
             raw.decode([(int(t), i, 0) for i, t in enumerate(window)])
             for il, kept in rows.items():
-                x, y = (raw.tapped[f"{n}-{il}"].reshape(40, -1)[4:] for n in ("ffn_inp", "ffn_out"))
+                s, out = (raw.tapped[f"{n}-{il}"].reshape(40, -1)[4:] for n in ("ffn_inp", "ffn_out"))
                 kept.append(
-                    (x / np.sqrt((x * x).mean(1, keepdims=True) + 1e-5) * norms[f"blk.{il}.ffn_norm.weight"], x, y)
+                    (s / np.sqrt((s * s).mean(1, keepdims=True) + 1e-5) * norms[f"blk.{il}.ffn_norm.weight"], s, out)
                 )
     for il, kept in rows.items():
         xn, x, y = (np.concatenate(part).astype(np.float64) for part in zip(*kept, strict=True))
@@ -240,6 +240,7 @@ def test_native_sums_of_neurons_equal_numpy(tiny: Path, tmp_path: Path) -> None:
     assert hidden.n_tokens == 36
 
 
+@pytest.mark.slow
 def test_a_score_is_the_error_against_the_next_blocks_stream(tiny: Path, tmp_path: Path) -> None:
     """Before the harm is added, and on average."""
     windows = tuple(np.random.default_rng(i).integers(3, 320, 256).astype(np.int32) for i in range(3))
@@ -263,6 +264,7 @@ def test_a_score_is_the_error_against_the_next_blocks_stream(tiny: Path, tmp_pat
         assert layer.gate @ features == pytest.approx(error - log_x, abs=0.05)
 
 
+@pytest.mark.slow
 def test_a_model_samples_its_own_text(tiny: Path) -> None:
     llm = pyskip.Llama(tiny, n_ctx=64, verbose=False)
     a, b, c = (sample_text(llm, 48, 40, 3, seed, lambda *_: None) for seed in (1, 1, 2))
@@ -284,6 +286,7 @@ def model(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_calibrate_and_use(cli: Cli, model: Path) -> None:
     """From its own text to a profile that `generate`, `info` and `eval` find by themselves."""
     result = cli("calibrate", str(model), "--fit", "8", "--curve", "2", "--json")
@@ -307,6 +310,7 @@ def test_calibrate_and_use(cli: Cli, model: Path) -> None:
     assert json.loads(result.stdout)["profile"]["curve"] == made["curve"]
 
 
+@pytest.mark.slow
 def test_the_users_text(cli: Cli, model: Path, tmp_path: Path) -> None:
     text, out = tmp_path / "t.txt", tmp_path / "own.skip.gguf"
     text.write_text(" ".join(str(i * i) for i in range(3000)))

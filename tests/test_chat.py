@@ -8,6 +8,7 @@ import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import open_llm
@@ -26,6 +27,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 SKIP = ("--skip", "cosine:threshold=-1,run=1,cold_start=1,cold_end=1,warmup=0")
 
 
+@pytest.mark.slow
 def test_every_command_on_a_terminal(tiny: Path, tmp_path: Path) -> None:
     """On random answers with bytes of all kinds, those that steer terminals among them."""
     file = tmp_path / "a session"
@@ -62,7 +64,8 @@ def test_every_command_on_a_terminal(tiny: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("env", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
-def test_plain_on_a_terminal(tiny: Path, env: dict[str, str]) -> None:
+@pytest.mark.slow
+def test_plain_on_a_terminal(tiny: Path, env: dict[str, Any]) -> None:
     terminal = Terminal("chat", str(tiny), "-n", "60", "-t", "1", "--temp", "1", "--seed", "3", *SKIP, **env)
     terminal.ask("w1", " tokens/s, ")
     terminal.ask("/heat", "tenths of the blocks skipped")
@@ -98,6 +101,7 @@ def test_what_is_typed_ahead_waits_for_the_prompt(demo: Path) -> None:
     assert terminal.close() == 0
 
 
+@pytest.mark.slow
 def test_commands_in_a_pipe(cli: Run, tiny: Path, tmp_path: Path) -> None:
     lines = ("/skip static:2", "w1", "/retry", "/stats", "/heat", "/stats please", "/etc/hosts", f"/save {tmp_path}/s")
     args = ("chat", str(tiny), "-n", "4", "-t", "1")

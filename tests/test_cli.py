@@ -16,6 +16,7 @@ from pyskip.models import resolve
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+@pytest.mark.model
 def test_chat_from_a_pipe(cli: Run) -> None:
     flags = ("chat", "--temp", "0", "-n", "24", "--skip", "off")
     done = cli(*flags, input="My name is Ada.\n\nWhat is my name?\n")
@@ -29,12 +30,14 @@ def test_chat_from_a_pipe(cli: Run) -> None:
     assert re.search(r"2 answers, \d+ tokens, [\d.]+ tokens/s, 0\.0% of FFN blocks skipped \(off\)", done.stderr)
 
 
+@pytest.mark.model
 def test_chat_says_what_it_skipped(cli: Run) -> None:
     done = cli("chat", "demo", "-n", "40", "--skip", "static:5,14,25", input="Are dogs real?\n")
     assert done.returncode == 0
     assert "10.0% of FFN blocks skipped (static:5,14,25)" in done.stderr
 
 
+@pytest.mark.model
 def test_without_skip_the_profile_or_a_hint(cli: Run, tiny: Path) -> None:
     done = cli("chat", "-n", "60", input="Tell me about the sea.\n")
     assert re.search(r"skipping about \d+% of FFN blocks: at best 1\.\d\d x as fast, perplexity 1\.\d+ x", done.stderr)
@@ -44,6 +47,7 @@ def test_without_skip_the_profile_or_a_hint(cli: Run, tiny: Path) -> None:
     assert done.returncode == 0
 
 
+@pytest.mark.model
 def test_chat_drops_the_oldest_turns(cli: Run) -> None:
     done = cli("chat", "-c", "160", "-n", "30", input="Tell me about the sea.\n" * 5)
     assert done.returncode == 0
@@ -51,12 +55,14 @@ def test_chat_drops_the_oldest_turns(cli: Run) -> None:
     assert len([line for line in done.stdout.splitlines() if line.strip()]) >= 5
 
 
+@pytest.mark.model
 def test_chat_refuses_a_turn_that_never_fits(cli: Run) -> None:
     done = cli("chat", "-c", "64", "--skip", "off", input="word " * 200 + "\n")
     assert done.returncode == 1
     assert re.fullmatch(r"pyskip: the prompt has \d+ tokens, the context \d+: shorten it.*\n", done.stderr)
 
 
+@pytest.mark.model
 def test_generate_json(cli: Run) -> None:
     done = cli(
         "generate",
@@ -81,6 +87,7 @@ def test_generate_json(cli: Run) -> None:
     assert document["skip"]["rate"] == pytest.approx(sum(document["skip"]["per_layer"]) / 30)
 
 
+@pytest.mark.model
 def test_generate_is_reproducible(cli: Run) -> None:
     args = ("generate", "demo", "-p", "Once upon a time", "-n", "16", "--temp", "0.9", "--seed", "7")
     first, second = cli(*args), cli(*args)
@@ -88,6 +95,7 @@ def test_generate_is_reproducible(cli: Run) -> None:
     assert first.stdout != cli(*args[:-1], "8").stdout
 
 
+@pytest.mark.model
 def test_info(cli: Run) -> None:
     document = json.loads(cli("info", "demo", "--json").stdout)
     assert document["architecture"] == "llama"
@@ -115,6 +123,7 @@ def test_info_without_a_profile(cli: Run, tiny: Path) -> None:
     assert "ideal speed-up, before stand-ins" in result.stdout
 
 
+@pytest.mark.slow
 def test_version_and_help(cli: Run) -> None:
     assert re.match(
         r"pyskip \d+\.\d+\.\d+ \(llama-cpp-python [\d.]+, llama\.cpp \w+, patches \w+\)", cli("--version").stdout

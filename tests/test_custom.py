@@ -71,7 +71,7 @@ def test_it_decides(llm: pyskip.Llama, library: Path) -> None:
 def trace_of(llm: pyskip.Llama, skip: str | pyskip.Policy, n_batch: int) -> tuple[np.ndarray, pyskip.SkipTrace]:
     """Logits of the last of 24 tokens, of which the first 8 are prompt, and the decisions."""
     llm.reset()
-    llm._ctx.kv_cache_clear()
+    llm.engine.clear()
     llm.skip = skip
     llm.start_trace(64)
     llm.mark_generated(8)
@@ -106,13 +106,14 @@ def test_what_it_is_asked(llm: pyskip.Llama) -> None:
 
     asked = []
 
-    @ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.POINTER(Decision), ctypes.c_void_p)
     def decide(decision: ctypes._Pointer[Decision], data: int) -> bool:
         d = decision.contents
         asked.append((d.il, d.n_layer, d.seq_id, d.pos, d.index, d.il_sim, d.sim, data))
-        return d.il == 2
+        return bool(d.il == 2)
 
-    trace_of(llm, Custom(decide, 77, "probe"), 1)
+    function = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.POINTER(Decision), ctypes.c_void_p)(decide)
+
+    trace_of(llm, Custom(function, 77, "probe"), 1)
     assert {a[1] for a in asked} == {6}
     assert {a[2] for a in asked} == {0}
     assert {a[7] for a in asked} == {77}

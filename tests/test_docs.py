@@ -210,6 +210,20 @@ def test_links_lead_somewhere(page: str) -> None:
             assert ((ROOT / page).parent / path).exists(), f"{page} links to {target}"
 
 
+FILE = re.compile(r"`((?:[\w.-]+/)*[\w-]+\.(?:py|cpp|h|toml|txt|yaml|md))`")
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_files_that_a_map_names_are_there(page: str) -> None:
+    """By their path, or by the end of it."""
+    folders = ("docs", "models", "native", "patches", "pyskip", "tests", "tools")
+    there = [path.name for path in ROOT.iterdir()]
+    there += [path.relative_to(ROOT).as_posix() for folder in folders for path in (ROOT / folder).rglob("*.*")]
+    named = set(FILE.findall((ROOT / page).read_text("utf-8")))
+    assert len(named) > 10
+    assert {name for name in named if not any(f"/{path}".endswith(f"/{name}") for path in there)} == set()
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")

@@ -35,6 +35,7 @@ def task_file(tmp_path: Path) -> str:
     return str(path)
 
 
+@pytest.mark.model
 def test_text_json(cli: Run, story_file: str) -> None:
     flags = ("--chunks", "2", "--ctx", "64", "-t", "2", "--skip", "static:5,14,25", "--json")
     done = cli("eval", "demo", "--text", story_file, *flags)
@@ -49,6 +50,7 @@ def test_text_json(cli: Run, story_file: str) -> None:
     assert (document["model"], document["text"], document["n_ctx"]) == ("demo", story_file, 64)
 
 
+@pytest.mark.model
 def test_task_json(cli: Run, task_file: str) -> None:
     done = cli("eval", "demo", "--task", task_file, "--chunks", "2", "--skip", "static:5", "--json")
     assert done.returncode == 0, done.stderr
@@ -61,6 +63,7 @@ def test_task_json(cli: Run, task_file: str) -> None:
     assert json.loads(one.stdout)["results"][0]["accuracy_se"] is None
 
 
+@pytest.mark.model
 def test_tables(cli: Run, story_file: str, task_file: str) -> None:
     done = cli("eval", "demo", "--text", story_file, "--ctx", "64", "--chunks", "1", "--skip", "static:5")
     header, off, static = done.stdout.splitlines()
@@ -76,6 +79,7 @@ def test_tables(cli: Run, story_file: str, task_file: str) -> None:
     assert re.match(r"off +0\.0% +0\.0% +66\.7% ± 33\.3% +\+0\.0% ± 0\.0%$", done.stdout.splitlines()[1])
 
 
+@pytest.mark.model
 def test_progress_on_a_terminal_is_one_line_that_goes_away(story_file: str) -> None:
     master, slave = pty.openpty()
     command = [*PYSKIP, "eval", "demo", "--text", story_file, "--ctx", "64", "--chunks", "2"]
@@ -89,6 +93,7 @@ def test_progress_on_a_terminal_is_one_line_that_goes_away(story_file: str) -> N
     assert seen.endswith("\r\x1b[2K")
 
 
+@pytest.mark.model
 def test_interrupted(tmp_path: Path) -> None:
     path = tmp_path / "long.txt"
     path.write_text(story(2000))
@@ -121,6 +126,7 @@ def test_interrupted(tmp_path: Path) -> None:
         (["--task", "STORY"], 1, "line 1: not JSON"),
     ],
 )
+@pytest.mark.model
 def test_mistakes_on_the_command_line(cli: Run, story_file: str, args: list[str], status: int, said: str) -> None:
     refused(cli("eval", "demo", *(story_file if arg == "STORY" else arg for arg in args)), status, said)
 

@@ -20,7 +20,7 @@ from pyskip.evaluation.tasks import TaskItem
 
 TEXT = story(20)
 SPECS = ["static:2", "cosine:threshold=0.9,cold_start=1,cold_end=1,warmup=4"]
-HEADER = {"kind": "text", "file_sha256": "abc", "n_ctx": 64}
+HEADER: dict[str, str | int] = {"kind": "text", "file_sha256": "abc", "n_ctx": 64}
 
 
 @pytest.fixture
@@ -208,6 +208,7 @@ def test_a_folder(tmp_path: Path) -> None:
 # The command line
 
 
+@pytest.mark.slow
 def test_on_the_command_line(cli: Run, tiny: Path, tmp_path: Path, path: Path) -> None:
     def document(*args: str) -> dict[str, Any]:
         done = cli("eval", str(tiny), "--text", str(text), "--ctx", "64", "--json", *args)

@@ -137,6 +137,7 @@ def test_without_the_library(tiny_llm: pyskip.Llama, monkeypatch: pytest.MonkeyP
         evaluate_summaries(tiny_llm, [ARTICLE])
 
 
+@pytest.mark.slow
 def test_json_and_table(cli: Run, tiny: Path, tmp_path: Path) -> None:
     path = tmp_path / "items.jsonl"
     path.write_text(f"{LINE}\n{LINE}\n{LINE}\n")

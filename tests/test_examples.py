@@ -111,6 +111,7 @@ def test_custom_policy(run: Run, tiny: Path) -> None:
     assert "0.0% of FFN blocks skipped" in never
 
 
+@pytest.mark.loopback
 def test_fastapi_app(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fastapi.testclient import TestClient
 
@@ -129,6 +130,7 @@ def test_fastapi_app(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert client.post("/answer", json={**question, "n": 0}).status_code == 422
 
 
+@pytest.mark.loopback
 def test_langchain(run: Run, tiny: Path) -> None:
     with running({"tiny": open_served(tiny)}) as server:
         out = run(

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -76,12 +77,17 @@ def test_two_models_and_four_policies_in_threads(pair: list[Path]) -> None:
     alone = [say(llm) for llm in llms]
     assert len(set(alone)) == 4
     together: dict[int, list[tuple[str, tuple[int, ...]]]] = {i: [] for i in range(4)}
-    in_threads([lambda i=i, llm=llm: together[i].extend(say(llm) for _ in range(5)) for i, llm in enumerate(llms)])
+
+    def say_five_times(i: int) -> None:
+        together[i].extend(say(llms[i]) for _ in range(5))
+
+    in_threads([partial(say_five_times, i) for i in range(4)])
     for i, llm in enumerate(llms):
         assert together[i] == [alone[i]] * 5
         llm.close()
 
 
+@pytest.mark.slow
 def test_contexts_come_and_go_while_another_decodes(pair: list[Path]) -> None:
     with closing(load(pair[0], POLICIES[3])) as llm:
         alone = say(llm, 200)
@@ -203,7 +209,7 @@ def test_a_file_that_is_cut_off_within_a_token_is_one_line(mapped: Path) -> None
     code = (
         "import os, sys; sys.path[:0] = sys.argv[2:]; import test_faults as t; from pathlib import Path\n"
         "llm = t.load(Path(sys.argv[1]), 'off'); from pyskip.binding.crash import exit_on_crash; exit_on_crash(2)\n"
-        "os.truncate(sys.argv[1], 4096); llm._file = None; t.say(llm)"
+        "os.truncate(sys.argv[1], 4096); llm.engine.file = None; t.say(llm)"
     )
     command = [sys.executable, "-B", "-c", code, str(mapped), *TEST_PATH]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -242,6 +248,7 @@ def test_a_folder_that_is_read_only(pair: list[Path], tmp_path: Path) -> None:
     folder.chmod(0o700)
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_what_was_scored(cli: Cli, pair: list[Path], tmp_path: Path) -> None:
     """RLIMIT_FSIZE fails the journal's writes in the middle of a record, as a full disk does; then there is room."""
     text, journal = tmp_path / "text", tmp_path / "journal"

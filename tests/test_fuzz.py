@@ -1,4 +1,4 @@
-"""A minute of fuzzing, the same inputs every time. `make fuzz` runs 200,000 a target, and libFuzzer where clang is."""
+"""A minute of fuzzing, the same inputs every time. `make fuzz` runs 200,000 a target, and libFuzzer if there is one."""
 
 import json
 import subprocess
@@ -14,6 +14,7 @@ RUNS = {"skip": 40_000, "task": 20_000, "profile": 10_000, "session": 500, "pair
 
 
 @pytest.mark.parametrize(("target", "runs"), RUNS.items())
+@pytest.mark.slow
 def test_smoke(target: str, runs: int) -> None:
     command = [sys.executable, str(RUN), "--target", target, "--runs", str(runs), "--seed", "2"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import REFERENCE
 
 import pyskip
@@ -24,6 +25,7 @@ def test_import_brings_nothing_that_only_the_command_line_needs() -> None:
     assert not added & {"click", "rich", "gguf", "huggingface_hub", "asyncio", "cffi", "pycparser", "email"}
 
 
+@pytest.mark.reference
 def test_a_stock_llama_cpp_that_is_there_already_is_refused() -> None:
     done = python("import llama_cpp, pyskip; pyskip.Llama", LLAMA_CPP_LIB_PATH=str(REFERENCE))
     assert done.returncode == 1
@@ -44,7 +46,7 @@ def test_environment_is_left_alone() -> None:
 
 
 def test_a_library_that_cannot_be_imported_is_one_line(tmp_path: Path) -> None:
-    """numpy's own error runs over a page, for instance where there is no memory to map it."""
+    """numpy's own error runs over a page, for instance if there is no memory to map it."""
     (tmp_path / "numpy").mkdir()
     (tmp_path / "numpy" / "__init__.py").write_text('raise ImportError("page\\n\\n" * 20 + "no memory\\n")\n')
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}

@@ -88,6 +88,7 @@ def test_while_the_prompt_is_decoded(demo: Path) -> None:
     assert took < 10
 
 
+@pytest.mark.model
 def test_while_loading(tmp_path: Path) -> None:
     """At any moment from the start of the process on."""
     for delay in (0.7, 0.9, 1.1):

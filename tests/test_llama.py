@@ -10,6 +10,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 import pytest
+from llama_cpp.llama_grammar import LlamaGrammar
 from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
 import pyskip
@@ -213,7 +214,7 @@ def test_completion_stream_chat_grammar_logprobs(tiny: Path) -> None:
         whole = llm.create_completion("w1 w2", **kwargs)["choices"][0]["text"]
         parts = [c["choices"][0]["text"] for c in llm.create_completion("w1 w2", stream=True, **kwargs)]
         assert "".join(parts) == whole
-        grammar = llama_cpp.LlamaGrammar.from_string('root ::= "w2 w3"', verbose=False)
+        grammar = LlamaGrammar.from_string('root ::= "w2 w3"', verbose=False)
         assert llm.create_completion("w1", grammar=grammar, **kwargs)["choices"][0]["text"] == "w2 w3"
         assert llm.create_completion("w1", logprobs=2, **kwargs)["choices"][0]["logprobs"] is not None
         chat = llm.create_chat_completion([{"role": "user", "content": "w1"}], **kwargs)
@@ -228,7 +229,7 @@ def test_completion_stream_chat_grammar_logprobs(tiny: Path) -> None:
 @pytest.mark.parametrize("text", ["root ::= (", "other ::= w", 'root ::= missing "w2"', 'root ::= "w2"\0'])
 def test_grammar_that_cannot_be_read(small: pyskip.Llama, text: str) -> None:
     """llama.cpp has no sampler for it, which upstream adds to its chain all the same."""
-    grammar = llama_cpp.LlamaGrammar.from_string(text, verbose=False)
+    grammar = LlamaGrammar.from_string(text, verbose=False)
     for kwargs in ({}, {"stream": True}):
         with pytest.raises(pyskip.DecodeError, match="grammar, expected GBNF"):
             list(small.create_completion("w1", grammar=grammar, max_tokens=2, **kwargs))

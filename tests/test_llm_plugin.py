@@ -53,6 +53,7 @@ def test_it_is_found() -> None:
     assert found[0].load() is llm_plugin
 
 
+@pytest.mark.model
 def test_the_command_line(llm_cli: Cli, tiny: Path) -> None:
     listed = llm_cli("models", "--options", "-q", "pyskip")
     assert listed.exit_code == 0, listed.stderr
@@ -77,11 +78,13 @@ def test_the_command_line(llm_cli: Cli, tiny: Path) -> None:
     assert len(re.findall("^> ", chat.stdout, re.MULTILINE)) == 3
 
 
+@pytest.mark.model
 def test_the_demo(llm_cli: Cli) -> None:
     said = llm_cli("Are dogs real?", "-m", "pyskip/demo", "-o", "max_tokens", "12", "--no-log")
     assert "dogs" in said.stdout.lower(), said.stderr
 
 
+@pytest.mark.model
 def test_mistakes_are_one_line(llm_cli: Cli, tmp_path: Path, tiny: Path) -> None:
     assert llm_cli("pyskip", "add", "x", "no-such-model").stderr.startswith("Error: no-such-model: ")
     assert llm_cli("pyskip", "add", "x", str(tmp_path / "none.gguf")).stderr.count("\n") == 1
@@ -95,6 +98,7 @@ def test_mistakes_are_one_line(llm_cli: Cli, tmp_path: Path, tiny: Path) -> None
     assert "holds no JSON object" in llm_cli("models", "-q", "pyskip").stderr
 
 
+@pytest.mark.model
 def test_models_that_were_pulled(llm_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyskip.models.hub.in_cache", lambda repo, file: "0.6B" in repo or "0.6b" in repo)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -144,8 +148,9 @@ def test_a_conversation_keeps_its_turns(model: Any) -> None:
         conversation.prompt("word " * 400, **few).text()
 
 
+@pytest.mark.slow
 def test_beside_a_stock_llama_cpp(tmp_path: Path) -> None:
-    """As where another plugin has loaded it: llm goes on, and prompting tells what to do. A process of its own."""
+    """As if another plugin has loaded it: llm goes on, and prompting tells what to do. A process of its own."""
     own = {"PYTHONPATH": str(Path(__file__).parent / "stock"), "LLM_USER_PATH": str(tmp_path / "llm")}
     command = [sys.executable, "-m", "llm", "Hi", "-m", "pyskip/demo"]
     env = {**os.environ, **own, "LLM_LOAD_PLUGINS": "pyskip"}

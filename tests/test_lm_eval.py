@@ -65,7 +65,7 @@ def single_steps(lm: PyskipLM, tokens: Tokens) -> npt.NDArray[np.float64]:
     with Raw(Path(lm.llm.model_path), str(lm.llm.skip)) as raw:
         raw.skip.set_generated_from(-1, 0)
         x = raw.step([(token, pos, 0) for pos, token in enumerate(tokens)]).astype(np.float64)
-    return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
+    return np.asarray(x - np.log(np.exp(x).sum(axis=1, keepdims=True)), np.float64)
 
 
 def expected(lm: PyskipLM, context: Tokens, continuation: Tokens) -> float:
@@ -103,7 +103,7 @@ def test_greedy_is_the_likeliest_token_each_time(lm: PyskipLM) -> None:
 
 
 def test_a_request_yields_the_same_whatever_else_is_asked(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To the last bit, where requests share more than a batch, all of their context, or nothing."""
+    """To the last bit, when requests share more than a batch, all of their context, or nothing."""
     monkeypatch.setattr(pyskip.lm_eval, "BATCH", 16)
     lm = open_lm(tiny, SPEC)
     tokens = lm.tok_encode(words(5, 60))
@@ -263,7 +263,7 @@ def test_the_harness_finds_the_model() -> None:
     assert registry.get("pyskip") is PyskipLM
 
 
-ITEMS = [
+ITEMS: list[dict[str, Any]] = [
     {"q": "The tree is", "choices": ["an oak", "an elm", "a very old yew"], "gold": 0, "text": words(11, 30)},
     {"q": "Near it stands", "choices": ["a fir", "an ash", "nothing"], "gold": 1, "text": words(12, 90)},
 ]
@@ -333,7 +333,7 @@ def test_the_command_evaluates_local_tasks_offline(tiny: Path, tmp_path: Path) -
         np.exp(-sum(log_p) / sum(len(text) for text in texts)), rel=1e-6
     )
     answers = [lm.loglikelihood(asked(*((i["q"], " " + c) for c in i["choices"])), disable_tqdm=True) for i in ITEMS]
-    right = [max(range(3), key=lambda c, a=a: a[c][0]) == i["gold"] for a, i in zip(answers, ITEMS, strict=True)]
+    right = [np.argmax([score for score, _ in a]) == i["gold"] for a, i in zip(answers, ITEMS, strict=True)]
     assert results["local_choices"]["acc,none"] == np.mean(right)
     assert results["local_answers"]["exact_match,none"] == 0.0
     lm.llm.close()

@@ -6,9 +6,11 @@ import ctypes
 import mmap
 import os
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 import pyskip
@@ -78,12 +80,12 @@ def test_skipped_blocks_are_never_read(tiny: Path) -> None:
     "skip", ["off", "static:1,4", "cosine:threshold=0.9,warmup=0,cold_start=0,cold_end=1", PROFILE]
 )
 def test_changes_no_logits(tiny: Path, skip: str) -> None:
-    def logits(low_memory: bool) -> np.ndarray:
+    def logits(low_memory: bool) -> npt.NDArray[np.float32]:
         llm = pyskip.Llama(tiny, skip=skip, low_memory=low_memory, n_ctx=64, logits_all=True, verbose=False)
         llm.mark_generated(0)
         llm.eval([5, 6, 7])
         llm.eval([8])
-        scores = llm.scores[:4].copy()
+        scores: npt.NDArray[np.float32] = llm.scores[:4].copy()
         llm.close()
         return scores
 
@@ -91,6 +93,6 @@ def test_changes_no_logits(tiny: Path, skip: str) -> None:
 
 
 @pytest.mark.parametrize("argument", [{"use_mmap": False}, {"use_mlock": True}, {"lora_path": "x.gguf"}])
-def test_refuses_what_loads_all(tiny: Path, argument: dict[str, object]) -> None:
+def test_refuses_what_loads_all(tiny: Path, argument: dict[str, Any]) -> None:
     with pytest.raises(pyskip.ModelLoadError, match="low_memory found"):
         pyskip.Llama(tiny, low_memory=True, verbose=False, **argument)

@@ -202,7 +202,8 @@ def test_a_floor_and_what_has_none(llm: pyskip.Llama, tiny: Path) -> None:
     llm.skip = "profile:rate=0.1,warmup=0"
     llm.keep_pace(1000, 0.4)
     assert llm.pace is not None
-    assert (llm.pace.floor, llm.pace.max_skip) == (0.1, pytest.approx(0.4))
+    assert llm.pace.floor == 0.1
+    assert llm.pace.max_skip == pytest.approx(0.4)
     llm.keep_pace(20)  # another pace from the same floor
     assert llm.pace.floor == 0.1
     assert str(llm.skip) == "profile:rate=0.1,warmup=0"
@@ -278,6 +279,7 @@ def test_a_hog_comes_and_goes(demo: Path, hog: Callable[[], list[subprocess.Pope
 # On the command line
 
 
+@pytest.mark.model
 def test_generate_keeps_a_pace(cli: Run) -> None:
     args = ("generate", "demo", "-p", "One, two, three, four,", "-n", "120", "--target-tps", "100000", "--json")
     document = json.loads(cli(*args, "--max-skip", "0.4").stdout)
@@ -288,6 +290,7 @@ def test_generate_keeps_a_pace(cli: Run) -> None:
     assert json.loads(cli(*args[:6], "--skip", "off", "--json").stdout)["pace"] is None
 
 
+@pytest.mark.model
 def test_chat_says_how_the_pace_went(cli: Run) -> None:
     done = cli("chat", "-n", "60", "--target-tps", "0.5", input="Tell me about the sea.\n")
     assert done.returncode == 0
@@ -306,6 +309,7 @@ def test_chat_says_how_the_pace_went(cli: Run) -> None:
         (("--target-tps", "20", "--skip", "0.3"), 1, "max_skip is 0.23"),
     ],
 )
+@pytest.mark.model
 def test_mistakes_are_one_line(cli: Run, flags: tuple[str, ...], status: int, words: str) -> None:
     done = cli("generate", "demo", "-p", "x", "-n", "1", *flags)
     assert done.returncode == status

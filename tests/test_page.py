@@ -11,7 +11,7 @@ from selenium.webdriver import ActionChains, Chrome, Keys
 from selenium.webdriver.common.by import By
 from serving import open_served, running
 
-from pyskip.server.limits import Settings
+from pyskip.server.limits import Limits
 
 KEY = "a-key-of-ours"
 TIMES = "\u00d7"
@@ -57,13 +57,14 @@ def test_an_answer_is_the_servers_with_each_token_shaded(page: Page, page_url: s
     turn.find_element(By.CSS_SELECTOR, ".cursor input").send_keys(Keys.HOME, Keys.ARROW_RIGHT)
     said = turn.find_element(By.CSS_SELECTOR, ".readout").text
     assert f"{len(trace[1]['skipped'])} of 6 blocks skipped" in said
-    assert turn.find_element(By.CSS_SELECTOR, ".cursor input").get_attribute("aria-valuetext").startswith("Token 1 of")
+    value = turn.find_element(By.CSS_SELECTOR, ".cursor input").get_attribute("aria-valuetext") or ""
+    assert value.startswith("Token 1 of")
 
 
 def test_the_slider_is_the_profiles_curve(page: Page, page_url: str) -> None:
     described = api(page_url, "/pyskip/models")["data"][0]["profile"]
     slider, best = page("#skip"), page("#recommended")
-    assert float(slider.get_property("max")) == round(100 * described["curve"][-1]["rate"])
+    assert float(str(slider.get_property("max"))) == round(100 * described["curve"][-1]["rate"])
     assert slider.get_property("value") == str(round(100 * described["recommended"]))
     assert "(recommended)" in page("#point").text
     slider.send_keys(Keys.ARROW_RIGHT)
@@ -125,7 +126,7 @@ def test_by_keyboard_alone(page: Page) -> None:
     line = ActionChains(page.browser).send_keys("w1").key_down(Keys.SHIFT).send_keys(Keys.ENTER).key_up(Keys.SHIFT)
     line.send_keys("w2", Keys.ENTER).perform()
     page.until(lambda: page.all(".answer.whole") and page.idle())
-    assert page("#status").get_property("textContent").startswith("skip 0.25: ")
+    assert str(page("#status").get_property("textContent")).startswith("skip 0.25: ")
     assert focused() == "prompt"
     both = ActionChains(page.browser).send_keys("w3").key_down(Keys.CONTROL).send_keys(Keys.ENTER).key_up(Keys.CONTROL)
     both.perform()
@@ -193,7 +194,7 @@ def test_a_refusal_is_one_line_and_loses_nothing(page: Page) -> None:
 
 def test_the_key_is_asked_for(browser: Chrome, page_models: tuple[Path, Path]) -> None:
     set_screen(browser, 1100, 800)
-    with running({"fitted": open_served(page_models[0])}, Settings(api_key=KEY, grace=5)) as server:
+    with running({"fitted": open_served(page_models[0])}, Limits(api_key=KEY, grace=5)) as server:
         page = Page(browser, server.url)
         page.until(lambda: page("#key-dialog").is_displayed())
         page("#key").send_keys("wrong", Keys.ENTER)
@@ -211,7 +212,7 @@ def test_the_key_is_asked_for(browser: Chrome, page_models: tuple[Path, Path]) -
         ActionChains(browser).send_keys(Keys.ESCAPE).perform()
         page.until(lambda: "API key" in page("#error").text)
         assert page("#prompt").get_property("value") == "w1"
-        assert "wants an API key" in page("#key-why").get_property("textContent")
+        assert "wants an API key" in str(page("#key-why").get_property("textContent"))
     page("#prompt").send_keys(Keys.ENTER)
     page.until(lambda: "the server does not answer" in page("#error").text)
     browser.get("about:blank")

@@ -28,9 +28,10 @@ def test_series_names_every_patch_once_and_in_order() -> None:
     assert all(re.fullmatch(r"\d{4}-[a-z]+(-[a-z]+){2,}\.patch", name) for name in SERIES)
 
 
+@pytest.mark.slow
 def test_applies_without_fuzz_or_offset(upstream: ModuleType, tmp_path: Path) -> None:
     upstream.tree(ROOT / "build" / "sdist", tmp_path / "plain", [])
-    expected = {}
+    expected: dict[str, list[str]] = {}
     for path in upstream.series():
         # every hunk must stand at the very line that it names
         source = tmp_path / "plain"
@@ -67,6 +68,7 @@ def test_adds_few_lines() -> None:
     assert 0 < len(added) <= 60
 
 
+@pytest.mark.slow
 def test_a_patch_for_another_release_is_refused(
     upstream: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,6 +95,7 @@ def test_local_tree_must_be_one(upstream: ModuleType, tmp_path: Path, monkeypatc
         upstream.tree(tmp_path, tmp_path / "out", [])
 
 
+@pytest.mark.slow
 def test_a_local_tree_gives_the_same(upstream: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     upstream.tree(ROOT / "build" / "sdist", tmp_path / "local", [])
     upstream.tree(ROOT / "build" / "sdist", tmp_path / "expected", upstream.series())
@@ -106,6 +109,7 @@ def test_a_local_tree_gives_the_same(upstream: ModuleType, tmp_path: Path, monke
     assert "pyskip" not in (tmp_path / "local" / "src" / "llama-context.h").read_text()
 
 
+@pytest.mark.slow
 def test_rebuild_touches_only_what_changed(upstream: ModuleType, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     upstream.tree(ROOT / "build" / "sdist", tree, [])

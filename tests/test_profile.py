@@ -6,6 +6,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+import numpy.typing as npt
 import pytest
 from conftest import make_profile
 from raw import Raw, Token
@@ -23,16 +24,18 @@ def tokens_of(seed: int, n: int, n_vocab: int, seq: int = 0) -> list[Token]:
     return [(int(t), pos, seq) for pos, t in enumerate(rng.integers(3, n_vocab, n))]
 
 
-def weights(path: Path) -> dict[str, np.ndarray]:
+def weights(path: Path) -> dict[str, npt.NDArray[np.float32]]:
     return {t.name: gguf.dequantize(t.data, t.tensor_type) for t in gguf.GGUFReader(path).tensors}
 
 
-def norm_weights(model: Path) -> dict[str, np.ndarray]:
+def norm_weights(model: Path) -> dict[str, npt.NDArray[np.float32]]:
     return {t.name: np.array(t.data) for t in gguf.GGUFReader(model).tensors if "ffn_norm" in t.name}
 
 
-def stand_in(w: dict[str, np.ndarray], il: int, xn: np.ndarray) -> np.ndarray:
-    get = lambda name: w[f"blk.{il}.{name}.weight"]  # noqa: E731
+def stand_in(w: dict[str, npt.NDArray[np.float32]], il: int, xn: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def get(name: str) -> npt.NDArray[np.float32]:
+        return w[f"blk.{il}.{name}.weight"]
+
     out = np.zeros_like(xn)
     if f"blk.{il}.skip_gate_up.weight" in w:
         g, u = np.split(xn @ get("skip_gate_up").T, 2, axis=1)
@@ -41,7 +44,7 @@ def stand_in(w: dict[str, np.ndarray], il: int, xn: np.ndarray) -> np.ndarray:
         out = xn @ get("skip_down").T @ get("skip_up").T
     elif f"blk.{il}.skip_up.weight" in w:
         out = xn @ get("skip_up").T
-    return out + w[f"blk.{il}.skip.bias"]
+    return np.asarray(out + w[f"blk.{il}.skip.bias"], np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +59,7 @@ def profiles(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple
 
 @pytest.mark.parametrize("key", KINDS)
 @pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.slow
 def test_gates_and_stand_ins_equal_numpy(
     tiny: Path, profiles: dict[tuple[str, int | None], Path], key: tuple[str, int | None], batched: bool
 ) -> None:
@@ -143,10 +147,11 @@ def test_profiles_come_and_go_in_mid_session(tiny: Path, profiles: dict[tuple[st
     """Every change of graph: off, a profile, another one, cosine, the first again; the context stays sound."""
     with Raw(tiny) as raw, Raw(tiny) as dense:
         raw.skip.set_generated_from(0, 0)
-        for i, (skip, key) in enumerate([
+        steps: list[tuple[str | float, tuple[str, int | None] | None]] = [
             ("off", None), (0.5, KINDS[0]), (0.5, KINDS[2]), ("cosine:cold_start=1,cold_end=1,warmup=0", None),
             (0.9, KINDS[1]), ("off", None),
-        ]):  # fmt: skip
+        ]  # fmt: skip
+        for i, (skip, key) in enumerate(steps):
             raw.skip.set_policy(pyskip.parse_skip(skip), Profile(profiles[key]) if key else None)
             logits = raw.decode([(token, 9 * i + pos, seq) for token, pos, seq in tokens_of(i, 9, 320)])
             assert np.isfinite(logits).all()
@@ -178,7 +183,7 @@ def test_prefill_decides_prompts_too(tiny: Path, profiles: dict[tuple[str, int |
 
 
 def test_random_is_seeded_and_of_its_rate(tiny: Path, profiles: dict[tuple[str, int | None], Path]) -> None:
-    def decisions(spec: str, profile: Profile | None) -> np.ndarray:
+    def decisions(spec: str, profile: Profile | None) -> npt.NDArray[np.bool_]:
         with Raw(tiny) as raw:
             raw.skip.set_policy(pyskip.parse_skip(spec), profile)
             raw.skip.set_generated_from(0, 0)

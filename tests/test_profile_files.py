@@ -13,6 +13,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+import numpy.typing as npt
 import pytest
 from conftest import TEST_PATH, make_profile
 
@@ -25,8 +26,8 @@ PROVENANCE = Provenance("m", "fnv1a64:0", "linear", "made up", "none", "", 0, 4,
 CURVE = [Point(0.1, -1.0, 1.01, 0.001, 0.01, 0.09, 1.05), Point(0.3, 0.0, 1.1, 0.01, 0.1, 0.27, 1.2)]
 
 
-def layer(**matrices: np.ndarray) -> LayerFit:
-    return LayerFit(np.ones(N_EMBD + 2, np.float32), np.ones(N_EMBD, np.float32), matrices)
+def layer(**matrices: npt.NDArray[np.float32]) -> LayerFit:
+    return LayerFit(np.ones(N_EMBD + 2, np.float32), np.ones(N_EMBD, np.float32), {**matrices})
 
 
 def full() -> LayerFit:

@@ -24,6 +24,7 @@ def sensor(folder: Path, **files: str) -> None:
         (folder / name).write_text(text + "\n")
 
 
+@pytest.mark.model
 def test_answers_and_tells_the_board(tmp_path: Path) -> None:
     sensor(tmp_path / "thermal_zone0", temp="48123")
     sensor(tmp_path / "thermal_zone1", temp="71234")
@@ -42,12 +43,14 @@ def test_answers_and_tells_the_board(tmp_path: Path) -> None:
         assert re.match(r"71 °C, throttled, [\d.]+% of FFN blocks skipped, pace 0\.5 tokens/s", line)
 
 
+@pytest.mark.model
 def test_a_cool_board_without_sensors(tmp_path: Path) -> None:
     sensor(tmp_path / "cooling_device0", type="pwm-fan", cur_state="3")  # a fan that turns is no throttle
     done = kiosk(tmp_path, "Hi\n", "--target-tps", "0.5")
     assert done.stderr.startswith("no sensor, 0.0% of FFN blocks skipped")
 
 
+@pytest.mark.model
 def test_the_oldest_turns_go_and_a_line_that_never_fits_is_refused(tmp_path: Path) -> None:
     done = kiosk(tmp_path, "word " * 1100 + "\n" + "term " * 1100 + "\n" + "word " * 3000 + "\n", "--target-tps", "0.5")
     assert done.returncode == 0

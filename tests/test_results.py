@@ -143,6 +143,7 @@ def test_page_links_its_plots(page: Path) -> None:
     assert "FFN blocks skipped (%)" in (page.parent / "results" / "quality.svg").read_text()
 
 
+@pytest.mark.slow
 def test_same_measurements_same_bytes(benchmarks: tuple[ModuleType, ...], page: Path, folder: Path) -> None:
     again = benchmarks[1].write(folder)
     for name in ("results.md", "results/quality.svg", "results/cos.svg", "results/speed.svg"):

@@ -17,6 +17,8 @@ from pyskip.runtime.generation import Generation, chat_tokens
 from pyskip.server import turns
 from pyskip.server.completion import create_completion
 
+pytestmark = pytest.mark.loopback
+
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "w1 w2 w3"}]
 LONG = " ".join(f"w{i % 30 + 1}" for i in range(150))  # some blocks of prompt

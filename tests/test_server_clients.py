@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import openai
 import pytest
@@ -19,8 +18,10 @@ from serving import ALTERNATE, Running, open_served, running
 
 import pyskip
 
+pytestmark = pytest.mark.loopback
+
 MESSAGES: list[Any] = [{"role": "user", "content": "w1 w2 w3"}]
-SCHEMA = {
+SCHEMA: Any = {
     "type": "object",
     "properties": {"name": {"type": "string", "maxLength": 8}, "age": {"type": "integer"}, "ok": {"enum": [True]}},
     "required": ["name", "age", "ok"],
@@ -44,7 +45,7 @@ def server(tiny: Path) -> Iterator[Running]:
 
 @pytest.fixture(scope="module")
 def client(server: Running) -> Iterator[openai.OpenAI]:
-    with httpx.Client(verify=False) as http:
+    with openai.DefaultHttpxClient(verify=False) as http:
         yield openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", http_client=http, max_retries=0, timeout=60)
 
 
@@ -105,7 +106,8 @@ def test_tools(client: openai.OpenAI) -> None:
         "temperature": 0,
         "max_tokens": 400,
     }
-    for choice in ({"type": "function", "function": {"name": "look_up"}}, "required"):
+    choices: Any = ({"type": "function", "function": {"name": "look_up"}}, "required")
+    for choice in choices:
         answer = client.chat.completions.create(**kwargs, tool_choice=choice)
         calls = answer.choices[0].message.tool_calls
         assert calls
@@ -119,7 +121,8 @@ def test_tools(client: openai.OpenAI) -> None:
     result = {"role": "tool", "tool_call_id": calls[0].id, "content": "w9"}
     messages = [*MESSAGES, answer.choices[0].message.model_dump(exclude_none=True), result]
     assert client.chat.completions.create(model="tiny", messages=messages, max_tokens=3).choices
-    for wrong in ({"type": "function", "function": {"name": "other"}}, "sometimes"):
+    wrongs: Any = ({"type": "function", "function": {"name": "other"}}, "sometimes")
+    for wrong in wrongs:
         with pytest.raises(openai.BadRequestError):
             client.chat.completions.create(**kwargs, tool_choice=wrong)
     two = [TOOL, {**TOOL, "function": {**TOOL["function"], "name": "other"}}]
@@ -148,7 +151,7 @@ def test_embeddings(client: openai.OpenAI, tiny: Path) -> None:
 
 def test_langchain(server: Running) -> None:
     langchain_openai = pytest.importorskip("langchain_openai")
-    with httpx.Client(verify=False) as http:
+    with openai.DefaultHttpxClient(verify=False) as http:
         chat = langchain_openai.ChatOpenAI(
             model="tiny", base_url=f"{server.url}/v1", api_key="none", temperature=0, max_tokens=400, http_client=http,
             extra_body={"skip": ALTERNATE},

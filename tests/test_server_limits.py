@@ -20,7 +20,9 @@ import pytest
 from serving import ALTERNATE, Running, open_served, running
 
 from pyskip.cli.main import run
-from pyskip.server.limits import Settings
+from pyskip.server.limits import Limits
+
+pytestmark = pytest.mark.loopback
 
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "w1 w2 w3"}]
@@ -30,7 +32,7 @@ SHORT = {"messages": MESSAGES, "max_tokens": 3, "temperature": 0}
 
 @contextmanager
 def served(path: Path, **settings: Any) -> Iterator[Running]:
-    with running({"m": open_served(path, n_ctx=16384)}, Settings(**{"grace": 0.5, **settings})) as server:
+    with running({"m": open_served(path, n_ctx=16384)}, Limits(**{"grace": 0.5, **settings})) as server:
         yield server
 
 

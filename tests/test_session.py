@@ -5,10 +5,12 @@ from __future__ import annotations
 import ctypes
 import pickle
 from pathlib import Path
+from typing import Any
 
 import gguf
 import llama_cpp
 import numpy as np
+import numpy.typing as npt
 import pytest
 from conftest import zero_ffn_down
 from raw import Raw
@@ -98,7 +100,7 @@ def test_the_mark_follows_a_sequence(demo: Path) -> None:
 
 
 def test_embeddings_stay_dense(demo: Path) -> None:
-    kwargs = {"n_ctx": 256, "embedding": True, "verbose": False}
+    kwargs: dict[str, Any] = {"n_ctx": 256, "embedding": True, "verbose": False}
     dense = pyskip.Llama(demo, **kwargs)
     skipping = pyskip.Llama(demo, skip="cosine:threshold=-1,run=0,warmup=0", **kwargs)
     skipping.mark_generated(0)
@@ -138,14 +140,15 @@ def make_lora(path: Path, il: int) -> None:
     writer.close()
 
 
+@pytest.mark.slow
 def test_lora_on_a_skipped_block_is_skipped_with_it(tiny: Path, tmp_path: Path) -> None:
     lora = tmp_path / "lora.gguf"
     make_lora(lora, 2)
 
-    def logits(skip: str, **kwargs: str) -> np.ndarray:
+    def logits(skip: str, **kwargs: Any) -> npt.NDArray[np.float32]:
         llm = pyskip.Llama(tiny, skip=skip, logits_all=True, verbose=False, **kwargs)
         llm.eval([5, 6, 7, 8])
-        result = llm.scores[:4].copy()
+        result: npt.NDArray[np.float32] = llm.scores[:4].copy()
         llm.close()
         return result
 

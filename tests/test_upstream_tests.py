@@ -1,4 +1,4 @@
-"""What `make upstream-test` makes of the results; the tests themselves take too long for here."""
+"""What `make upstream-test` and `make faults` make of their results; the runs themselves take too long for here."""
 
 import importlib.util
 from pathlib import Path
@@ -6,6 +6,7 @@ from types import ModuleType
 
 import pytest
 from conftest import ROOT
+from table_page import keep_rows
 
 RESULTS = {
     name: {"unpatched": {"status": unpatched, "seconds": 1.0}, "patched": {"status": patched, "seconds": 2.5}}
@@ -54,10 +55,33 @@ def test_the_page_keeps_its_other_sections(run: ModuleType, tmp_path: Path) -> N
     page = tmp_path / "page.md"
     text = run.section(page, RESULTS, "All pass.", {"test-e": "a reason"})
     run.write_page(page, text)
-    assert page.read_text() == f"# Reliability\n\n{text}"
+    assert page.read_text() == f"{run.TITLE}\n\n{text}"
     page.write_text(f"# Reliability\n\n## First\n\n1\n\n{run.HEADING}\n\nold\n\n## Last\n\n2\n")
     for _ in range(2):
         run.write_page(page, text)
         assert page.read_text() == f"# Reliability\n\n## First\n\n1\n\n{text}\n## Last\n\n2\n"
     assert "| `test-b` | passes (1.0 s) | timeout (2.5 s) |" in text
     assert "| `test-e` | a reason |" in text
+
+
+def test_a_row_takes_the_place_of_the_one_before_it(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    head = "# Page\n\nText | text.\n\n| fault | how often | what |\n|---|---|---|\n"
+    page.write_text(f"{head}| one | 1 | a |\n| two | 2 | b |\n")
+    keep_rows(page, {"two": ("3", "c"), "three": ("4", "d")})
+    assert page.read_text() == f"{head}| one | 1 | a |\n| two | 3 | c |\n| three | 4 | d |\n"
+    with pytest.raises(ValueError, match="a table of 3 columns, expected 4"):
+        keep_rows(page, {"one": ("1", "a", "on a day")})
+    page.write_text(f"{head}\nMore text.\n")
+    with pytest.raises(ValueError, match="no table at its end"):
+        keep_rows(page, {"one": ("1", "a")})
+
+
+def test_the_page_of_the_faults_takes_rows(tmp_path: Path) -> None:
+    """Written by hand once, from then on by the script: its columns are those of the script."""
+    page = tmp_path / "faults.md"
+    page.write_bytes((ROOT / "docs" / "reference" / "faults.md").read_bytes())
+    keep_rows(page, {"SIGINT at random moments": ("once", "exit 130", "today")})
+    old, new = ((path.read_text().splitlines()) for path in (ROOT / "docs" / "reference" / "faults.md", page))
+    assert len(old) == len(new)
+    assert sum(a != b for a, b in zip(old, new, strict=True)) == 1

@@ -1,4 +1,4 @@
-"""Wheels: what tools/wheel.py promises of them, and those in dist/ where `make wheel` has built some. None is built or
+"""Wheels: what tools/wheel.py promises of them, and those in dist/ if `make wheel` has built some. None is built or
 installed here; `make wheel-test` and `make wheel-aarch64-test` do that. What needs no llama.cpp is run on ARM, where
 Debian's cross-compiler and emulator are there."""
 
@@ -68,8 +68,8 @@ SDIST = {
 def test_companion(wheel: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "llama_cpp_python-9.9.8+pyskip-py3-none-any.whl").touch()
     path = wheel.companion(sdist(tmp_path, SDIST), "9.9.9", tmp_path)
-    name, version, _, tags = parse_wheel_filename(path.name)
-    assert (name, version, tags) == ("llama-cpp-python", Version("9.9.9+pyskip"), parse_tag("py3-none-any"))
+    project, version, _, tags = parse_wheel_filename(path.name)
+    assert (project, version, tags) == ("llama-cpp-python", Version("9.9.9+pyskip"), parse_tag("py3-none-any"))
     assert [path] == list(tmp_path.glob("*.whl"))  # an older one would be installed for another pin
     with zipfile.ZipFile(path) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
@@ -226,7 +226,8 @@ class Ggml:
     """libggml without a back end of its own, in a folder where `n` of them run."""
 
     def __init__(self, n: int) -> None:
-        self.n, self.folders, self.count = n, [], 0
+        self.n, self.count = n, 0
+        self.folders: list[bytes | None] = []
 
     def ggml_backend_reg_count(self) -> int:
         return self.count

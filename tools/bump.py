@@ -4,7 +4,7 @@
 
 Downloads that release's sdist, checked against the sha256 that the package index states, finds the place of every
 hunk of patches/series in its llama.cpp, and rewrites the patches, patches/upstream.toml and the pin in pyproject.toml.
-A hunk has its place where all its context stands, to the letter, once. Where one has none, nothing is changed and a
+A hunk has its place where all its context stands, to the letter, once. If one has none, nothing is changed and a
 line names the patch, the file and the hunk. Every failure is one line on stderr that names the cure, and exit 1.
 """
 

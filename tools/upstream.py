@@ -62,7 +62,7 @@ def sha256(path: Path) -> str:
 
 
 def sdist(out: Path, release: dict[str, str] | None = None) -> Path:
-    """The checked archive in `out`, downloaded with pip where it is not there yet: the pin's, or bump.py's release."""
+    """The checked archive in `out`, downloaded with pip if it is not there yet: the pin's, or bump.py's release."""
     release = release or pin()
     version, expected = release["llama_cpp_python"], release["sha256"]
     archive = out / f"llama_cpp_python-{version}.tar.gz"

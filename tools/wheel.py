@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "wheel"
 ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
 # The back ends that every wheel of an architecture has, by upstream's names. Those for SME (armv9.2) need GCC 13 or
-# newer, and differ from armv8.6_2 where KleidiAI is built in, which it is not.
+# newer, and differ from armv8.6_2 if KleidiAI is built in, which it is not.
 BACKENDS = {
     "x86_64": "x64 sse42 sandybridge ivybridge piledriver haswell skylakex cannonlake cascadelake icelake cooperlake "
     "zen4 alderlake sapphirerapids",
@@ -92,7 +92,7 @@ def repair(wheel: Path, out: Path) -> Path:
 
 
 def check(wheel: Path, arch: str) -> None:
-    """Raise where something is missing that the wheel's name promises."""
+    """Raise if something is missing that the wheel's name promises."""
     if not re.fullmatch(rf"pyskip-[^-]+-cp310-abi3-manylinux_2_\d+_{arch}\.whl", wheel.name):
         raise Failure(f"{wheel.name} was built, expected pyskip-VERSION-cp310-abi3-manylinux_2_N_{arch}.whl")
     with zipfile.ZipFile(wheel) as archive:

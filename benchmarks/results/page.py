@@ -1,4 +1,4 @@
-"""Writes docs/results.md and its plots from the JSON files that results.py measured. No model is needed.
+"""Writes docs/results.md and its plots from the JSON files that steps.py measured. No model is needed.
 
 The same files give the same page, byte for byte. What was not measured is left out, and the page says so.
 """
@@ -99,7 +99,7 @@ repository root with the inputs there, measures one table again; `make results` 
 |---|---|
 | `random` | a coin for each token and layer; nothing in a skipped block's place |
 | `static` | the layers that cost least when each alone is skipped; the same for every token |
-| `cosine` | the paper's, `run=1`: where a block turned the stream by little, the next one is skipped |
+| `cosine` | the paper's, `run=1`: if a block turned the stream by little, the next one is skipped |
 | `profile` | pyskip's: a gate predicts the harm token by token, a small stand-in serves in the block's place |
 
 The paper's models have 7 to 13 billion parameters, this one {model["n_params"] / 1e6:,.0f} million: a small model has
@@ -247,7 +247,7 @@ def _speed(folder: Path, bench: Row, text: Row) -> str:
 
 64 tokens of the wiki text, one by one behind 256 others; {bench["rounds"]} rounds in turns. Speed-up: the median of the
 rounds' ratios to pyskip's `off`; ± is half the distance between the quartiles here. "Bytes allow": what bytes that are
-not read bring where all time is reading. Policies decide from the first generated token on. Perplexity is that of the
+not read bring if all time is reading. Policies decide from the first generated token on. Perplexity is that of the
 table above, on more text.
 
 {words.table(["policy, rate", "tokens/s", "speed-up", "bytes allow", "skipped", "perplexity / dense"], rows)}

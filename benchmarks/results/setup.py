@@ -1,4 +1,4 @@
-"""What the steps of results.py stand on: inputs, `pyskip eval` with a journal, files that say how they were made."""
+"""What the steps (steps.py) stand on: inputs, `pyskip eval` with a journal, files that say how they were made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The steps of results.py: what is measured, and with what settings."""
+"""The steps of `make results`: what is measured, and with what settings."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def measure_headline(setup: Setup) -> None:
 
 
 def compare_unpatched(setup: Setup) -> dict[str, Any]:
-    """Perplexity by pyskip, dense, and by unpatched llama.cpp, where that is built."""
+    """Perplexity by pyskip, dense, and by unpatched llama.cpp, if that is built."""
     if not (UNPATCHED / "libllama.so").exists():
         return {}
     ours = evaluate(setup, "headline", "text", UNPATCHED_WINDOWS, [])["off"]["ppl"]

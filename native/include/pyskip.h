@@ -47,6 +47,12 @@ enum pyskip_policy_type {
     PYSKIP_POLICY_CUSTOM  = 5,
 };
 
+// Which code multiplies with a model's weights.
+enum pyskip_kernels {
+    PYSKIP_KERNELS_FAST     = 0, // pyskip's own, for the types and processors that it has them for
+    PYSKIP_KERNELS_UPSTREAM = 1, // llama.cpp's: results are equal, bit by bit, to those of an unpatched build
+};
+
 enum pyskip_phase {
     PYSKIP_PHASE_PROMPT    = 0,
     PYSKIP_PHASE_GENERATED = 1,
@@ -132,6 +138,11 @@ struct pyskip_trace_token {
 // The release of llama-cpp-python and the hash of the patch series that this library was built from, for instance
 // "llama-cpp-python 0.3.36, llama.cpp 0c1e57098, patches 1f0c...". Static storage.
 PYSKIP_API const char * pyskip_build(void);
+
+// The kernels of the models that are loaded from now on, in this process; those already loaded keep theirs. FAST until
+// it is called.
+PYSKIP_API enum pyskip_status  pyskip_kernels_set(enum pyskip_kernels kernels);
+PYSKIP_API enum pyskip_kernels pyskip_kernels_get(void);
 
 // Number of layers of the context's model.
 PYSKIP_API int32_t pyskip_n_layer(const struct llama_context * ctx);

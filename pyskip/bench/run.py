@@ -29,19 +29,21 @@ __all__ = ["Arm", "BenchResult", "Row", "Test", "run_bench"]
 N_CONTEXT = 16  # tokens that a test at depth 0 follows
 N_PROMPT = 256  # tokens before those that are timed; deeper contexts repeat them
 N_CHARS = 32  # of a text, which are enough for a token
-# not as a file of this folder, which would then be where the worker looks for modules first
+# not as a file: the worker would look for modules in its folder first
 _FILE = str(Path(__file__).with_name("worker.py"))
 WORKER = ("-c", f"import runpy; runpy.run_path({_FILE!r}, run_name='__main__')")
 
 
 @dataclass(frozen=True)
 class Arm:
-    """skip: a specification, or None for llama-cpp-python without pyskip. env: added to the worker's environment."""
+    """skip: a specification, or None for llama-cpp-python without pyskip. kernels: as for pyskip.Llama.
+    env: added to the worker's environment."""
 
     name: str
     skip: str | None
     python: str = sys.executable
     env: Mapping[str, str] = field(default_factory=dict)
+    kernels: str = "fast"
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Row:
     ideal_speedup: float | None  # what the bytes that are not read allow; None for pp, which is not bound by them
     efficiency: float | None  # speedup / ideal_speedup
     skip_rate: float
-    tokens_per_joule: float | None  # of the processor packages; None where they do not tell
+    tokens_per_joule: float | None  # of the processor packages; None if they do not tell
     peak_rss: int  # bytes, of the arm's process
 
 
@@ -102,7 +104,7 @@ class _Worker:
             )
         except OSError as error:
             raise PyskipError(f"{arm.python}: cannot be run ({error.strerror}), expected a Python") from error
-        self.build = str(self.ask({**setup, "skip": arm.skip})["build"])
+        self.build = str(self.ask({**setup, "skip": arm.skip, "kernels": arm.kernels})["build"])
 
     def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
         stdin, stdout = self.process.stdin, self.process.stdout
@@ -143,7 +145,7 @@ def run_bench(
 
     text: what is decoded, so that policies skip as they do on it; without one what the model samples at temperature 1.
 
-    Ctrl-C ends with the rounds that are whole. Raises PyskipError where an arm cannot be started or the text is too
+    Ctrl-C ends with the rounds that are whole. Raises PyskipError if an arm cannot be started or the text is too
     short, and KeyboardInterrupt before the first round is whole.
     """
     n_max = max(test.n for test in tests)

@@ -1,6 +1,6 @@
 """One arm of a benchmark: holds a model and times what it is told, a JSON object a line on stdin, one answer each.
 
-Started by bench.py under any Python that has llama_cpp; pyskip is imported only for an arm of pyskip's.
+Started by run.py under any Python that has llama_cpp; pyskip is imported only for an arm of pyskip's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 def joules() -> float | None:
-    """What the processor packages have used so far, None where the kernel does not tell. Wraps now and then."""
+    """What the processor packages have used so far, None if the kernel does not tell. Wraps now and then."""
     try:
         return sum(int((p / "energy_uj").read_text()) for p in RAPL) / 1e6 if RAPL else None
     except OSError:
@@ -43,7 +43,9 @@ class Worker:
             from pyskip.binding.library import BUILD, llama_cpp
 
             self.llama_cpp = llama_cpp
-            self.llm = pyskip.Llama(setup["model"], skip=self.skip, profile=setup["profile"], **kwargs)
+            self.llm = pyskip.Llama(
+                setup["model"], skip=self.skip, profile=setup["profile"], kernels=setup["kernels"], **kwargs
+            )
             self.build = BUILD
         self.held: list[int] = []
 
@@ -68,7 +70,7 @@ class Worker:
         llm = self.llm
         self.hold(context)
         if self.skip is not None:
-            llm.mark_generated(len(context) if not batch else llm._n_ctx)
+            llm.mark_generated(len(context) if not batch else llm.n_ctx())
             llm.reset_skip_stats()
         energy, start = joules(), time.perf_counter()
         if batch:

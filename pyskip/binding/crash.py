@@ -12,7 +12,7 @@ __all__ = ["aborts_caught", "exit_on_crash"]
 
 @contextmanager
 def aborts_caught() -> Iterator[None]:
-    """Around calls that load a model or make a context: where llama.cpp would abort the process on what a file says,
+    """Around calls that load a model or make a context: if llama.cpp would abort the process on what a file says,
     the call fails, and the log has the reason. For the thread that enters."""
     lib.pyskip_catch_aborts(True)
     try:

@@ -62,7 +62,7 @@ def _load_backends(lib_dir: Path) -> None:
     itself llama.cpp would look for one beside the Python interpreter and in the working directory."""
     ggml = ctypes.CDLL(str(lib_dir / "libggml.so"))
     if ggml.ggml_backend_reg_count() == 0:
-        lib.pyskip_log_drop()  # it tells what it loads; log.py hears the rest
+        lib.pyskip_log_drop()  # it reports what it loads; log.py takes the rest
         ggml.ggml_backend_load_all_from_path(ctypes.c_char_p(os.fsencode(lib_dir)))
     if ggml.ggml_backend_reg_count() == 0:
         raise BuildMismatchError(f"no libggml-cpu-*.so in {lib_dir} runs on this processor: install pyskip again")
@@ -92,12 +92,13 @@ LIB_DIR = _find_library()
 _refuse_stock(LIB_DIR)
 
 try:
-    from .. import _native
+    from .._native import ffi as _ffi
+    from .._native import lib as _lib
 except ImportError as error:
     raise BuildMismatchError(f"pyskip's native library cannot be loaded ({error}): install pyskip again") from error
 
-ffi: Any = _native.ffi
-lib: Any = _native.lib
+ffi: Any = _ffi
+lib: Any = _lib
 BUILD: str = ffi.string(lib.pyskip_build()).decode()
 _check_version(BUILD)
 _load_backends(LIB_DIR)

@@ -1,4 +1,4 @@
-"""llama.cpp's log: shown where a model is loaded verbosely, and its last complaints kept for error messages.
+"""llama.cpp's log: shown if a model is loaded verbosely, and its last complaints kept for error messages.
 
 llama-cpp-python's own callback takes ggml's levels for another set, and drops errors when verbose=False.
 """
@@ -43,7 +43,7 @@ def forget() -> None:
 
 
 def last_complaint() -> str:
-    """The last warning or error in one line, without the function it came from; "" where there was none."""
+    """The last warning or error in one line, without the function it came from; "" if there was none."""
     lines = "".join(_complaints).strip().splitlines()
     # the most telling line is the first error: what follows it only repeats that something failed
     told = [line.partition(": ")[2] or line for line in lines if "error" in line.lower() or "fail" in line.lower()]

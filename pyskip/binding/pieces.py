@@ -1,6 +1,6 @@
 """Bytes to tokens and back, for any vocabulary.
 
-Upstream's own (llama_cpp._internals.LlamaModel) drops pieces of more than 32 bytes, and ends the process where a
+Upstream's own (llama_cpp._internals.LlamaModel) drops pieces of more than 32 bytes, and ends the process if a
 vocabulary lacks what a text needs.
 """
 
@@ -20,7 +20,7 @@ DAMAGED = "the model's vocabulary cannot {} ({{}}): the model file is damaged, d
 
 
 def tokenize(vocab: Any, text: bytes, add_bos: bool, special: bool) -> list[int]:
-    """llama_tokenize(). Raises DecodeError where the vocabulary cannot."""
+    """llama_tokenize(). Raises DecodeError if the vocabulary cannot."""
     n, error = ffi.new("int32_t *", -len(text) - 8), ffi.new("char[]", N_ERROR)
     while n[0] < 0:
         room = -n[0]
@@ -31,7 +31,7 @@ def tokenize(vocab: Any, text: bytes, add_bos: bool, special: bool) -> list[int]
 
 
 def token_bytes(vocab: Any, tokens: Iterable[int], special: bool) -> bytes:
-    """The tokens' pieces, one after the other; those of control tokens only where `special`. Raises DecodeError."""
+    """The tokens' pieces, one after the other; those of control tokens only if `special`. Raises DecodeError."""
     native, out = _native(vocab), bytearray()
     room, n, error = 64, ffi.new("int32_t *"), ffi.new("char[]", N_ERROR)
     piece = ffi.new("char[]", room)

@@ -26,7 +26,7 @@ from .write import LayerFit, Provenance, quantise, write_profile
 
 __all__ = ["Calibration", "Settings", "calibrate"]
 
-N_WINDOW = 512  # tokens; the model's own context where that is less
+N_WINDOW = 512  # tokens; the model's own context if that is less
 WARMUP = 16
 N_FIT, N_FIT_SAMPLED, ALL = 16, 160, 1 << 30
 N_CHOOSE = 2  # windows that neurons are chosen on
@@ -92,7 +92,7 @@ def calibrate(
         verbose=False,
     )
     try:
-        llm._check_decoder()
+        llm.engine.check_decoder()
         if not llm.skippable_layers:
             raise PolicyError(f"{model}: no layer can be skipped")
         with tempfile.TemporaryDirectory(prefix="pyskip-") as folder:
@@ -110,8 +110,8 @@ def _check_target(target: Path) -> None:
 class Run:
     def __init__(self, llm: Llama, settings: Settings, progress: Progress, draft: Path) -> None:
         self.llm, self.settings, self.progress, self.draft = llm, settings, progress, draft
-        self.n_embd, self.n_layer = llm.n_embd(), llm._skip_context.n_layer
-        self.info = inspect(llm.model_path)
+        self.n_embd, self.n_layer = llm.n_embd(), llm.engine.skip.n_layer
+        self.info = llm.engine.info
         self.rank = min(settings.rank or self.n_embd, self.n_embd)
         self.stand_in = "gated" if settings.distill else "linear"
         self.layers: list[LayerFit | None] = [None] * self.n_layer

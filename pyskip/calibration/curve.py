@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ..evaluation.evaluate import evaluate_windows
-from ..models.gguf_info import inspect
 from ..models.profile import Point
 from ..policy import MAX_ERROR, Policy, Profiled
 from ..runtime.batch import BatchContext
@@ -56,7 +55,7 @@ def threshold_policy(threshold: float) -> Policy:
 
 def measure(llm: Llama, windows: Windows, thresholds: Sequence[float], progress: Progress) -> list[Point]:
     """Points with rising rates, on windows that were not fitted."""
-    size = inspect(llm.model_path)
+    size = llm.engine.info
     policies = [threshold_policy(t) for t in thresholds]
     n_ctx = min(map(len, windows))
     results = evaluate_windows(
@@ -83,5 +82,5 @@ def measure(llm: Llama, windows: Windows, thresholds: Sequence[float], progress:
 
 
 def recommend(points: Sequence[Point]) -> int:
-    """The fastest point whose perplexity stays within MAX_RATIO of dense; the first where none does."""
+    """The fastest point whose perplexity stays within MAX_RATIO of dense; the first if none does."""
     return max((i for i, p in enumerate(points) if p.ppl_ratio <= MAX_RATIO), default=0)

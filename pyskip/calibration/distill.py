@@ -1,7 +1,7 @@
 """End-to-end distillation: stand-ins and gates learn from the dense model's logits, with the gate in the loop.
 
 Needs the extra `pyskip[distill]`, and a model that transformers can load from GGUF and whose layers are LLaMA's
-(mlp.gate_proj, up_proj, down_proj behind post_attention_layernorm). Uses a GPU where torch finds one. Called by
+(mlp.gate_proj, up_proj, down_proj behind post_attention_layernorm). Uses a GPU if torch finds one. Called by
 calibrate.py. Three stages:
 
 1. local: each layer's stand-in, a gated FFN of `width` neurons that starts as the block's own strongest ones, learns
@@ -54,7 +54,7 @@ def fake_q4_0(w: torch.Tensor) -> torch.Tensor:
     return w + ((q * d.half().float()).reshape(w.shape) - w).detach()
 
 
-class StandIn(torch.nn.Module):  # type: ignore[misc]  # torch is an extra, and Any where it is missing
+class StandIn(torch.nn.Module):  # type: ignore[misc]  # torch is an extra, and Any if it is missing
     """One layer's stand-in and gate."""
 
     def __init__(self, n_embd: int, width: int) -> None:
@@ -78,7 +78,7 @@ class StandIn(torch.nn.Module):  # type: ignore[misc]  # torch is an extra, and 
 
 def fit_log_mean(f: torch.Tensor, h: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
     """w with mean(h) ~ exp(f @ w): the regression for exponentially distributed h >= 0 (their deviance is convex in w),
-    drawn towards `start` up to a constant, which is what comes back where nothing better is found. f: [n, k], the last
+    drawn towards `start` up to a constant, which is what is returned if nothing better is found. f: [n, k], the last
     column 1. h: [n]."""
     f, h, start = f.double(), h.double(), start.double()
     scale = f.std(0)

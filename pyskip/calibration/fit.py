@@ -54,7 +54,7 @@ def _explained(fitted: F64, gram: F64, cross: F64, energy: float) -> float:
 
 def fit_linear_stand_in(sums: LayerSums, rank: int) -> StandInFit | None:
     """From Kind.OUTPUTS: the map of `rank` from the normed input (and 1) to the block's output with the least squared
-    error. None where the tokens are too few to tell.
+    error. None if the tokens are too few to tell.
 
     Reduced-rank regression: the full solution, projected on the leading principal directions of its own outputs.
     """

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..evaluation.evaluate import score
+from ..evaluation.score import score
 from ..models.profile import Profile
 from ..policy import Off, Random
 from ..runtime.batch import BatchContext
@@ -41,7 +41,7 @@ class Observed:
     """By window, mask and token past the warm-up, n of them."""
 
     kld: Floats  # [n] nats
-    scores: Floats  # [n, n_layer] what the gate of a skipped block says; inf where it ran
+    scores: Floats  # [n, n_layer] what the gate of a skipped block says; inf if it ran
 
 
 def observe(

@@ -33,7 +33,7 @@ class Neurons:
     def strongest(self, il: int, squares: F32, width: int) -> tuple[F32, F32] | None:
         """(gate_up [2*width, n_embd], down [n_embd, width]) of the neurons with the most output energy.
 
-        squares: [n_ff], the sums of Kind.NEURONS. None where the file does not hold the weights as plain matrices, or
+        squares: [n_ff], the sums of Kind.NEURONS. None if the file does not hold the weights as plain matrices, or
         there are no more neurons than `width`.
         """
         try:

@@ -90,7 +90,7 @@ def sample_text(llm: Llama, n_window: int, n_fit: int, n_held: int, seed: int, p
 
 
 def _starts(llm: Llama) -> list[list[int]]:
-    empty = llm.token_eos() if llm.token_bos() < 0 or not llm._model.add_bos_token() else llm.token_bos()
+    empty = llm.token_eos() if llm.token_bos() < 0 or not llm.engine.adds_bos else llm.token_bos()
     starts = [[empty if empty >= 0 else 0]]
     try:
         a, b = (chat_tokens(llm, [{"role": "user", "content": text}]) for text in ("A", "The"))

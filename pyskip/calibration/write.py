@@ -60,7 +60,7 @@ class Provenance:
 
 
 def quantise(matrix: F32, quantisation: str) -> Quantised:
-    """The matrix in the wanted type, in the next wider one where its rows are no whole blocks."""
+    """The matrix in the wanted type, in the next wider one if its rows are no whole blocks."""
     for name in (quantisation, "Q8_0", "F16"):
         kind = gguf.GGMLQuantizationType[name]
         if matrix.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] == 0:
@@ -78,7 +78,7 @@ def write_profile(
 ) -> None:
     """Write beside the target first, then replace it: a full disk or an interruption leaves the old file as it was.
 
-    Raises ProfileError where the target cannot be written.
+    Raises ProfileError if the target cannot be written.
     """
     target = Path(path)
     try:

@@ -22,7 +22,7 @@ class Conversation:
 
     n_predict: tokens of an answer, at most. seed: of the sampling, for the whole conversation.
     stream: what runs the iterator of an answer's pieces, for instance in another thread.
-    tell: gets a line where the oldest turns are dropped, because the context is full.
+    tell: gets a line when the oldest turns are dropped, because the context is full.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Conversation:
         return [{"role": "system", "content": self.system}, *self.turns] if self.system else list(self.turns)
 
     def say(self, text: str) -> Generator[str, None, None]:
-        """The pieces of the answer. Raises KeyboardInterrupt where it was stopped, and DecodeError; what had come is
+        """The pieces of the answer. Raises KeyboardInterrupt if it was stopped, and DecodeError; what had come is
         kept as a turn, and a turn that got no answer because of an error is not."""
         self.turns.append({"role": "user", "content": text})
         try:
@@ -68,7 +68,7 @@ class Conversation:
 
     def retry(self) -> Generator[str, None, None]:
         """Another answer to the last turn, under the policy that is now in force; with a seed, from the next seed. As
-        say(); where nothing came, the old answer stays. Raises DecodeError where there is no turn yet."""
+        say(); if nothing came, the old answer stays. Raises DecodeError if there is no turn yet."""
         if not self.turns:
             raise DecodeError("nothing was said yet, expected a turn to answer again")
         if self.seed is not None:
@@ -99,7 +99,7 @@ class Conversation:
                 self.turns.append({"role": "assistant", "content": answer.text})
 
     def _fit(self) -> list[int]:
-        """The prompt's tokens; drops the oldest turns where they leave no room for an answer."""
+        """The prompt's tokens; drops the oldest turns if they leave no room for an answer."""
         n_ctx = self.llm.n_ctx()
         room = min(self.n_predict, max(1, n_ctx // 4))
         n_dropped = 0

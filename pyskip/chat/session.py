@@ -7,7 +7,6 @@ sizes are those of the archive, the JSON is checked field by field, and a state 
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import json
 import os
@@ -17,11 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ..binding import log
-from ..binding.crash import aborts_caught
-from ..binding.library import BUILD, llama_cpp
+from ..binding.library import BUILD
 from ..errors import PolicyError, PyskipError
 from ..policy import parse_skip
 from ..replace import replacing
@@ -44,13 +39,13 @@ class Session:
     model: str  # its name, for messages
     system: str | None
     turns: tuple[Message, ...]  # user, assistant, user, ...
-    skip: str | None  # the policy; None where a pace was kept
+    skip: str | None  # the policy; None if a pace was kept
     tokens: tuple[int, ...]  # in the KV cache
 
 
 def save_session(path: str | os.PathLike[str], llm: Llama, system: str | None, turns: Sequence[Message]) -> None:
     """Write what was said and the state of the model, which may be large, for the owner of the file only. An old
-    session stays as it was where this fails. Raises PyskipError where the file cannot be written, or is something else.
+    session stays as it was if this fails. Raises PyskipError if the file cannot be written, or is something else.
     """
     target = Path(path)
     if "\0" in str(target):
@@ -58,13 +53,13 @@ def save_session(path: str | os.PathLike[str], llm: Llama, system: str | None, t
     target = target.resolve()  # through a link
     if target.exists() and not _is_session(target):
         raise PyskipError(f"{target}: is there and no session, expected a new file or an old session: name another")
-    tokens = llm._input_ids.tolist()
-    state = _state(llm, len(tokens))
+    tokens = list(llm.eval_tokens)
+    state = llm.save_sequence()
     document = {
         "pyskip_session": VERSION,
         "build": BUILD,
-        "fingerprint": llm._info.fingerprint,
-        "model": llm._info.name,
+        "fingerprint": llm.engine.info.fingerprint,
+        "model": llm.engine.info.name,
         "system": system,
         "turns": list(turns),
         "skip": str(llm.skip) if llm.pace is None else None,
@@ -83,8 +78,8 @@ def save_session(path: str | os.PathLike[str], llm: Llama, system: str | None, t
 def load_session(path: str | os.PathLike[str], llm: Llama) -> tuple[Session, str | None]:
     """Read a session and put its state into the model, with which the conversation goes on as if never left.
 
-    Returns the session, and where its state cannot be used the reason: the model is empty then, and decodes the
-    messages with the next prompt. Does not set the policy. Raises PyskipError where the file is no session, is damaged,
+    Returns the session, and the reason if its state cannot be used: the model is empty then, and decodes the
+    messages with the next prompt. Does not set the policy. Raises PyskipError if the file is no session, is damaged,
     or is another model's; the model is as it was then.
     """
     document, state = _read(Path(path), llm)
@@ -94,49 +89,8 @@ def load_session(path: str | os.PathLike[str], llm: Llama) -> tuple[Session, str
         reason = "it is of another build"
     elif state and len(session.tokens) > llm.n_ctx():
         reason = f"it holds {len(session.tokens)} tokens, the context {llm.n_ctx()}"
-    llm.reset()
-    llm._ctx.kv_cache_clear()
-    if reason is None and not _restore(llm, session.tokens, state):
-        reason = log.last_complaint() or "llama.cpp refuses it"
-        llm._ctx.kv_cache_clear()
-    return session, reason
-
-
-# The state of the model
-
-
-def _state(llm: Llama, n_tokens: int) -> bytes:
-    """The KV cache of the first n_tokens, empty where it is not what those tokens left."""
-    ctx = llm._ctx
-    if not n_tokens or ctx.memory is None or llm._has_encoder():
-        return b""
-    ctx.kv_cache_seq_rm(-1, n_tokens, -1)  # what an interrupted decode left
-    if llama_cpp.llama_memory_seq_pos_max(ctx.memory, 0) != n_tokens - 1:
-        return b""
-    data = (ctypes.c_uint8 * int(llama_cpp.llama_state_seq_get_size(ctx.ctx, 0)))()
-    n_bytes = llama_cpp.llama_state_seq_get_data(ctx.ctx, data, len(data), 0)
-    return bytes(memoryview(data)[:n_bytes])
-
-
-def _restore(llm: Llama, tokens: tuple[int, ...], state: bytes) -> bool:
-    """Whether llama.cpp took the whole state, and it is one of that many tokens."""
-    data = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-    memory, n = llm._ctx.memory, len(tokens)
-    if memory is None or not n or llm._has_encoder():
-        return False
-    log.forget()
-    try:
-        with aborts_caught():
-            if llama_cpp.llama_state_seq_set_data(llm._ctx.ctx, data, len(state), 0) != len(state):
-                return False
-    except RuntimeError:
-        return False
-    if llama_cpp.llama_memory_seq_pos_min(memory, 0) < 0 or llama_cpp.llama_memory_seq_pos_max(memory, 0) != n - 1:
-        return False
-    llm.input_ids[:n] = np.array(tokens, np.intc)
-    llm.n_tokens = n
-    llm._requires_eval = True
-    return True
+    refused = llm.restore_sequence(session.tokens, state if reason is None else None)
+    return session, reason or refused
 
 
 # The file
@@ -190,17 +144,17 @@ def _read(path: Path, llm: Llama) -> tuple[dict[str, Any], bytes]:
 
 
 def _largest_state(llm: Llama) -> int:
-    return MAX_STATE + 4 * llm.n_ctx() * llm._info.kv_bytes_per_token
+    return MAX_STATE + 4 * llm.n_ctx() * llm.engine.info.kv_bytes_per_token
 
 
 def _checked(path: Path, document: dict[str, Any], llm: Llama) -> Session:
-    """Raises PyskipError where a field is not what save_session() writes, or the model is another."""
+    """Raises PyskipError if a field is not what save_session() writes, or the model is another."""
     texts = {key: document.get(key) for key in ("build", "fingerprint", "model", "system", "skip")}
     optional = ("system", "skip")
     for key, value in texts.items():
         if not _is_text(value) and not (key in optional and value is None):
             raise _wrong(path, f"its {key} is no text")
-    if texts["fingerprint"] != llm._info.fingerprint:
+    if texts["fingerprint"] != llm.engine.info.fingerprint:
         name = "".join(c if c.isprintable() else "?" for c in str(texts["model"]))[:MAX_LINE] or "unnamed"
         raise PyskipError(f"{path}: a session of another model ({name}): chat with that one, or load another file")
     turns, tokens = document.get("turns"), document.get("tokens")

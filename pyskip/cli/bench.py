@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from . import ui
+from .options import kernels_option
 
 if TYPE_CHECKING:
     from pyskip.bench import Arm, BenchResult
@@ -58,6 +59,7 @@ class Counts(click.ParamType):  # type: ignore[type-arg]  # generic in newer cli
     "-t", "n_threads", type=click.IntRange(1, 512), metavar="N", help="Threads. [default: the physical cores]"
 )
 @click.option("--profile", metavar="FILE", help="Profile to use instead of the one beside the model.")
+@kernels_option
 @click.option("--peer", metavar="PYTHON", help="A Python with llama-cpp-python but without pyskip, as one more arm.")
 @click.option(
     "--format", "form", type=click.Choice(["md", "csv", "json", "jsonl"]), default="md", show_default=True,
@@ -73,6 +75,7 @@ def bench(
     rounds: int,
     n_threads: int | None,
     profile: str | None,
+    kernels: str,
     peer: str | None,
     form: str,
 ) -> None:
@@ -95,7 +98,7 @@ def bench(
     tests += [Test("tg", n, d) for d in depth for n in n_gen if n]
     if not tests:
         raise click.UsageError("Nothing to measure: give -p or -n above 0.", click.get_current_context())
-    arms = _arms(path, skips, profile, peer)
+    arms = _arms(path, skips, profile, kernels, peer)
     with ui.progress_line() as show:
         result = run_bench(
             path, arms, tests, rounds=rounds, n_threads=n_threads or physical_cores(), profile=profile,
@@ -104,14 +107,15 @@ def bench(
     click.echo(FORMATS[form](result))
 
 
-def _arms(path: Path, skips: tuple[str, ...], profile: str | None, peer: str | None) -> list[Arm]:
+def _arms(path: Path, skips: tuple[str, ...], profile: str | None, kernels: str, peer: str | None) -> list[Arm]:
     from pyskip.bench import Arm
     from pyskip.models.gguf_info import inspect
     from pyskip.models.profile import find_profile
 
     if not skips and (profile is not None or find_profile(path, inspect(path).fingerprint) is not None):
         skips = ("profile",)
-    arms = [Arm("off", "off"), *(Arm(skip, skip) for skip in dict.fromkeys(skips) if skip != "off")]
+    specs = ["off", *(skip for skip in dict.fromkeys(skips) if skip != "off")]
+    arms = [Arm(skip, skip, kernels=kernels) for skip in specs]
     return arms if peer is None else [*arms, Arm("llama-cpp-python", None, peer)]
 
 

@@ -26,7 +26,7 @@ __all__ = ["calibrate"]
     "--rank",
     type=click.IntRange(1, 1 << 17),
     metavar="R",
-    help="Linear stand-ins, of this rank. [default: gated ones where the block is silu(gate) * up, else full rank]",
+    help="Linear stand-ins, of this rank. [default: gated ones if the block is silu(gate) * up, else full rank]",
 )
 @click.option("-o", "--output", metavar="FILE", help="The profile. [default: MODEL.skip.gguf, beside the model]")
 @click.option(
@@ -104,7 +104,7 @@ def calibrate(
     """Make the profile of MODEL.
 
     MODEL is a path, demo, a name of pyskip list, or hf:REPO[:FILE]. Fits stand-ins and gates on text, measures
-    what each skip rate costs, and writes it all to one file. The model's own text serves where none is given.
+    what each skip rate costs, and writes it all to one file. The model's own text serves if none is given.
     """
     from pyskip.calibration.calibrate import Settings
     from pyskip.calibration.calibrate import calibrate as run

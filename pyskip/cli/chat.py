@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Generator
-from contextlib import closing
 from typing import TYPE_CHECKING
 
 import click
 
 from . import ui
 from .chat_commands import Commands, EndOfChat, find, rate_of, skip_rate_of, unknown
+from .chat_view import PlainView
 from .options import Options, common_options, load
 
 if TYPE_CHECKING:
     from pyskip.chat.conversation import Conversation
-
-    from .heat import Line
 
 __all__ = ["chat"]
 
@@ -57,34 +55,6 @@ def chat(model: str, system: str | None, session: str | None, options: Options) 
     return _on_terminal(conversation, RichView(), reader(llm))
 
 
-class PlainView:
-    """Answers go to stdout as they come, all else to stderr."""
-
-    has_colours = False
-    width = 78
-
-    def note(self, line: str) -> None:
-        ui.note(line)
-
-    def error(self, line: str) -> None:
-        ui.error(line)
-
-    def show(self, lines: list[Line]) -> None:
-        for line in lines:
-            click.echo("".join(text for text, _ in line).rstrip(), err=True)
-
-    def answer(self, pieces: Generator[str, None, None]) -> None:
-        is_terminal = sys.stdout.isatty()
-        try:
-            # an interrupt may come out of echo too: the generation must have ended before what follows
-            with closing(pieces):
-                for piece in pieces:
-                    click.echo(ui.printable(piece) if is_terminal else piece, nl=False)
-                    sys.stdout.flush()
-        finally:
-            click.echo()
-
-
 def _summary(conversation: Conversation) -> str:
     answers = conversation.answers
     policies = ", ".join(dict.fromkeys(a.skip.skip for a in answers))
@@ -96,7 +66,7 @@ def _summary(conversation: Conversation) -> str:
 
 
 def _from_pipe(conversation: Conversation) -> int:
-    """A line is a command only where it is exactly one; an error ends the chat."""
+    """A line is a command only if it is exactly one; an error ends the chat."""
     view = PlainView()
     commands = Commands(conversation, view)
     status = 0
@@ -133,7 +103,7 @@ def _is_text(text: str) -> bool:
 
 
 def _on_terminal(conversation: Conversation, view: PlainView, read: Callable[[], str]) -> int:
-    """read() gives what was typed, and raises EOFError, or KeyboardInterrupt for Ctrl-C where that was nothing."""
+    """read() gives what was typed, and raises EOFError, or KeyboardInterrupt for Ctrl-C if nothing was."""
     view.note("Ctrl-C stops an answer, Ctrl-D ends the chat, /help lists commands")
     commands = Commands(conversation, view)
     status = interrupts = 0

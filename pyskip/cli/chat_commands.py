@@ -23,7 +23,7 @@ __all__ = ["COMMANDS", "Command", "Commands", "EndOfChat", "View", "find", "unkn
 @dataclass(frozen=True)
 class Command:
     name: str
-    argument: str  # as help shows it; "" where it takes none
+    argument: str  # as help shows it; "" if it takes none
     help: str
 
 
@@ -62,7 +62,7 @@ class View(Protocol):
 
 
 def find(line: str) -> tuple[str, str] | None:
-    """The command's name and its argument, None where the line is exactly none of them."""
+    """The command's name and its argument, None if the line is exactly none of them."""
     name, _, argument = line.partition(" ")
     command = COMMANDS.get(name)
     argument = argument.strip()
@@ -88,7 +88,7 @@ class Commands:
         self._conversation, self._view = conversation, view
 
     def run(self, name: str, argument: str) -> Generator[str, None, None] | None:
-        """The pieces of an answer where the command brings one. Raises EndOfChat."""
+        """The pieces of an answer if the command brings one. Raises EndOfChat."""
         method = getattr(self, "_" + name[1:])
         result: Generator[str, None, None] | None = method(argument) if COMMANDS[name].argument else method()
         return result
@@ -148,7 +148,7 @@ class Commands:
         self._adopt(session.skip)
 
     def _adopt(self, skip: str | None) -> None:
-        """The policy of a session, where nothing is against it."""
+        """The policy of a session, if nothing is against it."""
         llm = self._conversation.llm
         if skip is None or llm.pace is not None or str(llm.skip) == skip:
             return
@@ -209,7 +209,7 @@ def _policy(answer: Answer) -> str:
 
 
 def rate_of(answers: list[Answer]) -> float:
-    """tokens/s of all of them, 0 where none could be timed."""
+    """tokens/s of all of them, 0 if none could be timed."""
     seconds = sum((a.n_gen - 1) / a.gen_ts for a in answers if a.gen_ts)
     return sum(a.n_gen - 1 for a in answers if a.gen_ts) / seconds if seconds else 0.0
 
@@ -228,7 +228,7 @@ def _per_layer(answers: list[Answer]) -> list[float]:
 
 
 def _table(groups: dict[str, list[Answer]]) -> list[Line]:
-    """A line for each policy, against the dense rate where one was measured."""
+    """A line for each policy, against the dense rate if one was measured."""
     dense = rate_of(groups.get("off", []))
     width = max(6, *map(len, groups)) + 2
     lines: list[Line] = [[("policy".ljust(width) + "answers  tokens  tokens/s  skipped", "dim")]]

@@ -1,4 +1,4 @@
-"""The chat on a terminal: reading with prompt_toolkit, showing with rich. Imported only where there is one."""
+"""The chat on a terminal: reading with prompt_toolkit, showing with rich. Imported only if there is one."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from pyskip.errors import PyskipError
 from pyskip.runtime.llama import Llama
 
 from . import ui
-from .chat import PlainView
 from .chat_commands import COMMANDS
+from .chat_view import PlainView
 from .heat import Line
 from .markdown import MarkdownStream
 
@@ -137,7 +137,7 @@ def _keys() -> KeyBindings:
 
 
 class _FileHistory(FileHistory):
-    """Never in the way: where it cannot be written it is not."""
+    """Never in the way: if it cannot be written it is not."""
 
     def store_string(self, string: str) -> None:
         with suppress(OSError, UnicodeEncodeError):

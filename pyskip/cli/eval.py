@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import ui
+from .options import kernels_option
 
 if TYPE_CHECKING:
     from pyskip.evaluation import TaskResult, TextResult
@@ -29,7 +30,7 @@ __all__ = ["eval"]
 COUNT = click.IntRange(1, 2**31 - 1)
 N_CTX = {"text": 512, "items": 512, "articles": 2048}
 FIGURE = {"text": "windows, ppl / dense", "items": "items, accuracy", "articles": "articles, ROUGE-L"}
-N_BATCH = 512  # where nothing but the prompt's end is scored
+N_BATCH = 512  # if nothing but the prompt's end is scored
 
 
 @click.command()
@@ -53,6 +54,7 @@ N_BATCH = 512  # where nothing but the prompt's end is scored
     "-t", "n_threads", type=click.IntRange(1, 512), metavar="N", help="Threads. [default: the physical cores]"
 )
 @click.option("--profile", metavar="FILE", help="Profile to use instead of the one beside the model.")
+@kernels_option
 @click.option("--resume", metavar="FILE", help="Keep what was scored in this file, and compute only what it lacks.")
 @click.option("--no-dense", is_flag=True, help="Of a text: perplexities only, without the dense pass to compare with.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout instead of a table.")
@@ -66,6 +68,7 @@ def eval(
     n_predict: int,
     n_threads: int | None,
     profile: str | None,
+    kernels: str,
     resume: str | None,
     no_dense: bool,
     as_json: bool,
@@ -87,7 +90,7 @@ def eval(
     start = time.monotonic()
     content = read_task(path, chunks) if text is None else read_text(path)
     kind = "text" if isinstance(content, str) else "articles" if isinstance(content[0], Article) else "items"
-    llm = _load(model, kind, n_ctx, n_threads, profile)
+    llm = _load(model, kind, n_ctx, n_threads, profile, kernels)
     journal = _journal(resume, llm, kind, path, {"n_predict": n_predict} if kind == "articles" else {})
     with ui.progress_line() as show:
         given: dict[str, Any] = {"journal": journal, "progress": _shown(show, FIGURE[kind])}
@@ -100,7 +103,7 @@ def eval(
         _print_table(results)
 
 
-def _load(model: str, kind: str, n_ctx: int | None, n_threads: int | None, profile: str | None) -> Llama:
+def _load(model: str, kind: str, n_ctx: int | None, n_threads: int | None, profile: str | None, kernels: str) -> Llama:
     """With one batch for a whole window."""
     from pyskip.errors import PyskipError
     from pyskip.models.gguf_info import inspect
@@ -114,7 +117,7 @@ def _load(model: str, kind: str, n_ctx: int | None, n_threads: int | None, profi
     n_batch = min(n_ctx, N_BATCH) if kind == "articles" else n_ctx
     sizes: dict[str, Any] = {"n_ctx": n_ctx, "n_batch": n_batch, "n_ubatch": n_batch}
     threads: dict[str, Any] = {"n_threads": n_threads, "n_threads_batch": n_threads}
-    chosen: dict[str, Any] = {} if profile is None else {"profile": profile}
+    chosen: dict[str, Any] = {"kernels": kernels} if profile is None else {"kernels": kernels, "profile": profile}
     return ui.in_thread(lambda: Llama(path, verbose=False, **sizes, **threads, **chosen))
 
 
@@ -130,8 +133,9 @@ def _journal(resume: str | None, llm: Llama, kind: str, path: str, more: dict[st
         "file_name": Path(path).name,
         "file_sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
         "model_name": Path(llm.model_path).name,
-        "model": llm._info.fingerprint,
+        "model": llm.engine.info.fingerprint,
         "n_ctx": llm.n_ctx(),
+        "kernels": llm.kernels,
         **more,
         "build": BUILD,
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import math
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 
 from pyskip.runtime.generation import Answer
 from pyskip.runtime.llama import Llama
+from pyskip.runtime.text import TextStream
 from pyskip.stats import SkipTrace
 
 from . import ui
@@ -41,13 +41,13 @@ def pieces_of(llm: Llama, answer: Answer, trace: SkipTrace) -> list[Piece]:
     """
     places = trace.positions - trace.positions[:1].sum() + 1
     shares = dict(zip(places.tolist(), trace.skipped.mean(axis=1).tolist(), strict=True))
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    stream = TextStream()
     pieces: list[Piece] = []
     waiting: list[float] = []
     before: list[int] = []
     for i, token in enumerate(answer.tokens):
         waiting.append(shares.get(i, 0.0))
-        text = decoder.decode(llm.detokenize([token], prev_tokens=before), final=i == len(answer.tokens) - 1)
+        text = stream.push(llm.detokenize([token], prev_tokens=before), final=i == len(answer.tokens) - 1)
         before = [token]
         if text:
             pieces.append(Piece(ui.printable(text), sum(waiting) / len(waiting)))
@@ -112,7 +112,7 @@ def _cells(text: str) -> int:
 
 
 def layer_bars(rates: Sequence[float], width: int = 78) -> list[Line]:
-    """Upright bars, a layer each, and under them the layers' numbers; in several rows where the width asks for it."""
+    """Upright bars, a layer each, and under them the layers' numbers; in several rows if the width asks for it."""
     top = _top(rates)
     step = 2 if 2 * len(rates) + 8 <= width else 1
     n = max(5, (width - 8) // step)

@@ -123,7 +123,7 @@ class MarkdownStream:
 
 
 def _cells(line: str) -> int:
-    """Columns that the line takes where each of its code points stands for itself."""
+    """Columns that the line takes if each of its code points stands for itself."""
     return sum((get_character_cell_size(c) if c != "\ufe0f" else 1) for c in SGR.sub("", line))
 
 

@@ -16,7 +16,7 @@ from . import ui
 if TYPE_CHECKING:
     from pyskip.runtime.llama import Llama
 
-__all__ = ["ModelOptions", "Options", "common_options", "load", "model_options"]
+__all__ = ["ModelOptions", "Options", "common_options", "kernels_option", "load", "model_options"]
 
 T = TypeVar("T")
 
@@ -30,6 +30,7 @@ class ModelOptions:
     target_tps: float | None = None
     max_skip: float | None = None
     low_memory: bool = False
+    kernels: str = "fast"
     n_ctx: int | None = None
     n_threads: int | None = None
     verbose: bool = False
@@ -56,6 +57,14 @@ class FiniteFloat(click.FloatRange):
         return number
 
 
+kernels_option = click.option(
+    "--kernels",
+    type=click.Choice(["fast", "upstream"]),
+    default="fast",
+    show_default=True,
+    help="pyskip's own kernels, or llama.cpp's: the same to the last bit as an unpatched build.",
+)
+
 _MODEL_FLAGS = [
     click.option(
         "--skip",
@@ -77,6 +86,7 @@ _MODEL_FLAGS = [
         help="Rate that --target-tps may come to. [default: the profile's recommended one]",
     ),
     click.option("--low-memory", is_flag=True, help="The model is larger than memory: read what runs, when it runs."),
+    kernels_option,
     click.option(
         "-c",
         "n_ctx",
@@ -156,6 +166,7 @@ def load(model: str, options: ModelOptions, open_model: Callable[..., Llama] | N
             target_tps=options.target_tps,
             max_skip=options.max_skip,
             low_memory=options.low_memory,
+            kernels=options.kernels,
             n_ctx=n_ctx,
             n_threads=options.n_threads,
             n_threads_batch=options.n_threads,

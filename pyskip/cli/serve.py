@@ -77,7 +77,7 @@ def serve(
         raise click.BadParameter("expected printable ASCII.", param_hint="--api-key")
 
     from pyskip.server.app import Service
-    from pyskip.server.limits import Settings
+    from pyskip.server.limits import Limits
     from pyskip.server.run import Server, bind
     from pyskip.server.served import ServedLlama
 
@@ -90,7 +90,7 @@ def serve(
         open_model = functools.partial(ServedLlama, embedding=embedding)
         llms = {name: load(model, options, open_model) for name, model in names.items()}
         hosts = frozenset({"localhost", "127.0.0.1", "[::1]", shown}) if is_local and api_key is None else None
-        settings = Settings(api_key, hosts, max_queue, max_body, max_tokens, timeout, grace)
+        settings = Limits(api_key, hosts, max_queue, max_body, max_tokens, timeout, grace)
         service = Service(llms, settings)
         where = f"http://{shown}:{address[1]}"
         server = Server(service, lambda: ui.note(f"serving {', '.join(names)} at {where}; Ctrl-C stops"))

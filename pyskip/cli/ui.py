@@ -89,7 +89,7 @@ def in_thread(work: Callable[[], T]) -> T:
 
 
 def resolve(model: str, *, refresh: bool = False) -> Path:
-    """The file of the model that a command line names. Downloads it where need be, and says so on stderr."""
+    """The file of the model that a command line names. Downloads it if need be, and says so on stderr."""
     from pyskip.models import resolve
 
     return resolve(model, refresh=refresh, tell=lambda line: note(plain(line)))  # names of files are the Hub's words
@@ -133,7 +133,7 @@ def stream(llm: Llama, pieces: Iterable[str]) -> Generator[str, None, None]:
                 raise piece
             return
     finally:
-        # also where the reader of the pieces failed or was interrupted: the context must not be left to two threads
+        # also if the reader of the pieces failed or was interrupted: the context must not be left to two threads
         stop.set()
         llm.set_abort(True)
         thread.join()

@@ -1,6 +1,6 @@
 """What policies scored, window by window (item by item), in a file that an evaluation can be taken up from.
 
-Used by pyskip.evaluation and pyskip.summaries, whose results are made from these records and nothing else: a run that
+Used by evaluate.py and summaries.py, whose results are made from these records and nothing else: a run that
 was taken up gives the same to the last bit. JSON lines: a header, which says what was evaluated, then a record a line;
 arrays as base64 of little-endian numbers.
 """
@@ -37,10 +37,10 @@ class Record:
 class Journal:
     """Records by arm and by number of window or item. Without a path they are held in memory only.
 
-    path: read where it exists, and carried on; a last line that was cut off while it was written is written over.
+    path: read if it exists, and carried on; a last line that was cut off while it was written is written over.
     header: what is evaluated; a file with another is refused. A key that ends in "_name" is for the reader only.
 
-    Raises PyskipError where the file is no journal, or that of another evaluation.
+    Raises PyskipError if the file is no journal, or that of another evaluation.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None, header: Header | None = None) -> None:

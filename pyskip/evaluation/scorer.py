@@ -6,7 +6,7 @@ import numpy as np
 
 from ..runtime.decoding import Decoder
 from ..runtime.llama import Llama
-from .evaluate import score
+from .score import score
 
 __all__ = ["Scorer"]
 

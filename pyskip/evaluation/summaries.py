@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import PyskipError
-from ..policy import Off, Policy, Profiled, Static
+from ..policy import Off, Policy
 from ..runtime.decoding import distinct
 from ..runtime.generation import Generation, chat_tokens
 from ..runtime.llama import Llama
-from .evaluate import Progress, journal_key, paired_fields, skip_fields
+from .evaluate import Progress
 from .journal import Journal, Record
+from .results import journal_key, paired_fields, skip_fields
 from .tasks import Article
 
 __all__ = ["SummaryResult", "evaluate_summaries"]
@@ -48,7 +49,7 @@ def evaluate_summaries(
 ) -> list[SummaryResult]:
     """ROUGE-L F1 of greedily decoded summaries against the highlights.
 
-    The article is a prompt: an instruction by the model's chat template, or where it has none the article and "TL;DR:".
+    The article is a prompt: an instruction by the model's chat template, or if it has none the article and "TL;DR:".
     It is cut at its end to what the context holds beside n_predict tokens. Only what is generated counts as generated.
 
     llm: its context is used whole. What it holds is forgotten, its policy kept.
@@ -77,7 +78,7 @@ def evaluate_summaries(
 
 
 def _rouge_l() -> Callable[[str, str], float]:
-    """The F1 of (reference, summary). Raises PyskipError where the library is missing."""
+    """The F1 of (reference, summary). Raises PyskipError if the library is missing."""
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ModuleNotFoundError as missing:
@@ -124,9 +125,8 @@ class _Writer:
     def write(self, prompt: list[int], policy: Policy) -> tuple[str, int, np.ndarray]:
         """The summary, tokens generated and decoded, and blocks skipped for them by layer."""
         llm, last = self._llm, len(prompt) - 1
-        decides = isinstance(policy, Static) or (isinstance(policy, Profiled) and policy.prefill)
-        wanted = prompt, policy if decides else Off()
-        if self._held != wanted or not llm._ctx.kv_cache_seq_rm(-1, last, -1):
+        wanted = prompt, policy if policy.decides_prompt else Off()
+        if self._held != wanted or not llm.engine.cut(last):
             llm.reset()
             llm.skip = wanted[1]
             llm.eval(prompt[:last])

@@ -41,7 +41,7 @@ class TaskItem:
     where: str  # "FILE, line N"
     context: str
     answers: tuple[str, ...]  # the continuation, or the choices
-    gold: int | None  # the right choice; None where the one answer has to be what greedy decoding yields
+    gold: int | None  # the right choice; None if the one answer has to be what greedy decoding yields
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class EncodedItem:
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """A UTF-8 file. Raises PyskipError where it cannot be read, is not UTF-8 or empty."""
+    """A UTF-8 file. Raises PyskipError if it cannot be read, is not UTF-8 or empty."""
     try:
         with open(path, "rb") as file:
             raw = file.read()
@@ -158,13 +158,13 @@ def _shown(value: Any) -> str:
 
 
 def encode(llm: Llama, items: Iterable[TaskItem], n_ctx: int) -> list[EncodedItem]:
-    """Every item in tokens. Raises PyskipError where one does not fit n_ctx, or its answer has no tokens of its own."""
+    """Every item in tokens. Raises PyskipError if one does not fit n_ctx, or its answer has no tokens of its own."""
     return [EncodedItem(tuple(_option(llm, item, a, n_ctx) for a in item.answers), item.gold) for item in items]
 
 
 def _option(llm: Llama, item: TaskItem, answer: str, n_ctx: int) -> Option:
     """As lm-eval splits them: white space at the context's end belongs to the answer; the answer's tokens are those of
-    the whole text after as many as the context alone has. Where there is no white space between the two, a blank is
+    the whole text after as many as the context alone has. If there is no white space between the two, a space is
     put there."""
     context = item.context.rstrip()
     between = item.context[len(context) :] or ("" if answer[0].isspace() else " ")

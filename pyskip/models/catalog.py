@@ -1,4 +1,4 @@
-"""Models that have a name: models/catalog.toml of the source tree. Read by models.py and by `pyskip list`."""
+"""Models that have a name: models/catalog.toml of the source tree. Read by names.py and by `pyskip list`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One file of the Hub into huggingface-hub's cache, in a way that can be broken off and gone on with. Called by hub.py.
+"""One file of the Hub into huggingface-hub's cache, resumably. Called by hub.py.
 
 huggingface-hub throws away what it has of a file when a download breaks off. So the bytes come here first, by its own
 http_get, into `blobs/ETAG.incomplete`; once they are whole and have the right sha256 they become `blobs/ETAG`, and
@@ -52,7 +52,7 @@ def download(repo: str, file: RepoFile, revision: str, store: Path, tell: Callab
 
 @contextmanager
 def _locked(blob: Path, tell: Callable[[str], None]) -> Iterator[BinaryIO | None]:
-    """The blob's bytes so far, which no other process writes to meanwhile; None where the blob is there already."""
+    """The blob's bytes so far, which no other process writes to meanwhile; None if the blob is there already."""
     path = blob.with_name(f"{blob.name}.incomplete")
     while not blob.exists():
         with path.open("ab+") as partial:
@@ -109,7 +109,7 @@ def _no_room(file: RepoFile, folder: Path, found: str) -> ModelLoadError:
 
 
 def _verify(partial: BinaryIO, file: RepoFile) -> None:
-    """Raises ModelLoadError, and drops the bytes, where they are not the file's."""
+    """Raises ModelLoadError, and drops the bytes, if they are not the file's."""
     if file.sha256 is None:
         return
     partial.seek(0)

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face Hub. Called by models.py; imported when one is asked for only, for it is slow to import.
+"""Models of the Hugging Face Hub. Called by names.py; imported only when one is asked for, since that is slow.
 
 Cache, token (HF_TOKEN, `hf auth login`), mirror (HF_ENDPOINT) and offline mode (HF_HUB_OFFLINE) are huggingface-hub's.
 """
@@ -46,7 +46,7 @@ def locate(repo: str, asked: str | None, sha256: str | None, *, refresh: bool, t
 
 
 def _cached(repo: str, asked: str | None, tell: Tell) -> Path | None:
-    """The model's file where all of it is in the cache."""
+    """The model's file if all of it is in the cache."""
     snapshot = _snapshot(repo)
     if snapshot is None:
         return None
@@ -179,7 +179,7 @@ def _status(code: int, retry_after: str | None) -> str:
 
 
 def _similar(repo: str) -> list[str]:
-    """Repositories with GGUF files, of the same owner or with that name in theirs; none where the Hub does not tell."""
+    """Repositories with GGUF files, of the same owner or with that name in theirs; none if the Hub does not tell."""
     owner, _, name = repo.partition("/")
     try:
         theirs = HfApi().list_models(author=owner, filter="gguf", limit=500)

@@ -28,7 +28,7 @@ class Point:
     """One operating point, measured when the profile was made, on text that was not fitted."""
 
     rate: float  # skipped / all FFN blocks
-    threshold: float  # a block is skipped where its gate's score is below it: about the log of the relative error
+    threshold: float  # a block is skipped if its gate's score is below it: about the log of the relative error
     ppl_ratio: float  # perplexity / dense perplexity
     ppl_ratio_se: float
     kld_mean: float  # nats per token, dense || skipped
@@ -37,7 +37,7 @@ class Point:
 
 
 class Profile:
-    """A profile file. Raises ProfileError, which names the field, where it is not sound."""
+    """A profile file. Raises ProfileError, which names the field, if it is not sound."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -64,11 +64,11 @@ class Profile:
         self.recommended = self.curve[info.recommended]
         stand_in_bytes, gate_bytes = ffi.new("int64_t[]", self.n_layer), ffi.new("int64_t[]", self.n_layer)
         lib.pyskip_profile_get_bytes(self.native, stand_in_bytes, gate_bytes)
-        self.stand_in_bytes: tuple[int, ...] = tuple(stand_in_bytes)  # by layer: read where one block is skipped
+        self.stand_in_bytes: tuple[int, ...] = tuple(stand_in_bytes)  # by layer: read if one block is skipped
         self.gate_bytes: tuple[int, ...] = tuple(gate_bytes)  # by layer: read for each token; 0: never skipped
 
     def check_model(self, fingerprint: str, model: str) -> None:
-        """Raises ProfileError where the profile is not this model's."""
+        """Raises ProfileError if the profile is not this model's."""
         if self.fingerprint != fingerprint:
             raise ProfileError(
                 f"{self.path}: pyskip.model_fingerprint: found {self.fingerprint} ({self.model or 'no name'}), "
@@ -113,9 +113,9 @@ def path_beside(model: str | os.PathLike[str]) -> Path:
 
 
 def find_profile(model: str | os.PathLike[str], fingerprint: str) -> Profile | None:
-    """The model's profile: the file beside it, else one of those that come with pyskip. None where there is none.
+    """The model's profile: the file beside it, else one of those that come with pyskip. None if there is none.
 
-    Raises ProfileError where the file beside the model is damaged or another model's.
+    Raises ProfileError if the file beside the model is damaged or another model's.
     """
     beside = path_beside(model)
     if beside.exists():

@@ -18,7 +18,7 @@ PREFERRED_BITS = (4, 5, 6, 8, 16, 32, 3, 2, 1)  # decoding reads every byte; bel
 
 @dataclass(frozen=True)
 class RepoFile:
-    """Where it lies in the repository, its size in bytes, and its sha256 where the Hub tells."""
+    """Where it lies in the repository, its size in bytes, and its sha256 if the Hub tells."""
 
     path: str
     size: int
@@ -42,13 +42,13 @@ class Model:
 
     @property
     def quantisation(self) -> str:
-        """As the file's name has it, "" where it has none."""
+        """As the file's name has it, "" if it has none."""
         found = self._quantisation()
         return found[1].upper() if found else ""
 
     @property
     def bits(self) -> int:
-        """Of a weight, roughly; 0 where the name does not tell."""
+        """Of a weight, roughly; 0 if the name does not tell."""
         found = self._quantisation()
         return int(next(bits for bits in found.groups()[1:] if bits)) if found else 0
 

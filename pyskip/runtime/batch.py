@@ -1,4 +1,4 @@
-"""A llama.cpp context of calibration's own, for many sequences at once, beside the one that a Llama holds."""
+"""Batches of one's own: the one place that fills a llama_batch, and a context for many sequences at once."""
 
 from __future__ import annotations
 
@@ -13,17 +13,49 @@ from ..binding import log
 from ..binding.library import llama_cpp
 from ..errors import ModelLoadError
 from .context import SkipContext
-from .decoding import decode_batch
+from .engine import Engine, Floats
 from .llama import Llama
 
-__all__ = ["BatchContext"]
+__all__ = ["Batch", "BatchContext"]
 
-Floats = npt.NDArray[np.float32]
+
+class Batch:
+    """A llama_batch of up to n_max tokens, each in one sequence. Owns it until close()."""
+
+    def __init__(self, n_max: int) -> None:
+        self._native: Any = llama_cpp.llama_batch_init(n_max, 0, 1)
+
+    def decode(
+        self,
+        engine: Engine,
+        ctx: Any,
+        tokens: Sequence[int],
+        positions: Sequence[int] | npt.NDArray[np.int64],
+        seq_ids: Sequence[int],
+        wanted: npt.NDArray[np.bool_],
+    ) -> Floats:
+        """Decode in a context of the engine's model. Logits [wanted.sum(), n_vocab] of the wanted tokens, valid until
+        the context's next decode. Raises DecodeError."""
+        batch, n = self._native, len(tokens)
+        batch.n_tokens = n
+        np.ctypeslib.as_array(batch.token, (n,))[:] = tokens
+        np.ctypeslib.as_array(batch.pos, (n,))[:] = positions
+        np.ctypeslib.as_array(batch.logits, (n,))[:] = wanted
+        for i, seq_id in enumerate(seq_ids):
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, seq_id
+        engine.decode(batch, ctx)
+        n_wanted, n_vocab = int(wanted.sum()), engine.n_vocab
+        if n_wanted == 0:
+            return np.empty((0, n_vocab), np.float32)
+        return np.ctypeslib.as_array(llama_cpp.llama_get_logits(ctx), (n_wanted, n_vocab))
+
+    def close(self) -> None:
+        llama_cpp.llama_batch_free(self._native)
 
 
 class BatchContext:
-    """n_seq sequences of up to n_ctx tokens over a loaded model, whose attention is computed as the Llama does. Every
-    token counts as generated."""
+    """n_seq sequences of up to n_ctx tokens over a loaded model, beside the context that the Llama holds and with its
+    way of computing attention. Every token counts as generated."""
 
     def __init__(self, llm: Llama, n_seq: int, n_ctx: int, n_batch: int) -> None:
         params = llama_cpp.llama_context_default_params()
@@ -32,13 +64,12 @@ class BatchContext:
         params.flash_attn_type = llm.context_params.flash_attn_type
         params.n_threads, params.n_threads_batch = llm.n_threads, llm.n_threads_batch
         log.forget()
-        self.ctx: Any = llama_cpp.llama_init_from_model(llm._model.model, params)
+        self._engine = llm.engine
+        self.ctx: Any = llama_cpp.llama_init_from_model(self._engine.model, params)
         if not self.ctx:
             raise ModelLoadError(f"llama.cpp cannot make a context for calibration ({log.last_complaint()})")
         self.skip = SkipContext(self.ctx)
-        self._llm = llm
-        self._batch = llama_cpp.llama_batch_init(n_batch, 0, 1)
-        self._n_vocab = llm.n_vocab()
+        self._batch = Batch(n_batch)
         self.clear()
 
     def clear(self) -> None:
@@ -50,18 +81,7 @@ class BatchContext:
         self, tokens: Sequence[int], positions: Sequence[int], seq_ids: Sequence[int], wanted: npt.NDArray[np.bool_]
     ) -> Floats:
         """Logits [wanted.sum(), n_vocab], valid until the next call. Raises DecodeError."""
-        batch, n = self._batch, len(tokens)
-        batch.n_tokens = n
-        np.ctypeslib.as_array(batch.token, (n,))[:] = tokens
-        np.ctypeslib.as_array(batch.pos, (n,))[:] = positions
-        np.ctypeslib.as_array(batch.logits, (n,))[:] = wanted
-        for i, seq_id in enumerate(seq_ids):
-            batch.n_seq_id[i], batch.seq_id[i][0] = 1, seq_id
-        decode_batch(self._llm, self.ctx, batch)
-        n_wanted = int(wanted.sum())
-        if n_wanted == 0:
-            return np.empty((0, self._n_vocab), np.float32)
-        return np.ctypeslib.as_array(llama_cpp.llama_get_logits(self.ctx), (n_wanted, self._n_vocab))
+        return self._batch.decode(self._engine, self.ctx, tokens, positions, seq_ids, wanted)
 
     def decode_window(self, window: npt.NDArray[np.int32], logits: bool = True) -> Floats:
         """Logits [n, n_vocab] of one sequence's n tokens, from a clear start; or of the last token only, and no more of
@@ -78,6 +98,6 @@ class BatchContext:
     def __exit__(
         self, _type: type[BaseException] | None, _value: BaseException | None, _traceback: TracebackType | None
     ) -> None:
-        llama_cpp.llama_batch_free(self._batch)
+        self._batch.close()
         llama_cpp.llama_free(self.ctx)
         self.ctx = None

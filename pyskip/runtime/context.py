@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..binding.library import ffi, lib
 from ..binding.status import N_ERROR, raise_for
-from ..errors import DecodeError, ProfileError
-from ..policy import Cosine, Custom, Policy, Profiled, Random, Static
+from ..errors import DecodeError
+from ..models.profile import Profile
+from ..policy import Policy
 from ..stats import SkipStats, SkipTrace
-
-if TYPE_CHECKING:
-    from ..models.profile import Profile
 
 __all__ = ["SkipContext"]
 
@@ -27,7 +25,7 @@ class SkipContext:
         self.n_layer: int = lib.pyskip_n_layer(self.native)
 
     def skippable(self) -> tuple[int, ...]:
-        """The layers whose FFN can be skipped. Raises PolicyError where none can, with the reason."""
+        """The layers whose FFN can be skipped. Raises PolicyError if none can, with the reason."""
         flags = ffi.new("uint8_t[]", self.n_layer)
         error = ffi.new("char[]", N_ERROR)
         raise_for(lib.pyskip_skippable(self.native, flags, self.n_layer, error, N_ERROR), error)
@@ -39,37 +37,17 @@ class SkipContext:
         raise_for(lib.pyskip_check_generates(self.native, error, N_ERROR), error, DecodeError)
 
     def set_policy(self, policy: Policy, profile: Profile | None = None) -> None:
-        """Decide by `policy` from the next token on. Raises PolicyError where it does not fit the model, ProfileError
-        where it needs a profile and none is given."""
-        layers = ffi.new("int32_t[]", policy.layers if isinstance(policy, Static) else ())
-        native = ffi.new("struct pyskip_policy *", {"type": lib.PYSKIP_POLICY_OFF})
-        if isinstance(policy, Static):
-            native.type, native.layers, native.n_layers = lib.PYSKIP_POLICY_STATIC, layers, len(policy.layers)
-        elif isinstance(policy, Cosine):
-            native.type = lib.PYSKIP_POLICY_COSINE
-            native.threshold = max(-3.0e38, min(policy.threshold, 3.0e38))  # float32
-            native.run, native.warmup = policy.run, policy.warmup
-            native.cold_start, native.cold_end = policy.cold_start, policy.cold_end
-        elif isinstance(policy, Profiled):
-            if profile is None:
-                raise ProfileError(
-                    f"skip {str(policy)!r} needs the model's profile and none is given: run pyskip calibrate"
-                )
-            native.type, native.profile = lib.PYSKIP_POLICY_PROFILE, profile.native
-            native.warmup = profile.warmup if policy.warmup is None else policy.warmup
-            native.threshold, native.prefill = profile.threshold(policy), policy.prefill
-        elif isinstance(policy, Random):
-            native.type, native.rate, native.seed = lib.PYSKIP_POLICY_RANDOM, policy.rate, policy.seed
-            native.warmup = policy.warmup
-            native.threshold = policy.log_error
-            if policy.stand_in:
-                if profile is None:
-                    raise ProfileError("random with stand_in=1 needs the model's profile: run pyskip calibrate")
-                native.profile = profile.native
-        elif isinstance(policy, Custom):
-            native.type = lib.PYSKIP_POLICY_CUSTOM
-            native.decide = ffi.cast("pyskip_decide", policy.address)
-            native.decide_data = ffi.cast("void *", policy.data_address)
+        """Decide by `policy` from the next token on. Raises PolicyError if it does not fit the model, ProfileError
+        if it needs a profile and none is given."""
+        fields = policy.fields(profile)
+        fields["type"] = getattr(lib, fields["type"])
+        if "layers" in fields:
+            fields["layers"] = ffi.new("int32_t[]", fields["layers"])
+            fields["n_layers"] = len(fields["layers"])
+        if "decide" in fields:
+            fields["decide"] = ffi.cast("pyskip_decide", fields["decide"])
+            fields["decide_data"] = ffi.cast("void *", fields["decide_data"])
+        native = ffi.new("struct pyskip_policy *", fields)
         error = ffi.new("char[]", N_ERROR)
         raise_for(lib.pyskip_set_policy(self.native, native, error, N_ERROR), error)
 

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..binding import log
-from ..binding.library import llama_cpp
 from ..errors import DecodeError, PyskipError
-from ..policy import Off, Policy
+from ..policy import Policy
+from .batch import Batch
+from .engine import Floats
 from .llama import Llama
 
-__all__ = ["Arm", "Decoder", "decode_batch", "decoding_arms", "distinct"]
-
-Floats = npt.NDArray[np.float32]
+__all__ = ["Decoder", "PolicyArm", "decoding_arms", "distinct"]
 
 
-class Arm:
+class PolicyArm:
     """A policy, and the blocks that it skipped, by layer, for tokens that were scored."""
 
     def __init__(self, policy: Policy, n_layer: int) -> None:
@@ -47,60 +44,49 @@ def distinct(llm: Llama, skips: Sequence[str | float | Policy]) -> Iterator[list
             policies.setdefault(str(llm.skip), llm.skip)
         yield list(policies.values())
     finally:
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(llm.ctx), True)
+        llm.engine.clear()
         llm.reset()
         llm.skip = before
 
 
 @contextmanager
-def decoding_arms(llm: Llama, skips: Sequence[str | float | Policy], n_ctx: int) -> Iterator[tuple[Decoder, list[Arm]]]:
+def decoding_arms(
+    llm: Llama, skips: Sequence[str | float | Policy], n_ctx: int
+) -> Iterator[tuple[Decoder, list[PolicyArm]]]:
     """A decoder of up to n_ctx tokens at a time, and an arm for each policy as distinct() has them."""
     if llm.n_batch < n_ctx or llm.n_ctx() < n_ctx:
         raise PyskipError(
             f"the model was loaded with n_ctx={llm.n_ctx()} and n_batch={llm.n_batch}, expected at least {n_ctx} each"
         )
-    llm._check_decoder()
-    batch = llama_cpp.llama_batch_init(n_ctx, 0, 1)
+    llm.engine.check_decoder()
+    batch = Batch(n_ctx)
     try:
         with distinct(llm, skips) as policies:
             llm.start_trace(n_ctx)
-            yield Decoder(llm, batch, n_ctx), [Arm(policy, llm._skip_context.n_layer) for policy in policies]
+            yield Decoder(llm, batch, n_ctx), [PolicyArm(policy, llm.engine.skip.n_layer) for policy in policies]
     finally:
-        llama_cpp.llama_batch_free(batch)
+        batch.close()
         llm.start_trace(0)
-
-
-def decode_batch(llm: Llama, ctx: Any, batch: Any) -> None:
-    """llama_decode() in a context of the model, with what Llama.eval() sees to around it. Raises DecodeError."""
-    log.forget()
-    llm.check_process()
-    status = llama_cpp.llama_decode(ctx, batch)
-    if status != 0:
-        raise DecodeError(f"llama.cpp cannot decode ({log.last_complaint() or f'status {status}'})")
-    llm.check_process()
 
 
 class Decoder:
     """Decodes stretches of one sequence, and asks for the logits that are scored only."""
 
-    def __init__(self, llm: Llama, batch: Any, n_max: int) -> None:
+    def __init__(self, llm: Llama, batch: Batch, n_max: int) -> None:
         self._llm, self._batch, self._n_max = llm, batch, n_max
-        self._memory = llama_cpp.llama_get_memory(llm.ctx)
-        self._n_vocab = llm.n_vocab()
-        self._arm: Arm
-        for i in range(n_max):
-            batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+        self._engine = llm.engine
+        self._arm: PolicyArm
 
-    def begin(self, arm: Arm) -> None:
+    def begin(self, arm: PolicyArm) -> None:
         """An empty sequence under the arm's policy, generated from its first token on."""
         self._llm.skip = arm.policy
         self._arm = arm
-        llama_cpp.llama_memory_clear(self._memory, True)
-        self._llm._skip_context.set_generated_from(0, 0)
+        self._engine.clear()
+        self._engine.skip.set_generated_from(0, 0)
 
     def rewind(self, pos: int) -> int:
-        """Forget positions >= pos; all of them where the model's memory cannot. Returns how many are left."""
-        if llama_cpp.llama_memory_seq_rm(self._memory, 0, pos, -1):
+        """Forget positions >= pos; all of them if the model's memory cannot. Returns how many are left."""
+        if self._engine.cut(pos, seq_id=0):
             return pos
         self.begin(self._arm)
         return 0
@@ -113,21 +99,14 @@ class Decoder:
         wanted = (positions >= first) & (positions < last)
         n_wanted = int(wanted.sum())
         wanted[-1] |= n_wanted == 0  # some models abort on a batch without outputs
-        batch = self._batch
-        batch.n_tokens = n
-        np.ctypeslib.as_array(batch.token, (n,))[:] = tokens[pos:]
-        np.ctypeslib.as_array(batch.pos, (n,))[:] = positions
-        np.ctypeslib.as_array(batch.logits, (n,))[:] = wanted
-        decode_batch(self._llm, self._llm.ctx, batch)
+        logits = self._batch.decode(self._engine, self._engine.ctx, tokens[pos:], positions, [0] * n, wanted)
         self._count(first, last, n_wanted)
-        if n_wanted == 0:
-            return np.empty((0, self._n_vocab), np.float32)
-        return np.ctypeslib.as_array(llama_cpp.llama_get_logits(self._llm.ctx), (n_wanted, self._n_vocab))
+        return logits[:n_wanted]
 
     def _count(self, first: int, last: int, n_expected: int) -> None:
         arm = self._arm
         arm.n_tokens += n_expected
-        if isinstance(arm.policy, Off):
+        if arm.policy.is_dense:
             return
         trace = self._llm.take_trace(self._n_max)
         scored = (trace.positions >= first) & (trace.positions < last)

@@ -22,7 +22,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def check_threads(n_threads: int) -> None:
-    """Before a decode. Raises DecodeError where its threads are those of another process."""
+    """Before a decode. Raises DecodeError if its threads are those of another process."""
     global _has_pool
     if n_threads > 1 and _lost_pool:
         raise DecodeError(

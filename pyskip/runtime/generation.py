@@ -1,18 +1,15 @@
-"""One answer: tokens in, text out piece by piece, and what it took. For pyskip.conversation and `pyskip generate`."""
+"""One answer: tokens in, text out piece by piece, and what it took. For pyskip.chat and `pyskip generate`."""
 
 from __future__ import annotations
 
-import codecs
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from ..binding.library import llama_cpp
 from ..errors import DecodeError
 from ..pace import PaceStats
 from ..stats import SkipStats
 from .llama import Llama
+from .text import Stopwatch, TextStream
 
 __all__ = ["Answer", "Generation", "Message", "chat_tokens"]
 
@@ -21,7 +18,7 @@ Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content":
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer, whole or cut short. Rates in tokens/s; 0 where nothing was measured."""
+    """An answer, whole or cut short. Rates in tokens/s; 0 if nothing was measured."""
 
     text: str
     n_prompt: int  # tokens of the prompt; those that were cached are not decoded again
@@ -29,7 +26,7 @@ class Answer:
     prompt_ts: float
     gen_ts: float
     skip: SkipStats
-    pace: PaceStats | None  # where a pace is kept
+    pace: PaceStats | None  # if a pace is kept
     tokens: tuple[int, ...] = ()  # [n_gen]
 
 
@@ -41,47 +38,45 @@ class Generation:
         self._text = ""
         self._generated: list[int] = []
         self._n_decoded = 0
-        self._t_start = self._t_first = self._t_last = 0.0
+        self._watch = Stopwatch()
         if seed is not None:
             llm.set_seed(seed)
 
     def __iter__(self) -> Iterator[str]:
         llm = self._llm
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        vocab = llm._model.vocab
+        engine, text, watch = llm.engine, TextStream(), Stopwatch()
         llm.reset_skip_stats()
-        n_cached = llm.longest_token_prefix(llm._input_ids.tolist(), self._tokens)
+        n_cached = llm.longest_token_prefix(list(llm.eval_tokens), self._tokens)
         self._n_decoded = max(1, len(self._tokens) - n_cached)
-        self._t_start = time.perf_counter()
+        self._watch = watch
+        watch.begin()
         n_room = min(self._max_tokens, llm.n_ctx() - len(self._tokens))
         last = self._tokens[-1:]
         for token in llm.generate(self._tokens, temp=self._temp):
-            self._t_last = time.perf_counter()
-            self._t_first = self._t_first or self._t_last
-            if llama_cpp.llama_vocab_is_eog(vocab, token):
+            watch.token()
+            if engine.is_eog(token):
                 break
             self._generated.append(token)
-            piece = decoder.decode(llm.detokenize([token], prev_tokens=last))
+            piece = text.push(llm.detokenize([token], prev_tokens=last))
             last = [token]
             if piece:
                 self._text += piece
                 yield piece
             if len(self._generated) >= n_room:
                 break
-        tail = decoder.decode(b"", final=True)
+        tail = text.finish()
         if tail:
             self._text += tail
             yield tail
 
     def answer(self) -> Answer:
         n_gen = len(self._generated)
-        prompt_s, gen_s = self._t_first - self._t_start, self._t_last - self._t_first
         return Answer(
             text=self._text,
             n_prompt=len(self._tokens),
             n_gen=n_gen,
-            prompt_ts=self._n_decoded / prompt_s if self._t_first and prompt_s > 0 else 0.0,
-            gen_ts=(n_gen - 1) / gen_s if n_gen > 1 and gen_s > 0 else 0.0,
+            prompt_ts=self._watch.prompt_ts(self._n_decoded),
+            gen_ts=self._watch.gen_ts(n_gen),
             skip=self._llm.skip_stats(),
             pace=None if self._llm.pace is None else self._llm.pace.stats(),
             tokens=tuple(self._generated),
@@ -89,14 +84,9 @@ class Generation:
 
 
 def chat_tokens(llm: Llama, messages: list[Message]) -> list[int]:
-    """The prompt for the assistant's next turn, by the model's own chat template, ChatML where it has none."""
+    """The prompt for the assistant's next turn, by the model's own chat template, ChatML if it has none."""
     metadata: dict[str, str] = llm.metadata
-    vocab = llm._model.vocab
-
-    def text(token: int) -> str:
-        raw: Any = llama_cpp.llama_vocab_get_text(vocab, token) if token != -1 else b""
-        return bytes(raw).decode("utf-8", "replace")
-
+    text = llm.engine.token_text
     template = metadata.get("tokenizer.chat_template")
     if template is None:
         prompt = (

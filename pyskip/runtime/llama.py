@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from ..binding import log
 from ..binding.crash import aborts_caught
+from ..binding.kernels import check_kernels, kernels_chosen
 from ..binding.library import llama_cpp
 from ..binding.pieces import token_bytes, tokenize
 from ..errors import DecodeError, ModelLoadError
 from ..models import resolve
 from ..models.gguf_info import check_context, inspect
 from ..policy import Policy, Profiled, parse_skip
+from ..policy.base import Paced
 from ..system import physical_cores
 from .arguments import check_arguments, check_grammar
-from .context import SkipContext
-from .fork import check_threads
+from .engine import Engine
 from .model_file import ModelFile
 from .skipping import Skipping
 
@@ -44,6 +46,9 @@ class Llama(Skipping, llama_cpp.Llama):  # type: ignore[misc]
     low_memory: for a model larger than memory. Weights stay in the mapped file, and under a policy other than off only
         those of blocks that run are read.
 
+    kernels: "fast", pyskip's own where it has them for a weight's type and the processor, or "upstream", whose logits
+        are those of unpatched llama.cpp to the last bit.
+
     Prompts run dense, except under `static` and `profile:prefill=1`. Tokens that generate() and all that builds on it
     (completion, chat) feed back are decided by the policy; embeddings and eval() are dense unless mark_generated() says
     otherwise.
@@ -63,15 +68,17 @@ class Llama(Skipping, llama_cpp.Llama):  # type: ignore[misc]
         target_tps: float | None = None,
         max_skip: float | None = None,
         low_memory: bool = False,
+        kernels: str = "fast",
         n_ctx: int = 512,
         n_threads: int | None = None,
         n_threads_batch: int | None = None,
         **kwargs: Any,
     ) -> None:
         policy = parse_skip(skip)
+        check_kernels(kernels)
         path = os.fsdecode(resolve(model_path) if isinstance(model_path, str) else model_path)
         vocab_only = bool(kwargs.get("vocab_only"))
-        self._file = ModelFile(path) if kwargs.get("use_mmap", True) else None
+        file = ModelFile(path) if kwargs.get("use_mmap", True) else None
         info = inspect(path, weights=not vocab_only)
         if not vocab_only:
             check_context(info, n_ctx)
@@ -80,26 +87,22 @@ class Llama(Skipping, llama_cpp.Llama):  # type: ignore[misc]
         self._profile = None
         arguments = {"n_threads": n_threads, "n_threads_batch": n_threads_batch, "low_memory": low_memory, **kwargs}
         check_arguments(arguments)
-        self._generating_from: int | None = None  # by generate(), while its own code runs
-        self._native = None
-        self._marked_from = -1  # by mark_generated()
-        self._generates = False  # as far as is known
-        self._encoded = False  # whether an encoder has read a prompt
+        self._engine = None
         self._policy = parse_skip("off")
-        self._low_memory = low_memory
+        self._low_memory, self._kernels = low_memory, kernels
         self._pace = None
-        self._pace_from = Profiled(rate=0.0)
+        self._pace_from: Paced = Profiled(rate=0.0)
         log.forget()
         cores = physical_cores()
         try:
-            with aborts_caught():
+            with kernels_chosen(kernels), aborts_caught():
                 super().__init__(
                     path, n_ctx=n_ctx, n_threads=n_threads or cores, n_threads_batch=n_threads_batch or cores, **kwargs
                 )
         except (ValueError, RuntimeError, AssertionError) as error:
             reason = log.last_complaint() or str(error)
             raise ModelLoadError(f"{path}: llama.cpp cannot load it ({reason})") from error
-        self._native = SkipContext(self.ctx)
+        self._engine = Engine(self.model, self.ctx, info, file, max(self.n_threads, self.n_threads_batch))
         self._n_ctx = self.n_ctx()
         try:
             if self.lora_path and not self._lora_adapter:
@@ -107,11 +110,16 @@ class Llama(Skipping, llama_cpp.Llama):  # type: ignore[misc]
                     f"{self.lora_path}: not a LoRA for this model ({log.last_complaint() or 'no reason given'})"
                 )
             if low_memory:
-                self._native.set_streaming(True)
+                self.engine.skip.set_streaming(True)
             self._decide_by(policy, target_tps, max_skip)
         except BaseException:
             self.close()
             raise
+
+    @property
+    def kernels(self) -> str:
+        """What it was loaded for: fast or upstream."""
+        return self._kernels
 
     @property
     def model_params(self) -> Any:
@@ -126,51 +134,44 @@ class Llama(Skipping, llama_cpp.Llama):  # type: ignore[misc]
 
     def n_ctx(self) -> int:
         """Tokens that the context holds. llama.cpp rounds up what was asked for, upstream's own arrays do not; and it
-        aborts behind the last learned position."""
+        aborts beyond the last learned position."""
         n_ctx = min(int(super().n_ctx()), self._info.n_positions or 2**31)
         return min(n_ctx, len(self.input_ids)) if hasattr(self, "input_ids") else n_ctx
 
     # llama_cpp.Llama, with the caller's word of what is prompt and what is generated
 
     def eval(self, tokens: Sequence[int]) -> None:
-        """Decode tokens at the next positions. Raises DecodeError where they do not fit, where llama.cpp fails, and for
+        """Decode tokens at the next positions. Raises DecodeError if they do not fit, if llama.cpp fails, and for
         a model that does not generate."""
-        self._check_decoder()
+        self._check_weights()
+        engine = self.engine
+        engine.check_decoder()
         if self.n_tokens + len(tokens) > self._n_ctx:
             raise DecodeError(
                 f"{self.n_tokens} + {len(tokens)} tokens do not fit a context of {self._n_ctx}: "
                 "shorten the prompt or raise n_ctx (-c)"
             )
-        first = self._marked_from if self._generating_from is None else self._generating_from
-        self._skip_context.set_generated_from(0, first)  # every time: a generator that is held must not leave its mark
+        engine.apply_mark()
         log.forget()
-        self.check_process()
+        engine.check_process()
         try:
             super().eval(tokens)
         except RuntimeError as error:
             # upstream counts a batch only when it was decoded; what a failed one left in the cache must not stay
-            self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1)
+            engine.cut(self.n_tokens)
             raise DecodeError(f"llama.cpp cannot decode ({log.last_complaint() or error})") from error
-        self._check_file()
+        engine.check_file()
 
     def check_process(self) -> None:
-        """What eval() sees to before it decodes, for those who call llama_decode() themselves. Raises DecodeError where
-        the model's file was written to while it is mapped, or its threads are those of a process that forked.
-
-        Before a decode, for a file that was cut off would end the process, and behind it, for what was computed while
-        the file changed must not come out; each look is a stat(), some microseconds."""
-        self._check_file()
-        check_threads(max(self.n_threads, self.n_threads_batch))
-
-    def _check_file(self) -> None:
-        if self._file is not None:
-            self._file.check()
+        """What eval() sees to before it decodes, for those who call llama_decode() themselves. Raises DecodeError if
+        the model's file was written to while it is mapped, or its threads are those of a process that forked."""
+        self.engine.check_process()
 
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
         """llama_cpp.Llama.generate; tokens after the prompt, which an encoder-decoder encodes, count as generated."""
         tokens = list(tokens)
         if kwargs.get("grammar") is not None:
-            self._check_grammar(kwargs["grammar"])
+            self.check_grammar(kwargs["grammar"])
         reset = kwargs["reset"] if "reset" in kwargs else args[6] if len(args) > 6 else True
         first = len(tokens) + (0 if reset else self.n_tokens)
         if first == 0:
@@ -179,7 +180,7 @@ class Llama(Skipping, llama_cpp.Llama):  # type: ignore[misc]
             raise DecodeError(
                 f"the prompt has {first} tokens, the context {self._n_ctx}: shorten it or raise n_ctx (-c)"
             )
-        if self._has_encoder():
+        if self.engine.has_encoder:
             tokens = self._encode(tokens)
             first = len(tokens)
         inner = super().generate(tokens, *args, **kwargs)
@@ -189,7 +190,7 @@ class Llama(Skipping, llama_cpp.Llama):  # type: ignore[misc]
             self._pace.restart()
         try:
             while True:
-                self._generating_from = first
+                self.engine.generating(first)
                 pace = self._pace if n_left == 0 else None
                 n_left = max(0, n_left - 1)
                 if pace is not None:
@@ -199,54 +200,41 @@ class Llama(Skipping, llama_cpp.Llama):  # type: ignore[misc]
                 except StopIteration:
                     return
                 finally:
-                    self._generating_from = None  # while the caller has the token, eval() is the caller's own
+                    if self._engine is not None:
+                        self._engine.generating(-1)  # while the caller has the token, eval() is the caller's own
                 if pace is not None and pace.end():
-                    self._set_policy(replace(self._pace_from, rate=pace.rate))
+                    self._set_policy(self._pace_from.at_rate(pace.rate))
                 sent = yield token
         finally:
             inner.close()
 
-    def _check_grammar(self, grammar: Any) -> None:
+    def check_grammar(self, grammar: Any) -> None:
         """Raises DecodeError for one that llama.cpp cannot read: it then has no sampler, and upstream uses it."""
         check_grammar(self._model.vocab, grammar)
 
-    def _has_encoder(self) -> bool:
-        return bool(llama_cpp.llama_model_has_encoder(self._model.model))
-
-    def _check_generates(self) -> None:
-        """Raises DecodeError for a model that does not generate text."""
+    def _check_weights(self) -> None:
         if self.model_params.vocab_only:
             raise DecodeError("the model was loaded with vocab_only, expected its weights: load it without")
-        if not self._generates:
-            self._skip_context.check_generates()
-            self._generates = True
-
-    def _check_decoder(self) -> None:
-        """Raises DecodeError where decoding would abort, too: in an encoder-decoder that has encoded no prompt yet."""
-        self._check_generates()
-        if self._has_encoder() and not self._encoded:
-            raise DecodeError(
-                f"found an encoder-decoder ({self._info.architecture}) without a prompt, expected a decoder: "
-                "it can chat and generate"
-            )
 
     def _encode(self, tokens: list[int]) -> list[int]:
         """Let the encoder read the prompt. Returns what the decoder starts with."""
-        self._check_generates()
+        self._check_weights()
+        engine = self.engine
+        engine.check_generates()
         n_max = min(self.n_batch, self.context_params.n_ubatch)
         if len(tokens) > n_max:
             raise DecodeError(
                 f"the prompt has {len(tokens)} tokens, the encoder takes {n_max} at once: shorten it or raise n_ubatch"
             )
         self.reset()
-        self._ctx.kv_cache_clear()
+        engine.clear()
         self._batch.set_batch(batch=tokens, n_past=0, logits_all=False)
         log.forget()
         try:
             self._ctx.encode(self._batch)
         except RuntimeError as error:
             raise DecodeError(f"llama.cpp cannot encode ({log.last_complaint() or error})") from error
-        self._encoded = True
+        engine.has_encoded = True
         start = llama_cpp.llama_model_decoder_start_token(self._model.model)
         return [start if start >= 0 else max(self.token_bos(), 0)]
 
@@ -260,11 +248,12 @@ class Llama(Skipping, llama_cpp.Llama):  # type: ignore[misc]
 
     def reset(self) -> None:
         """Forget the tokens and mark_generated()."""
-        self._marked_from = -1
+        if self._engine is not None:
+            self._engine.clear_mark()
         super().reset()
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
-        """llama_cpp.Llama.tokenize; raises DecodeError where the vocabulary cannot."""
+        """llama_cpp.Llama.tokenize; raises DecodeError if the vocabulary cannot."""
         if type(self.tokenizer_) is not llama_cpp.LlamaTokenizer:
             return list(super().tokenize(text, add_bos, special))
         return tokenize(self._model.vocab, text, add_bos, special)
@@ -277,15 +266,37 @@ class Llama(Skipping, llama_cpp.Llama):  # type: ignore[misc]
         # as upstream: LLaMA 1 puts a space after the beginning of a text
         return text[1:] if text[:1] == b" " and tokens[0] == self.token_bos() else text
 
+    # A conversation that is left and gone on with (pyskip.chat.session)
+
+    def save_sequence(self) -> bytes:
+        """The KV cache of the tokens in it (eval_tokens), empty if there is none that could be restored."""
+        return self.engine.save_state(self.n_tokens)
+
+    def restore_sequence(self, tokens: Sequence[int], state: bytes | None) -> str | None:
+        """Go on after these tokens, with what save_sequence() returned; None: with an empty cache.
+
+        Returns why llama.cpp did not take the state, in which case the cache is empty; None if it did."""
+        self.reset()
+        self.engine.clear()
+        if state is None:
+            return None
+        if not self.engine.restore_state(len(tokens), state):
+            self.engine.clear()
+            return log.last_complaint() or "llama.cpp refuses it"
+        self.input_ids[: len(tokens)] = np.array(tokens, np.intc)
+        self.n_tokens = len(tokens)
+        self._requires_eval = True
+        return None
+
     def close(self) -> None:
         """Free the model and its context. Safe for a model that failed to load."""
-        self._native = None
+        self._engine = None
         if hasattr(self, "_stack"):
             super().close()
 
     def __getstate__(self) -> dict[str, Any]:
         state = {**super().__getstate__(), "skip": str(self._policy), "profile": self._profile_path}
-        state["low_memory"] = self._low_memory
+        state |= {"low_memory": self._low_memory, "kernels": self._kernels}
         if self._pace is None:
             return state
         pace = {"target_tps": self._pace.target_tps, "max_skip": self._pace.max_skip}

@@ -26,7 +26,7 @@ class ModelFile:
         return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
     def check(self) -> None:
-        """Raises DecodeError where the file was written to in place."""
+        """Raises DecodeError if the file was written to in place."""
         before, now = self._before, self._look()
         if before and now and before[:2] == now[:2] and before != now:
             raise DecodeError(

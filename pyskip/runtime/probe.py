@@ -18,7 +18,7 @@ N_CTX = 64  # the graph is the same for every size
 def skippable_layers(path: str | os.PathLike[str]) -> tuple[int, ...]:
     """Builds the model's decode graph over weights that are named but not there (llama_model_params.no_alloc).
 
-    Raises ModelLoadError for a file that llama.cpp cannot load, PolicyError where no layer can skip, with the reason.
+    Raises ModelLoadError for a file that llama.cpp cannot load, PolicyError if no layer can skip, with the reason.
     """
     log.forget()
     llama_cpp.llama_backend_init()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ..errors import ModelLoadError, PolicyError, ProfileError
-from ..models.gguf_info import GGUFInfo
 from ..models.profile import Profile, find_profile, path_beside
 from ..pace import Pace
-from ..policy import Off, Policy, Profiled, Random, parse_skip
+from ..policy import Policy, parse_skip
+from ..policy.base import Paced
 from ..stats import SkipStats, SkipTrace
-from .context import SkipContext
+from .engine import Engine
 
 __all__ = ["Skipping"]
 
@@ -21,27 +22,26 @@ class Skipping:
 
     model_path: str
     n_tokens: int  # in the KV cache
-    _info: GGUFInfo
-    _native: SkipContext | None  # None: not loaded, or closed
+    _engine: Engine | None  # None: not loaded, or closed
     _policy: Policy
     _profile: Profile | None  # once it was read
     _profile_path: str | os.PathLike[str] | None  # the caller's; None: wherever it is found
     _pace: Pace | None
-    _pace_from: Profiled  # the policy whose operating point a pace moves
-    _marked_from: int  # by mark_generated()
+    _pace_from: Paced  # the policy whose operating point a pace moves
 
     @property
-    def _skip_context(self) -> SkipContext:
-        if self._native is None:
+    def engine(self) -> Engine:
+        """The loaded model as pyskip's own modules use it; no part of the API. Raises ModelLoadError once closed."""
+        if self._engine is None:
             raise ModelLoadError("the model was closed: load it again")
-        return self._native
+        return self._engine
 
     # What decides
 
     @property
     def skip(self) -> Policy:
         """The policy in force. Takes a specification or a policy, which ends a pace; raises PolicyError, and keeps the
-        old one, where it is malformed or does not fit the model."""
+        old one, if it is malformed or does not fit the model."""
         return self._policy
 
     @skip.setter
@@ -55,37 +55,46 @@ class Skipping:
         self.keep_pace(target_tps, max_skip)
 
     def _set_policy(self, policy: Policy) -> None:
-        needs = isinstance(policy, Profiled) or (isinstance(policy, Random) and policy.stand_in)
-        self._skip_context.set_policy(policy, self._needed_profile(f"skip {str(policy)!r}") if needs else None)
+        profile = self._needed_profile(f"skip {str(policy)!r}") if policy.needs_profile else None
+        self.engine.skip.set_policy(policy, profile)
         self._policy = policy
+
+    @contextmanager
+    def deciding_by(self, policy: Policy) -> Iterator[None]:
+        """While open, this policy decides and no pace is kept; then those before it again."""
+        own, pace = self._policy, self._pace
+        self.skip = policy
+        try:
+            yield
+        finally:
+            self._set_policy(own)
+            self._pace = pace
 
     def keep_pace(self, target_tps: float | None, max_skip: float | None = None) -> None:
         """Skip as much as it takes to decode target_tps tokens/s, and no more; None ends it where it stands.
 
         The operating point of the model's profile moves from the rate that `skip` asks for (`off`: 0) to max_skip, by
         default the profile's recommended rate. Raises PolicyError for a `skip` without a rate and a max_skip beyond
-        the profile's curve or not above the rate, ProfileError where the model has no profile.
+        the profile's curve or not above the rate, ProfileError if the model has no profile.
         """
         if target_tps is None:
             if max_skip is not None:
                 raise PolicyError(f"max_skip is {max_skip:g} and there is no target_tps to keep: give one")
             self._pace = None
             return
-        policy = Profiled(rate=0.0) if isinstance(self._policy, Off) else self._policy
-        if self._pace is not None:
-            policy = self._pace_from
-        if not isinstance(policy, Profiled) or policy.rate is None:
-            raise PolicyError(f"skip is {str(policy)!r}, expected off or a rate to keep a pace from, such as 0.1")
+        start = self._policy.paced_from() if self._pace is None else self._pace_from
+        if start is None or start.rate is None:
+            raise PolicyError(f"skip is {str(self._policy)!r}, expected off or a rate to keep a pace from, such as 0.1")
         profile = self._needed_profile("target_tps")
         most = int(1000 * profile.recommended.rate) / 1000 if max_skip is None else max_skip
-        profile.threshold(replace(policy, rate=most))  # raises where the curve does not reach
-        pace = Pace(target_tps, most, floor=policy.rate)
-        self._set_policy(policy)
-        self._pace, self._pace_from = pace, policy
+        profile.threshold(start.at_rate(most))  # raises if the curve does not reach
+        pace = Pace(target_tps, most, floor=start.rate)
+        self._set_policy(start.at_rate(start.rate))
+        self._pace, self._pace_from = pace, start
 
     @property
     def pace(self) -> Pace | None:
-        """The pace that is kept, None where there is none; pace.stats() tells what it did."""
+        """The pace that is kept, None if there is none; pace.stats() tells what it did."""
         return self._pace
 
     def _needed_profile(self, what: str) -> Profile:
@@ -100,21 +109,19 @@ class Skipping:
 
     def _n_dense(self) -> int:
         """The prompt, and the generated tokens that a profile's policy runs dense."""
-        if not isinstance(self._policy, Profiled) or self.profile is None:
-            return 0
-        return 1 + (self.profile.warmup if self._policy.warmup is None else self._policy.warmup)
+        return self._policy.n_dense(self.profile if self._policy.needs_profile else None)
 
     @property
     def profile(self) -> Profile | None:
-        """The model's profile, None where it has none. Raises ProfileError where it is damaged or another model's.
+        """The model's profile, None if it has none. Raises ProfileError if it is damaged or another model's.
 
         May be set to the path of another; counts from the next time that `skip` is set."""
         if self._profile is None:
             if self._profile_path is None:
-                self._profile = find_profile(self.model_path, self._info.fingerprint)
+                self._profile = find_profile(self.model_path, self.engine.info.fingerprint)
             else:
                 self._profile = Profile(self._profile_path)
-                self._profile.check_model(self._info.fingerprint, self.model_path)
+                self._profile.check_model(self.engine.info.fingerprint, self.model_path)
         return self._profile
 
     @profile.setter
@@ -123,8 +130,8 @@ class Skipping:
 
     @property
     def skippable_layers(self) -> tuple[int, ...]:
-        """The layers whose FFN can be skipped. Raises PolicyError where there is none."""
-        return self._skip_context.skippable()
+        """The layers whose FFN can be skipped. Raises PolicyError if there is none."""
+        return self.engine.skip.skippable()
 
     def mark_generated(self, pos: int | None = None) -> None:
         """Tokens that eval() feeds at positions >= pos (default: the next one) count as generated, until reset().
@@ -134,28 +141,27 @@ class Skipping:
         first = self.n_tokens if pos is None else pos
         if not 0 <= first < 2**31:
             raise ValueError(f"pos is {first}, expected a position from 0 to {2**31 - 1}")
-        self._skip_context.set_generated_from(0, first)
-        self._marked_from = first
+        self.engine.mark_generated(first)
 
     # What was decided
 
     def skip_stats(self) -> SkipStats:
         """Blocks evaluated and skipped, by layer."""
-        return self._skip_context.stats(self._policy)
+        return self.engine.skip.stats(self._policy)
 
     def reset_skip_stats(self) -> None:
         """Count from zero, a pace's statistics too."""
-        self._skip_context.reset_counters()
+        self.engine.skip.reset_counters()
         if self._pace is not None:
             self._pace.reset_stats()
 
     def start_trace(self, capacity: int = 4096) -> None:
         """Keep the decisions of the last `capacity` generated tokens (5 bytes a layer a token); 0 stops."""
-        self._skip_context.set_trace(capacity)
+        self.engine.skip.set_trace(capacity)
 
     def take_trace(self, n: int = 4096) -> SkipTrace:
         """Take up to n traced tokens, oldest first, and drop them."""
-        return self._skip_context.take_trace(n)
+        return self.engine.skip.take_trace(n)
 
     # Interruption
 
@@ -164,4 +170,4 @@ class Skipping:
 
         May be called from another thread, once set_abort(False) was called in the thread that decodes.
         """
-        self._skip_context.set_abort(abort)
+        self.engine.skip.set_abort(abort)

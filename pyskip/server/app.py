@@ -23,10 +23,10 @@ import pyskip
 from pyskip.errors import PolicyError
 
 from .errors import APIError, as_api_error, bad_request, install
-from .limits import Guard, Settings
+from .limits import Guard, Limits
 from .metrics import Metrics
 from .requests import ChatRequest, CompletionRequest, EmbeddingRequest, TextRequest, upstream_arguments
-from .served import Run, ServedLlama
+from .served import Served, ServedLlama
 from .trace import TracedText
 from .turns import Turn, Turns
 
@@ -39,7 +39,7 @@ GONE = 499
 class Service:
     """The models, and what happens to a request for one of them."""
 
-    def __init__(self, models: dict[str, ServedLlama], settings: Settings) -> None:
+    def __init__(self, models: dict[str, ServedLlama], settings: Limits) -> None:
         self.models, self.settings = models, settings
         self.metrics = Metrics()
         self.turns = Turns(settings.max_queue)
@@ -49,7 +49,7 @@ class Service:
         self.described = [_described(name, llm) for name, llm in models.items()]
 
     def model(self, name: str | None) -> tuple[str, ServedLlama]:
-        """By its name; the first where none is given. Raises APIError."""
+        """By its name; the first if none is given. Raises APIError."""
         if name is None:
             return next(iter(self.models.items()))
         if name not in self.models:
@@ -72,7 +72,7 @@ class Service:
 
         def work(turn: Turn) -> None:
             self.metrics.began(name, time.perf_counter() - entered)
-            run = Run(trace=request.skip_trace, is_cancelled=lambda: turn.is_cancelled)
+            run = Served(trace=request.skip_trace, is_cancelled=lambda: turn.is_cancelled)
             arguments = {"seed": secrets.randbits(32), **upstream_arguments(request, llm, most), "model": name}
             call: Callable[..., Any] = (
                 llm.create_chat_completion if isinstance(request, ChatRequest) else llm.create_completion
@@ -153,7 +153,7 @@ class Service:
         return Response(status_code=GONE) if first is None else JSONResponse(first[0])
 
     async def _first(self, http: Request, turn: Turn, batches: AsyncIterator[list[Any]]) -> list[Any] | None:
-        """Wait for the turn and the first of its items. None where the client has gone, who then waits no more."""
+        """Wait for the turn and the first of its items. None if the client has gone, who then waits no more."""
         self.turns.enter(turn)
         first = asyncio.ensure_future(anext(batches))
         gone = asyncio.ensure_future(_until_gone(http))
@@ -191,7 +191,7 @@ def _described(name: str, llm: ServedLlama) -> dict[str, Any]:
     profile = llm.profile
     return {
         "id": name,
-        "n_layer": llm._skip_context.n_layer,
+        "n_layer": llm.engine.skip.n_layer,
         "n_ctx": llm.n_ctx(),
         "skippable": list(skippable),
         "skip": str(llm.skip),

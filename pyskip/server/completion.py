@@ -6,24 +6,21 @@ the first byte that is no UTF-8, and goes beyond max_tokens and the context in t
 
 from __future__ import annotations
 
-import codecs
 import time
 import uuid
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pyskip.binding.library import llama_cpp
+from pyskip.runtime.llama import Llama
+from pyskip.runtime.text import TextStream
 
 from .errors import bad_request
-
-if TYPE_CHECKING:
-    from .served import ServedLlama
 
 __all__ = ["create_completion"]
 
 
 def create_completion(
-    llm: ServedLlama,
+    llm: Llama,
     prompt: str | list[int],
     *,
     max_tokens: int | None = None,
@@ -34,7 +31,7 @@ def create_completion(
     temperature: float = 0.8,
     **sampling: Any,
 ) -> Iterator[dict[str, Any]]:
-    """llama_cpp's completion chunks; one whole completion where it is not to be streamed. Raises APIError."""
+    """llama_cpp's completion chunks; one whole completion if it is not to be streamed. Raises APIError."""
     tokens = llm.tokenize(prompt.encode("utf-8"), special=True) if isinstance(prompt, str) else list(prompt)
     n_left = llm.n_ctx() - len(tokens)
     if not tokens:
@@ -68,41 +65,28 @@ def create_completion(
 
 
 def _pieces(
-    llm: ServedLlama, tokens: list[int], max_tokens: int, stops: list[str], sampling: dict[str, Any]
+    llm: Llama, tokens: list[int], max_tokens: int, stops: list[str], sampling: dict[str, Any]
 ) -> Iterator[tuple[str, str | None, int]]:
     """(text, why it ends, tokens so far); the last has no text and the reason."""
-    decoder = codecs.getincrementaldecoder("utf-8")("ignore")
-    vocab = llm._model.vocab
-    held, n, reason = "", 0, "stop"  # text that may be the beginning of a stop sequence
+    stream = TextStream(stops, errors="ignore")
+    n, reason = 0, "stop"
     generated = llm.generate(tokens, **sampling)
     try:
         for token in generated:
-            if llama_cpp.llama_vocab_is_eog(vocab, token):
+            if llm.engine.is_eog(token):
                 break
             n += 1
-            held += decoder.decode(llm.detokenize([token]))
-            found = min((at for at in map(held.find, stops) if at >= 0), default=-1)
-            if found >= 0:
-                held = held[:found]
+            text = stream.push(llm.detokenize([token]))
+            if text:
+                yield text, None, n
+            if stream.is_stopped:
                 break
-            n_safe = len(held) - _overlap(held, stops)
-            if n_safe:
-                yield held[:n_safe], None, n
-                held = held[n_safe:]
             if n >= max_tokens:
                 reason = "length"
                 break
     finally:
         generated.close()
-    if held:
-        yield held, None, n
+    text = stream.flush()
+    if text:
+        yield text, None, n
     yield "", reason, n
-
-
-def _overlap(text: str, stops: list[str]) -> int:
-    """Characters at the end of the text that begin a stop sequence."""
-    longest = max(map(len, stops), default=1) - 1
-    for n in range(min(longest, len(text)), 0, -1):
-        if any(stop.startswith(text[-n:]) for stop in stops):
-            return n
-    return 0

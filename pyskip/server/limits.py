@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .errors import APIError, as_api_error
 from .metrics import Metrics
 
-__all__ = ["Guard", "Settings"]
+__all__ = ["Guard", "Limits"]
 
 OPEN_PATHS = ("/", "/health")  # without a key
 OPEN_FOLDER = "/page/"
@@ -31,7 +31,7 @@ HEADERS = [
 
 
 @dataclass(frozen=True)
-class Settings:
+class Limits:
     """What the server lets pass."""
 
     api_key: str | None = None
@@ -46,7 +46,7 @@ class Settings:
 class Guard:
     """Middleware: the outermost, so that it sees every status."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, settings: Limits, metrics: Metrics) -> None:
         self._app, self._settings, self._metrics = app, settings, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

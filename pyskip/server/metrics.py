@@ -6,7 +6,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from .served import Run, ServedLlama
+from .served import Served, ServedLlama
 
 __all__ = ["Metrics"]
 
@@ -44,18 +44,18 @@ class Metrics:
     def began(self, model: str, waited: float) -> None:
         self._waited.labels(model).observe(waited)
 
-    def ran(self, model: str, llm: ServedLlama, run: Run) -> None:
+    def ran(self, model: str, llm: ServedLlama, run: Served) -> None:
         """A request is over, whole or cut short."""
         self._prompt.labels(model).inc(run.n_prompt)
         self._cached.labels(model).inc(run.n_cached)
         self._generated.labels(model).inc(run.n_generated)
-        if run.t_first:
-            self._first.labels(model).observe(run.t_first - run.t_begin)
+        if run.watch.t_first:
+            self._first.labels(model).observe(run.watch.t_first - run.watch.t_begin)
         if run.tokens_per_second:
             self._tps.labels(model).observe(run.tokens_per_second)
         if run.stats is None:
             return
-        n_dense = 0 if run.stats.n_tokens else run.n_steps  # off is not counted where it decodes
+        n_dense = 0 if run.stats.n_tokens else run.n_steps  # off is not counted when it decodes
         for il, (evaluated, skipped) in enumerate(zip(run.stats.evaluated, run.stats.skipped, strict=True)):
             self._blocks.labels(model, str(il), "evaluated").inc(evaluated + n_dense)
             self._blocks.labels(model, str(il), "skipped").inc(skipped)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import codecs
 from typing import Any
 
-from .served import Run
+from pyskip.runtime.text import TextStream
+
+from .served import Served
 
 __all__ = ["TracedText"]
 
@@ -13,10 +14,10 @@ __all__ = ["TracedText"]
 class TracedText:
     """Gives each piece of an answer the tokens that it consists of."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Served) -> None:
         self._run = run
         self._next = 0
-        self._decoder = codecs.getincrementaldecoder("utf-8")("ignore")
+        self._stream = TextStream(errors="ignore")
 
     def take(self, text: str) -> list[dict[str, Any]]:
         """One object a token, from the first that had no text yet: their texts joined are `text`, also where a stop
@@ -25,7 +26,7 @@ class TracedText:
         rest = text
         while rest and self._next < len(self._run.tokens):
             raw, skipped = self._run.tokens[self._next]
-            piece = self._decoder.decode(raw)
+            piece = self._stream.push(raw)
             traced.append({"text": rest[: len(piece)], "skipped": skipped})
             rest = rest[len(piece) :]
             self._next += 1

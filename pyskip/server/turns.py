@@ -98,7 +98,7 @@ class Turns:
         return self._current is not None
 
     def enter(self, turn: Turn) -> None:
-        """Queue up. Raises APIError where the queue is full or closed."""
+        """Queue up. Raises APIError if the queue is full or closed."""
         if self._is_closing:
             raise _shutting_down()
         if self.n_waiting >= self._max_waiting:

@@ -1,10 +1,10 @@
 """Faults that take minutes to provoke: interrupts at random moments, too little memory, thousands of requests, and
 clients by the hundred.
 
-    python tests/faults/run.py [--only NAME ...] [--interrupts N] [--requests N] [--clients N] [--seed S]
+    python tests/faults/run.py [--only NAME ...] [--interrupts N] [--requests N] [--clients N] [--seed S] [--page FILE]
 
-(`make faults` sets it up.) Prints the table of docs/reliability.md. Exit 1 where something did not hold. Those that
-take seconds are tests: tests/test_faults.py.
+(`make faults` sets it up.) Prints a table; --page also puts its rows into FILE, docs/reference/faults.md. Exit 1 if
+something did not hold. Those that take seconds are tests: tests/test_faults.py.
 """
 
 from __future__ import annotations
@@ -20,17 +20,21 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date
+from functools import partial
 from pathlib import Path
 from random import Random
 
 import numpy as np
-from server import besiege
 
 import pyskip
+from pyskip.system import cpu_name
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "tools" / "models"))
+sys.path.extend(str(Path(__file__).resolve().parents[2] / name) for name in ("tests/support", "tools/models"))
 import make_profile
 import make_random
+from siege import besiege
+from table_page import keep_rows
 
 PYSKIP = [sys.executable, "-m", "pyskip"]
 FILES = ["m.gguf", "m.skip.gguf", "text"]  # and no half ones
@@ -138,7 +142,7 @@ def memory(bench: Bench, args: argparse.Namespace) -> Row:
                 done = subprocess.run(
                     [*PYSKIP, *command],
                     stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600,
-                    preexec_fn=lambda limit=limit: resource.setrlimit(resource.RLIMIT_AS, (limit << 20, limit << 20)),
+                    preexec_fn=partial(resource.setrlimit, resource.RLIMIT_AS, (limit << 20, limit << 20)),
                 )  # fmt: skip
             except subprocess.TimeoutExpired as late:
                 wrong.append(f"{name} in {limit} MiB: no end within {late.timeout:.0f} s")
@@ -215,6 +219,7 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--page", type=Path, metavar="FILE")
     args = parser.parse_args()
     rows = []
     for name in args.only:
@@ -224,6 +229,9 @@ def main() -> int:
     print("| fault | how often | what came of it |\n|---|---|---|")
     for row in rows:
         print(f"| {row.fault} | {row.done} | {row.came_of_it} |")
+    if args.page:
+        on = f"{date.today()}, {cpu_name()}, {len(os.sched_getaffinity(0))} cores, seed {args.seed}"
+        keep_rows(args.page, {row.fault: (row.done, row.came_of_it, on) for row in rows})
     for row in rows:
         for wrong in row.wrong:
             print(f"{row.fault}: {wrong}", file=sys.stderr)

@@ -78,7 +78,30 @@ def _number(rng: Random, field: Field, old: int) -> int:
     bits = 8 * field.size
     if field.is_float and rng.random() < 0.8:
         return int.from_bytes(struct.pack("<f" if field.size == 4 else "<d", rng.choice(FLOATS)), "little")
-    edges = (0, 1, 2, 3, 4, 7, 8, 9, 12, 13, 31, 32, 33, 64, 255, 256, 4096, 65535, 2**20, 2**31 - 1, 2**31, 2**32 - 1)
+    edges: tuple[int, ...] = (
+        0,
+        1,
+        2,
+        3,
+        4,
+        7,
+        8,
+        9,
+        12,
+        13,
+        31,
+        32,
+        33,
+        64,
+        255,
+        256,
+        4096,
+        65535,
+        2**20,
+        2**31 - 1,
+        2**31,
+        2**32 - 1,
+    )
     edges = (*edges, 2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 1, 2**64 - 32)
     near = (old + rng.choice((-1, 1, -2, 2, 32, -32)), old ^ (1 << rng.randrange(bits)), old * rng.choice((2, 3, 10)))
     new = rng.choice((rng.choice(edges), rng.choice(edges), *near, old // 2, rng.getrandbits(bits)))

@@ -3,7 +3,7 @@
     python tests/fuzz/run.py [--target NAME ...] [--runs N] [--from I] [--seed S] [--workers N]
 
 (`make fuzz` sets it up.) Every find is kept in build/fuzz/finds: the input's files and what was wrong. `--runs 1
---from I` runs one input again. Exit 1 where there are finds.
+--from I` runs one input again. Exit 1 if there are finds.
 """
 
 from __future__ import annotations

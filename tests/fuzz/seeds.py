@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tools" / "models"))
 import make_profile
 import make_random
 
-PROFILES = {  # name -> arguments of make_profile
+PROFILES: dict[str, dict[str, Any]] = {  # name -> arguments of make_profile
     "linear": {"stand_in": "linear", "kind": "f32"},
     "low": {"stand_in": "linear", "rank": 32, "kind": "q4_0"},
     "gated": {"stand_in": "gated", "rank": 32, "kind": "q8_0"},
     "none": {"stand_in": "none"},
 }
+ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("f32", "q8_0", "q4_0")
 
 

@@ -3,10 +3,10 @@
 skip     a skip specification: parse_skip(), and set on a model, natively
 task     a task file: read_task(), and in tokens
 profile  a profile file: the native reader, and in force while a model decodes
-session  a session of pyskip chat: read, and gone on with
+session  a session of pyskip chat: read, and continued
 pair     a model and a profile: the whole command line (pyskip.cli.main.run)
 
-All run in one process, input after input, which run.py replaces where an input ends it. A PyskipError of one line is an
+All run in one process, input after input, which run.py replaces if an input ends it. A PyskipError of one line is an
 answer. Any other exception, a signal, a second line, CPU time over LIMIT_S or memory over LIMIT_BYTES is a find.
 """
 
@@ -153,7 +153,7 @@ class ProfileFile(Target):
         profile = Profile(path)
         policy = parse_skip("profile:prefill=1,warmup=0")
         try:
-            self.llm._skip_context.set_policy(policy, profile)
+            self.llm.engine.skip.set_policy(policy, profile)
             self.decode()
         finally:
             self.llm.skip = "off"
@@ -233,7 +233,7 @@ class Pair(Target):
 
 
 def _own(model: Path, profile: Path) -> None:
-    """Puts the model's fingerprint into the profile, where both can be read so far."""
+    """Puts the model's fingerprint into the profile, if both can be read so far."""
     try:
         fingerprint = pyskip.inspect(model).fingerprint.encode()
     except pyskip.PyskipError:

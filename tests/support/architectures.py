@@ -270,7 +270,7 @@ def main() -> None:
     found = json.loads(Path(sys.argv[5]).read_text()) if build != "pyskip" else {}
     is_patched = hasattr(llama_cpp.llama_cpp._lib, "pyskip_build")
     assert is_patched == (build != "reference")
-    examine = examine_reference
+    examine: Callable[[Path, Record], Record] = examine_reference
     if is_patched:
         examine = examine_pyskip if build == "pyskip" else examine_command_line
     paths = sorted(models.glob("*.gguf"))[k::n]

@@ -65,7 +65,7 @@ def use_calibrate(path: Path) -> Record:
 
 def examine_command_line(path: Path, found: Record) -> Record:
     """The commands themselves, in this process, which is for nothing else: how each ended, and what it said on stderr.
-    chat skips a block where the model can."""
+    chat skips a block if the model can."""
     skip = f"static:{found['layers'][0]}" if "layers" in found else "off"
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)

@@ -48,19 +48,24 @@ def open_browser() -> Iterator[Chrome]:
 
 
 def set_screen(browser: Chrome, width: int, height: int, *, dark: bool = False) -> None:
-    """A desktop's, or a phone's where it is narrow."""
+    """A desktop's, or a phone's if it is narrow."""
     size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
 
+def _log(browser: Chrome, kind: str) -> list[dict[str, Any]]:
+    """Entries since the last look."""
+    return list(browser.get_log(kind))  # type: ignore[no-untyped-call]
+
+
 def complaints(browser: Chrome) -> list[str]:
     """What the console said since the last look: errors, warnings, refusals of the Content-Security-Policy."""
-    return [f"{entry['level']} {entry['message']}" for entry in browser.get_log("browser")]
+    return [f"{entry['level']} {entry['message']}" for entry in _log(browser, "browser")]
 
 
 def requests(browser: Chrome) -> list[dict[str, Any]]:
-    """What pages asked for since the last look: url, method, postData where there was a body."""
-    messages = (json.loads(entry["message"])["message"] for entry in browser.get_log("performance"))
+    """What pages asked for since the last look: url, method, postData if there was a body."""
+    messages = (json.loads(entry["message"])["message"] for entry in _log(browser, "performance"))
     return [m["params"]["request"] for m in messages if m["method"] == "Network.requestWillBeSent"]

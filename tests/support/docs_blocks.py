@@ -1,4 +1,4 @@
-"""The code blocks of README.md and docs/, for test_docs.py.
+"""The code blocks of README.md, CONTRIBUTING.md and docs/, for test_docs.py.
 
 A block says how it is tried in a comment on the line before it:
 
@@ -40,7 +40,7 @@ class Block:
 def pages() -> list[str]:
     """Every page, whoever adds it."""
     found = [path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/**/*.md")]
-    return ["README.md", "models/README.md", "examples/README.md", *sorted(found)]
+    return ["README.md", "CONTRIBUTING.md", "models/README.md", "examples/README.md", *sorted(found)]
 
 
 def blocks(page: str) -> list[Block]:

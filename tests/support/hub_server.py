@@ -22,7 +22,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class Repo:
     files: dict[str, bytes]
     gated: bool = False
-    sizes: dict[str, int] = field(default_factory=dict)  # claimed, where they are not the bytes' own
+    sizes: dict[str, int] = field(default_factory=dict)  # claimed, if they are not the bytes' own
 
 
 @dataclass
@@ -175,8 +175,9 @@ class Server(ThreadingHTTPServer):
 def running_hub() -> Iterator[Hub]:
     hub = Hub()
     handler = type("HubHandler", (Handler,), {"hub": hub})
-    servers = [Server((host, 0), handler) for host in ("127.0.0.1", "127.0.0.2")]  # HEADs follow within a host
-    hub.url, hub.content_url = (f"http://{server.server_address[0]}:{server.server_port}" for server in servers)
+    hosts = ("127.0.0.1", "127.0.0.2")  # HEADs follow within a host
+    servers = [Server((host, 0), handler) for host in hosts]
+    hub.url, hub.content_url = (f"http://{host}:{s.server_port}" for host, s in zip(hosts, servers, strict=True))
     threads = [threading.Thread(target=server.serve_forever, args=(0.05,)) for server in servers]
     for thread in threads:
         thread.start()

@@ -7,6 +7,7 @@ Writes tokens [n_prompt, n_gen] and digests [n_prompt, n_prompt_tokens + n_gen] 
 
 import argparse
 import hashlib
+from typing import Any
 
 import numpy as np
 
@@ -31,10 +32,11 @@ kwargs = {
     "logits_all": True,
     "verbose": False,
 }
+llm: Any  # of either
 if args.build == "pyskip":
     import pyskip
 
-    llm = pyskip.Llama(args.model, skip=args.skip, **kwargs)
+    llm = pyskip.Llama(args.model, skip=args.skip, kernels="upstream", **kwargs)
 else:
     import llama_cpp
 

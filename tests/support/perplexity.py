@@ -21,7 +21,7 @@ for i in range(min(chunks, len(tokens) // n_ctx)):
     window = tokens[i * n_ctx : (i + 1) * n_ctx]
     if llama_cpp.llama_vocab_get_add_bos(llm._model.vocab):
         window[0] = llm.token_bos()
-    llm.reset()
+    llm.reset()  # type: ignore[no-untyped-call]
     llm.eval(window)
     for t in range(first, n_ctx - 1):
         logits = llm.scores[t]

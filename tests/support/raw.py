@@ -83,8 +83,9 @@ class Raw:
         status = llama_cpp.llama_decode(self.ctx, batch)
         llama_cpp.llama_batch_free(batch)
         assert status == 0
-        logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits(self.ctx), shape=(len(tokens), self.n_vocab))
-        return logits.copy()
+        shape = len(tokens), self.n_vocab
+        logits: npt.NDArray[np.float32] = np.ctypeslib.as_array(llama_cpp.llama_get_logits(self.ctx), shape).copy()
+        return logits
 
     def step(self, tokens: Iterable[Token]) -> npt.NDArray[np.float32]:
         """The same tokens, one a batch."""

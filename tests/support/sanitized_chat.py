@@ -3,7 +3,7 @@
     python tests/support/sanitized_chat.py SITE MODEL
 
 `make sanitize` calls this. SITE holds pyskip with an extension and libraries built so, MODEL has its profile beside it.
-Prints what each chat skipped. Exit 1 where one fails, or says anything but pyskip's own lines.
+Prints what each chat skipped. Exit 1 if one fails, or says anything but pyskip's own lines.
 """
 
 from __future__ import annotations

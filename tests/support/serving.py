@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from pyskip.server.app import Service
-from pyskip.server.limits import Settings
+from pyskip.server.limits import Limits
 from pyskip.server.run import Server, bind
 from pyskip.server.served import ServedLlama
 
@@ -46,9 +46,9 @@ class Running:
 
 
 @contextmanager
-def running(models: dict[str, ServedLlama], settings: Settings | None = None) -> Iterator[Running]:
+def running(models: dict[str, ServedLlama], settings: Limits | None = None) -> Iterator[Running]:
     """The server of these models, until the block ends; then all of it has ended."""
-    service = Service(models, settings or Settings(grace=5))
+    service = Service(models, settings or Limits(grace=5))
     up = threading.Event()
     with bind("127.0.0.1", 0) as sock:
         server = Server(service, up.set)

@@ -4,7 +4,7 @@
 
 One binary of each test runs on either set of libraries. That is the same as building it from either tree as long as no
 test includes a file that a patch changes, which is checked. --resume keeps what an interrupted run had done, --page
-writes the table into the section "Upstream's own tests" of FILE.
+writes the tables into the section "Results" of FILE, docs/reference/upstream-tests.md.
 
 Exit 0: nothing passes unpatched and fails patched. 1: something does, or an error. 2: usage. 130: interrupted.
 """
@@ -31,7 +31,7 @@ from pyskip.system import cpu_name
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / "build" / "upstream-tests"
 TREE, BINARIES, RESULTS = WORK / "tree", WORK / "cmake", WORK / "results.json"
-HEADING = "## Upstream's own tests"
+TITLE, HEADING = "# Upstream's own tests", "## Results"
 LIBRARIES = {
     "unpatched": ROOT / "build" / "reference" / "lib",
     "patched": Path(sysconfig.get_path("platlib")) / "pyskip" / "lib",
@@ -73,7 +73,7 @@ def search_path() -> str:
 
 
 def tool(name: str) -> str:
-    """ctest or ninja, of the virtual environment where it has them."""
+    """ctest or ninja, of the virtual environment if it has them."""
     found = shutil.which(name, path=search_path())
     if not found:
         raise Failure(f"{name} not found: run `make upstream-test`, which installs it")
@@ -171,7 +171,7 @@ def run_all(names: list[str], results: Results, timeout: int) -> None:
 
 
 def differences(results: Results, worse: bool) -> list[str]:
-    """Tests that pass on one side only: on the unpatched one where it is worse."""
+    """Tests that pass on one side only: on the unpatched one if it is worse."""
     good, bad = ("unpatched", "patched") if worse else ("patched", "unpatched")
     return [name for name, row in results.items() if row[good]["status"] == "passes" and row[bad]["status"] != "passes"]
 
@@ -194,9 +194,7 @@ def section(page: Path, results: Results, said: str, reasons: dict[str, str]) ->
     )
     return f"""{HEADING}
 
-`make upstream-test` builds the tests of the pinned llama.cpp and runs each on unpatched libraries and on pyskip's, of
-the same release and flags; nothing may pass unpatched and fail patched. The demo model stands in for the one that they
-download. Written by `make upstream-test UPSTREAM_TEST_ARGS="--page {page}"`.
+Written by `make upstream-test UPSTREAM_TEST_ARGS="--page {page}"`.
 {BUILD}; {cpu_name()}, {date.today()}.
 
 {said}
@@ -215,7 +213,7 @@ Not run:
 
 def write_page(page: Path, text: str) -> None:
     """Put the section in the place of the one that is there, or at the end."""
-    old = page.read_text() if page.is_file() else "# Reliability\n"
+    old = page.read_text() if page.is_file() else f"{TITLE}\n"
     before, heading, after = old.partition(HEADING)
     _, following, rest = after.partition("\n## ")
     page.write_text(f"{before.rstrip()}\n\n{text}" + (f"\n## {rest}" if heading and following else ""))

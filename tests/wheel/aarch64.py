@@ -6,7 +6,7 @@ Makes an arm64 system in build/wheel-test/arm64 of Debian's packages (as apt is 
 Python, installs the wheel and its dependencies there, and then, on each processor: a chat on the demo model; an answer
 that must be, token by token, the one of pyskip on this machine, with f32 weights to TOLERANCE of answers.py; the native
 tests, cross-compiled and linked with the wheel's libraries; and the test files of TESTS on models that are made there.
-Needs qemu-user-static and g++-aarch64-linux-gnu. Exit 1 where something fails.
+Needs qemu-user-static and g++-aarch64-linux-gnu. Exit 1 if something fails.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import environment
@@ -55,7 +56,7 @@ def need(tool: str, package: str) -> str:
     return path
 
 
-def call(what: str, command: list[str | Path], log: Path, **env: str) -> str:
+def call(what: str, command: Sequence[str | Path], log: Path, **env: str) -> str:
     """Its stdout, and all that it said in the log."""
     done = subprocess.run(list(map(str, command)), env=os.environ | env, capture_output=True, text=True, cwd=WORK)
     log.write_text(f"{done.stdout}\n{done.stderr}")
@@ -99,7 +100,17 @@ def make_system() -> None:
 def install(dist: Path) -> None:
     """The wheel and its dependencies into PACKAGES, by this machine's pip for the other machine's Python."""
     shutil.rmtree(PACKAGES, ignore_errors=True)
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", PACKAGES, "--only-binary", ":all:"]
+    pip: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--target",
+        PACKAGES,
+        "--only-binary",
+        ":all:",
+    ]
     pip += ["--implementation", "cp", "--python-version", PYTHON.removeprefix("python")]
     for minor in GLIBCS:
         pip += ["--platform", f"manylinux_2_{minor}_aarch64"]
@@ -127,7 +138,7 @@ def chat(python: Path, cpu: str) -> str:
     """A row of the table."""
     env = os.environ | python_env()
     start = time.perf_counter()
-    command = [python, "-m", "pyskip", "chat", "-t", "1", "-n", "12"]
+    command: list[str | Path] = [python, "-m", "pyskip", "chat", "-t", "1", "-n", "12"]
     answer = environment.run(command, env, input="Are dogs real?\n", timeout=1800)
     if "dog" not in answer.lower():
         raise Failure(f"{cpu} answered {answer.strip()[:80]!r}, expected something about dogs")
@@ -138,7 +149,7 @@ def build_native() -> None:
     need("aarch64-linux-gnu-g++", "g++-aarch64-linux-gnu")
     toolchain = ROOT / "cmake" / "aarch64-linux-gnu.cmake"
     library = PACKAGES / "pyskip" / "lib"
-    command = [
+    command: list[str | Path] = [
         "cmake",
         "-S",
         ROOT / "native" / "tests",
@@ -166,7 +177,15 @@ def native(cpu: str, model: Path, profile: Path) -> str:
     for name in NATIVE_TESTS:
         start = time.perf_counter()
         arguments = [model, profile] if name == "decode" else []
-        command = [need(QEMU, "qemu-user-static"), "-cpu", cpu, "-L", SYSTEM, NATIVE / f"test-{name}", *arguments]
+        command: list[str | Path] = [
+            need(QEMU, "qemu-user-static"),
+            "-cpu",
+            cpu,
+            "-L",
+            SYSTEM,
+            NATIVE / f"test-{name}",
+            *arguments,
+        ]
         call(f"test-{name} on {cpu}", command, WORK / "arm64-native.log", OMP_WAIT_POLICY="PASSIVE", GOMP_SPINCOUNT="0")
         cells.append(f"{time.perf_counter() - start:.0f} s")
     return f"| {cpu} | " + " | ".join(cells) + " |"
@@ -175,7 +194,19 @@ def native(cpu: str, model: Path, profile: Path) -> str:
 def python_tests(python: Path, cpu: str, files: list[str]) -> str:
     start = time.perf_counter()
     paths = [ROOT / "tests" / name for name in files]
-    command = [python, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--rootdir", ROOT, "--emulated", *paths]
+    command: list[str | Path] = [
+        python,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        ROOT,
+        "--emulated",
+        *paths,
+    ]
     told = call(f"pytest on {cpu}", command, WORK / "arm64-pytest.log", **python_env()).strip().splitlines()
     return f"| {cpu} | {time.perf_counter() - start:.0f} s | {told[-1]} |"
 
@@ -183,7 +214,14 @@ def python_tests(python: Path, cpu: str, files: list[str]) -> str:
 def tiny_model() -> tuple[Path, Path]:
     """A model and a random profile, made here, for test-decode."""
     model = WORK / "tiny.gguf"
-    make = [sys.executable, ROOT / "tools" / "models" / "make_random.py", "--shape", "tiny", "-o", model]
+    make: list[str | Path] = [
+        sys.executable,
+        ROOT / "tools" / "models" / "make_random.py",
+        "--shape",
+        "tiny",
+        "-o",
+        model,
+    ]
     call("make_random.py", make, WORK / "arm64-native.log")
     make = [sys.executable, ROOT / "tools" / "models" / "make_profile.py", model, "--stand-in", "gated", "--rank", "32"]
     call("make_profile.py", [*make, "-o", model.with_suffix(".skip.gguf")], WORK / "arm64-native.log")

@@ -12,6 +12,7 @@ difference of one bit in another order of sums grows to 1 and more in a logit.
 import argparse
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +45,7 @@ if args.make:
     make(args.make)
     raise SystemExit
 
-kwargs = {"n_ctx": 128, "n_threads": 1, "n_threads_batch": 1, "logits_all": True, "verbose": False}
+kwargs: dict[str, Any] = {"n_ctx": 128, "n_threads": 1, "n_threads_batch": 1, "logits_all": True, "verbose": False}
 llm = pyskip.Llama(resolve("demo"), skip=args.skip, **kwargs)
 prompt = chat_tokens(llm, [{"role": "user", "content": QUESTION}])
 llm.eval(prompt)

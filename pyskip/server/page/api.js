@@ -2,7 +2,7 @@
 
 const KEY = "pyskip-api-key"; // in sessionStorage
 
-/** What went wrong, in one line for people; code: the API's word for it, where there is one. */
+/** What went wrong, in one line for people; code: the API's word for it, if there is one. */
 export class ApiError extends Error {
   constructor(message, code) {
     super(String(message).replace(/\s+/g, " ").trim());
@@ -22,7 +22,7 @@ async function refusal(response) {
 }
 
 /**
- * The response to a GET, or to a POST where there is a body. On a 401 askKey(hadKey) gives a key, or null where
+ * The response to a GET, or to a POST if there is a body. On a 401 askKey(hadKey) gives a key, or null if
  * there is none to try. Addresses are relative to the page: it may lie under another path behind a proxy.
  */
 async function request(path, { body, signal, askKey }) {

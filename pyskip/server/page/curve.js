@@ -2,7 +2,7 @@
 
 const STEP = 0.01; // between two stops
 
-/** The last stop of the slider, 0 where there is no curve. */
+/** The last stop of the slider, 0 if there is no curve. */
 export function lastStop(profile) {
   return profile && profile.curve.length ? Math.ceil(profile.curve.at(-1).rate / STEP - 1e-9) : 0;
 }

@@ -52,7 +52,7 @@ export function blocks(text) {
   return found;
 }
 
-/** Where what was opened before `first` closes, -1 where it does not before `end`. */
+/** Where what was opened before `first` closes, -1 if it does not before `end`. */
 function closing(text, mark, first, end) {
   for (let at = first + 1; at + mark.length <= end; at += 1) {
     at = text.indexOf(mark, at);

@@ -29,7 +29,7 @@ function complain(error) {
   if (!(error instanceof ApiError)) console.error(error);
 }
 
-/** Ask for the API key. Null where none was given. */
+/** Ask for the API key. Null if none was given. */
 function askKey(hadKey) {
   const dialog = $("key-dialog");
   $("key-why").textContent = hadKey ? "The server refused that key." : "The server wants an API key.";
@@ -119,7 +119,7 @@ function setBusy(busy) {
   if (!busy && (had === $("stop") || had === document.body)) $("prompt").focus();
 }
 
-/** Keep the end of the page in sight where it was in sight. */
+/** Keep the end of the page in sight if it was in sight. */
 function keepEnd(change) {
   const page = document.scrollingElement;
   const atEnd = page.scrollTop + page.clientHeight >= page.scrollHeight - 40;
@@ -127,7 +127,7 @@ function keepEnd(change) {
   if (atEnd) page.scrollTop = page.scrollHeight;
 }
 
-/** One answer to the conversation, into `place`. Throws where the server refuses; what had come stays. */
+/** One answer to the conversation, into `place`. Throws if the server refuses; what had come stays. */
 async function answer(place, { skip, label }, seed) {
   const one = new Answer(model(), label, (change) => {
     keepEnd(change);

@@ -1,5 +1,5 @@
 """What a server meets: 200 clients at a time with policies of their own, others that vanish, dawdle, or talk nonsense.
-Used by run.py."""
+Used by tests/faults/run.py."""
 
 from __future__ import annotations
 
@@ -21,7 +21,23 @@ import httpx
 __all__ = ["besiege"]
 
 CHAT = "/v1/chat/completions"
-ODD = (None, True, -1, 0, 1e308, 10**400, "", "x" * 5000, [], [[]], {}, [{}], {"a": {"b": []}}, "\x00", "\ud800")
+ODD: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    0,
+    1e308,
+    10**400,
+    "",
+    "x" * 5000,
+    [],
+    [[]],
+    {},
+    [{}],
+    {"a": {"b": []}},
+    "\x00",
+    "\ud800",
+)
 
 
 class Served:
@@ -163,8 +179,8 @@ class Siege:
             return
         self.statuses[answer.status_code] += 1
         try:
-            error = answer.json()["error"]
-            if not 400 <= answer.status_code < 500 or set(error) != {"message", "type", "param", "code"}:
+            told = answer.json()["error"]
+            if not 400 <= answer.status_code < 500 or set(told) != {"message", "type", "param", "code"}:
                 raise KeyError
         except (KeyError, ValueError):
             if answer.status_code != 200:  # what was changed did not matter

@@ -7,13 +7,14 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import PolicyError
+from ..errors import PolicyError
+from .base import Fields, Operating, Policy
 
 __all__ = ["Custom"]
 
 
 @dataclass(frozen=True)
-class Custom:
+class Custom(Policy):
     """A policy of your own, in C: a pyskip_decide function of pyskip.h (pyskip.get_include()).
 
     decide: its address, or a ctypes function, which is kept alive. Asked for each token and layer, in llama.cpp's
@@ -25,17 +26,19 @@ class Custom:
     is no address, or 0.
     """
 
+    kind = "custom"
+
     decide: Any
     data: Any = None
     name: str = "decide"
 
     def __post_init__(self) -> None:
-        if not (self.address and self.data_address >= 0):  # either raises where it is no address
+        if not (self.address and self.data_address >= 0):  # either raises if it is no address
             raise PolicyError("custom has no function to decide by, expected the address of one")
 
     @classmethod
     def load(cls, library: str | os.PathLike[str], symbol: str = "decide", data: Any = None) -> Custom:
-        """The function `symbol` of a shared library. Raises PolicyError where either is missing."""
+        """The function `symbol` of a shared library. Raises PolicyError if either is missing."""
         path = os.path.abspath(os.fsdecode(library))
         try:
             return cls(getattr(ctypes.CDLL(path), symbol), data, symbol)
@@ -51,6 +54,9 @@ class Custom:
         if isinstance(self.data, (ctypes.Structure, ctypes.Array, ctypes._SimpleCData)):
             return ctypes.addressof(self.data)
         return _address("custom data", self.data)
+
+    def fields(self, profile: Operating | None) -> Fields:
+        return {"type": "PYSKIP_POLICY_CUSTOM", "decide": self.address, "decide_data": self.data_address}
 
     def __str__(self) -> str:
         return f"custom:{self.name}"

@@ -1,0 +1,105 @@
+// A share of a matrix product, cut so that what is read over and over stays in the first caches: a kernel's `multiply`.
+
+#pragma once
+
+#include "kernels.h"
+#include "product.h"
+
+#ifdef PYSKIP_LANES
+
+#include <algorithm>
+
+namespace pyskip_cpu {
+
+// fn(integral_constant n) for n of 1 to N
+template <int N, class Fn> inline void dispatch(int n, Fn fn) {
+    if constexpr (N > 1) {
+        if (n < N) {
+            return dispatch<N - 1>(n, fn);
+        }
+    }
+    fn(std::integral_constant<int, N>());
+}
+
+template <class F>
+void multiply_few(const char * matrix, int64_t n_block, int64_t first, int64_t n_strip, int64_t n_row, const columns & columns, int64_t c0, int64_t c1) {
+    const void * activations[MAX_PACKED];
+    float *      out[MAX_PACKED];
+    const int    n = (int) (c1 - c0);
+    for (int c = 0; c < n; ++c) {
+        activations[c] = columns.activations_of(c0 + c);
+        out[c]         = columns.result_of(c0 + c, first * L);
+    }
+    dispatch<MAX_PACKED>(n, [&](auto nc) {
+        for (int64_t strip = first; strip < first + n_strip; ++strip) {
+            const int rows = (int) std::min<int64_t>(L, n_row - strip * L);
+            multiply_packed<F, nc>(matrix + strip * n_block * sizeof(typename F::block), n_block, activations, out, rows);
+            for (int c = 0; c < nc; ++c) {
+                out[c] += L;
+            }
+        }
+    });
+}
+
+template <class F, int NS>
+void multiply_strips(const char * strips, int64_t n_block, const int * n_row, int64_t row, const columns & columns, int64_t c0, int64_t c1) {
+    constexpr int       N_BLOCK = 256 / F::activations::N;
+    const size_t        size    = n_block * sizeof(typename F::block);
+    expanded<F>         room[NS][N_BLOCK];
+    const expanded<F> * blocks[NS];
+
+    const int64_t n_share = (c1 - c0 + MAX_COLUMNS - 1) / MAX_COLUMNS;
+    for (int64_t first = 0; first < n_block; first += N_BLOCK) {
+        const int n = (int) std::min<int64_t>(N_BLOCK, n_block - first);
+        for (int s = 0; s < NS; ++s) {
+            blocks[s] = room[s];
+            for (int i = 0; i < n; ++i) {
+                room[s][i].fill(((const typename F::block *) (strips + s * size))[first + i]);
+            }
+        }
+        for (int64_t share = 0; share < n_share; ++share) { // of equal widths
+            const int64_t begin = c0 + (c1 - c0) * share / n_share;
+            const int64_t end   = c0 + (c1 - c0) * (share + 1) / n_share;
+            const void *  activations[MAX_COLUMNS];
+            float *       out[MAX_COLUMNS];
+            for (int64_t c = begin; c < end; ++c) {
+                activations[c - begin] = columns.activations_of(c);
+                out[c - begin]         = columns.result_of(c, row);
+            }
+            dispatch<MAX_COLUMNS>((int) (end - begin), [&](auto nc) {
+                multiply_expanded<F, NS, nc>(blocks, n, first == 0, first, activations, out, n_row);
+            });
+        }
+    }
+}
+
+template <class F>
+void multiply(const char * matrix, int64_t n_block, int64_t first, int64_t n_strip, int64_t n_row, const columns & columns, int64_t c0, int64_t c1) {
+    if (c1 - c0 <= MAX_PACKED) {
+        multiply_few<F>(matrix, n_block, first, n_strip, n_row, columns, c0, c1);
+        return;
+    }
+    for (int64_t strip = first; strip < first + n_strip; strip += MAX_STRIPS) {
+        const int    n      = (int) std::min<int64_t>(MAX_STRIPS, first + n_strip - strip);
+        const char * strips = matrix + strip * n_block * sizeof(typename F::block);
+        int          rows[MAX_STRIPS];
+        for (int s = 0; s < n; ++s) {
+            rows[s] = (int) std::min<int64_t>(L, n_row - (strip + s) * L);
+        }
+        dispatch<MAX_STRIPS>(n, [&](auto ns) { multiply_strips<F, ns>(strips, n_block, rows, strip * L, columns, c0, c1); });
+    }
+}
+
+template <class F> const kernel * make_kernel() {
+    static const kernel k = {
+        F::activations::N, sizeof(typename F::source), sizeof(typename F::block), sizeof(typename F::activations),
+        [](void * out, const void * const * in) { F::pack(*(typename F::block *) out, (const typename F::source * const *) in); },
+        [](const float * x, void * block) { quantize(x, (typename F::activations *) block); },
+        multiply<F>,
+    };
+    return &k;
+}
+
+} // namespace pyskip_cpu
+
+#endif // PYSKIP_LANES

@@ -1,0 +1,239 @@
+// Products of interleaved weights with quantised activations: one block of NS strips (of L rows each) with NC columns at
+// a time. Weights come from a view: of the packed block itself, where columns are few, or of one that was expanded to a
+// byte a weight before, where many columns share that work. Both give the same bits: everything within a block is
+// summed as integers.
+
+#pragma once
+
+#include "activations.h"
+#include "lanes.h"
+
+#ifdef PYSKIP_LANES
+
+#include <type_traits>
+#include <utility>
+
+#define PYSKIP_INLINE __attribute__((always_inline))
+
+namespace pyskip_cpu {
+
+template <class Fn, int... I> PYSKIP_INLINE inline void unrolled(Fn fn, std::integer_sequence<int, I...>) {
+    (fn(std::integral_constant<int, I>()), ...);
+}
+
+// fn(0), fn(1), ... fn(N - 1), each argument known when compiled
+template <int N, class Fn> PYSKIP_INLINE inline void unrolled(Fn fn) {
+    unrolled(fn, std::make_integer_sequence<int, N>());
+}
+
+// One block of 256 in the layout that `group`, `scale` and `minimum` of a view need, a byte a weight.
+template <class F, int N = F::activations::N> struct expanded;
+
+template <class F> struct expanded<F, 256> {
+    u8v  groups[64];
+    i32v scales[256 / F::SUB];
+    i32v minimums[F::HAS_MIN ? 128 / F::SUB : 1];
+    f32v own_d;
+    f32v own_d_min;
+
+    template <int G> u8v group(int u) const { return groups[8 * u + G]; }
+    i32v                 scale(int s) const { return scales[s]; }
+    i32v                 minimum(int p) const { return minimums[p]; }
+    f32v                 d() const { return own_d; }
+    f32v                 d_min() const { return own_d_min; }
+
+    void fill(const typename F::block & block) {
+        const typename F::view view(block);
+        for (int u = 0; u < 8; ++u) {
+            unrolled<8>([&](auto g) PYSKIP_INLINE { groups[8 * u + g] = view.template group<g>(u); });
+        }
+        for (int s = 0; s < 256 / F::SUB; ++s) {
+            scales[s] = view.scale(s);
+        }
+        own_d = view.d();
+        if constexpr (F::HAS_MIN) {
+            for (int p = 0; p < 128 / F::SUB; ++p) {
+                minimums[p] = view.minimum(p);
+            }
+            own_d_min = view.d_min();
+        }
+    }
+};
+
+// The same of a block of 32, of which one row has one scale, and a minimum where HAS_MIN.
+template <class F> struct expanded<F, 32> {
+    u8v  groups[8];
+    f32v own_d;
+    f32v own_minimum;
+
+    template <int G> u8v group() const { return groups[G]; }
+    f32v                 d() const { return own_d; }
+    f32v                 minimum() const { return own_minimum; }
+
+    void fill(const typename F::block & block) {
+        const typename F::view view(block);
+        unrolled<8>([&](auto g) PYSKIP_INLINE { groups[g] = view.template group<g>(); });
+        own_d = view.d();
+        if constexpr (F::HAS_MIN) {
+            own_minimum = view.minimum();
+        }
+    }
+};
+
+template <class F> inline i32v minus_sum(const activations_256 & a, int sub_block) {
+    return broadcast(F::SUB == 16 ? &a.minus_sum_16[sub_block] : &a.minus_sum_32[sub_block]) * F::OFFSET;
+}
+
+// acc[s][c] += strip s times column c
+template <class F, int NS, int NC, class View>
+PYSKIP_INLINE inline void add_block(f32v (&acc)[NS][NC], const View * const (&view)[NS], const activations_256 * const (&a)[NC]) {
+    constexpr int N_SUB = 32 / F::SUB; // sub-blocks a unit
+
+    i32v sum[NS][NC] = {};
+    for (int u = 0; u < 8; ++u) {
+        unrolled<N_SUB>([&](auto sub) PYSKIP_INLINE {
+            const int                      s8 = N_SUB * u + sub;
+            dot_product<F::MAX, 8 / N_SUB> dot[NS][NC];
+            for (int c = 0; c < NC; ++c) {
+                const i32v start = F::OFFSET ? minus_sum<F>(*a[c], s8) : i32v{};
+                for (int s = 0; s < NS; ++s) {
+                    dot[s][c] = dot_product<F::MAX, 8 / N_SUB>(start);
+                }
+            }
+            unrolled<8 / N_SUB>([&](auto step) PYSKIP_INLINE {
+                constexpr int g = 8 / N_SUB * sub + step;
+                u8v           w[NS];
+                for (int s = 0; s < NS; ++s) {
+                    w[s] = view[s]->template group<g>(u);
+                }
+                for (int c = 0; c < NC; ++c) {
+                    const i32v q = broadcast_bytes(a[c]->q + 32 * u + 4 * g);
+                    for (int s = 0; s < NS; ++s) {
+                        dot[s][c].add(step, w[s], q);
+                    }
+                }
+            });
+            for (int s = 0; s < NS; ++s) {
+                const i32v scale = view[s]->scale(s8);
+                for (int c = 0; c < NC; ++c) {
+                    sum[s][c] += dot[s][c].value() * scale;
+                }
+            }
+        });
+    }
+    for (int s = 0; s < NS; ++s) {
+        const f32v d = view[s]->d();
+        for (int c = 0; c < NC; ++c) {
+            acc[s][c] = multiply_add(to_float(sum[s][c]), d * broadcast(a[c]->d), acc[s][c]);
+        }
+    }
+    if constexpr (F::HAS_MIN) {
+        for (int s = 0; s < NS; ++s) {
+            const f32v d_min = view[s]->d_min();
+            for (int c = 0; c < NC; ++c) {
+                const int16_t * sums = F::SUB == 16 ? a[c]->sum_16 : a[c]->sum_32;
+                i32v            sum_min = {};
+                for (int p = 0; p < 128 / F::SUB; ++p) {
+                    sum_min = dot_pairs(sum_min, view[s]->minimum(p), broadcast_bytes(sums + 2 * p));
+                }
+                acc[s][c] = multiply_add(to_float(sum_min), d_min * broadcast(-a[c]->d), acc[s][c]);
+            }
+        }
+    }
+}
+
+template <class F, int NS, int NC, class View>
+PYSKIP_INLINE inline void add_block(f32v (&acc)[NS][NC], const View * const (&view)[NS], const activations_32 * const (&a)[NC]) {
+    dot_product<F::MAX, 8> dot[NS][NC];
+    for (int c = 0; c < NC; ++c) {
+        const i32v start = F::OFFSET ? broadcast(&a[c]->minus_sum) * F::OFFSET : i32v{};
+        for (int s = 0; s < NS; ++s) {
+            dot[s][c] = dot_product<F::MAX, 8>(start);
+        }
+    }
+    unrolled<8>([&](auto g) PYSKIP_INLINE {
+        u8v w[NS];
+        for (int s = 0; s < NS; ++s) {
+            w[s] = view[s]->template group<g>();
+        }
+        for (int c = 0; c < NC; ++c) {
+            const i32v q = broadcast_bytes(a[c]->q + 4 * g);
+            for (int s = 0; s < NS; ++s) {
+                dot[s][c].add(g, w[s], q);
+            }
+        }
+    });
+    for (int s = 0; s < NS; ++s) {
+        const f32v d = view[s]->d();
+        for (int c = 0; c < NC; ++c) {
+            acc[s][c] = multiply_add(to_float(dot[s][c].value()), d * broadcast(a[c]->d), acc[s][c]);
+        }
+        if constexpr (F::HAS_MIN) {
+            const f32v minimum = view[s]->minimum();
+            for (int c = 0; c < NC; ++c) {
+                acc[s][c] = multiply_add(minimum, broadcast(a[c]->d_sum), acc[s][c]);
+            }
+        }
+    }
+}
+
+// A block of NC columns of the product, for strips whose weights are read as they are packed.
+template <class F, int NC> void multiply_packed(const char * strip, int64_t n_block, const void * const * activations, float * const * out, int n_row) {
+    typedef typename F::activations A;
+    const typename F::block *       blocks = (const typename F::block *) strip;
+
+    const A * a[NC];
+    for (int c = 0; c < NC; ++c) {
+        a[c] = (const A *) activations[c];
+    }
+    f32v acc[1][NC] = {};
+    for (int64_t i = 0; i < n_block; ++i) {
+        const typename F::view         view(blocks[i]);
+        const typename F::view * const views[1] = { &view };
+        add_block<F, 1, NC>(acc, views, a);
+        for (int c = 0; c < NC; ++c) {
+            ++a[c];
+        }
+    }
+    for (int c = 0; c < NC; ++c) {
+        store_some(out[c], acc[0][c], n_row);
+    }
+}
+
+// The same for NS strips of expanded weights; adds to what is in `out` unless it is the first of a row's blocks.
+template <class F, int NS, int NC>
+void multiply_expanded(const expanded<F> * const * blocks, int n_block, bool is_first, int64_t first_block,
+                       const void * const * activations, float * const * out, const int * n_row) {
+    typedef typename F::activations A;
+
+    f32v              acc[NS][NC];
+    const expanded<F> * view[NS];
+    const A *         a[NC];
+    for (int s = 0; s < NS; ++s) {
+        view[s] = blocks[s];
+        for (int c = 0; c < NC; ++c) {
+            acc[s][c] = is_first ? f32v{} : load_some(out[c] + s * L, n_row[s]);
+        }
+    }
+    for (int c = 0; c < NC; ++c) {
+        a[c] = (const A *) activations[c] + first_block;
+    }
+    for (int i = 0; i < n_block; ++i) {
+        add_block<F, NS, NC>(acc, view, a);
+        for (int s = 0; s < NS; ++s) {
+            ++view[s];
+        }
+        for (int c = 0; c < NC; ++c) {
+            ++a[c];
+        }
+    }
+    for (int s = 0; s < NS; ++s) {
+        for (int c = 0; c < NC; ++c) {
+            store_some(out[c] + s * L, acc[s][c], n_row[s]);
+        }
+    }
+}
+
+} // namespace pyskip_cpu
+
+#endif // PYSKIP_LANES

@@ -1,0 +1,28 @@
+"""Skip policies as typed values, and the strings that stand for them in the CLI and in Python.
+
+    off
+    cosine:threshold=0.98,run=1,cold_start=4,cold_end=4,warmup=16
+    static:5,14,25
+    0.25                            the model's profile, at the operating point that skips 25 % of FFN blocks
+    profile:error=0.12,prefill=1    the same by predicted relative error; prompts too
+    random:rate=0.25,seed=1         a coin for each token and layer, to compare with
+
+``parse_skip(str(policy)) == policy`` for every policy but Custom, which is code: no specification stands for it,
+so that no stranger can write one.
+
+A policy is one file here: its values and their checks, what it needs and decides (Policy), and the fields of struct
+pyskip_policy (native/include/pyskip.h) that it fills. `parse` lists those that have a specification.
+"""
+
+from __future__ import annotations
+
+from .base import MAX_ERROR, Policy
+from .cosine import Cosine
+from .custom import Custom
+from .off import Off
+from .parse import parse_skip
+from .profiled import Profiled
+from .random import Random
+from .static import Static
+
+__all__ = ["MAX_ERROR", "Cosine", "Custom", "Off", "Policy", "Profiled", "Random", "Static", "parse_skip"]
