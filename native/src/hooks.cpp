@@ -32,7 +32,15 @@ void pyskip_hook_end(pyskip_state * state, const llama_ubatch & ubatch, bool com
     }
 }
 
-bool pyskip_hook_cut(const pyskip_state * state, const llama_batch & batch, const std::vector<int32_t> & taken, int32_t next) {
+// The splitter knows no context, and a member of it would recompile every model. Set and cleared with each batch.
+static thread_local const pyskip_state * splitting = nullptr;
+
+void pyskip_hook_split(const pyskip_state * state) {
+    splitting = state;
+}
+
+bool pyskip_hook_cut(const llama_batch & batch, const std::vector<int32_t> & taken, int32_t next) {
+    const pyskip_state * state = splitting;
     if (!state || !batch.pos || !batch.seq_id || state->gather) {
         return false;
     }

@@ -23,9 +23,10 @@ void pyskip_hook_begin(pyskip_state * state, const llama_ubatch & ubatch);
 // it was computed, or failed
 void pyskip_hook_end(pyskip_state * state, const llama_ubatch & ubatch, bool computed);
 
-// llama_batch_allocr: must `next` of a batch not be computed together with `taken`, since of one sequence they lie in two
-// spans of a rate that is held?
-bool pyskip_hook_cut(const pyskip_state * state, const llama_batch & batch, const std::vector<int32_t> & taken, int32_t next);
+// llama_batch_allocr: the batch that this thread is about to split is a decoder's, with or without a state, or nobody's
+void pyskip_hook_split(const pyskip_state * state);
+// must token `next` of it not be computed together with `taken`, since of one sequence they lie in two spans of a held rate?
+bool pyskip_hook_cut(const llama_batch & batch, const std::vector<int32_t> & taken, int32_t next);
 
 // llama_memory_*: positions of sequences change
 void pyskip_hook_seq_clear(const llama_memory_i * mem);
