@@ -97,7 +97,8 @@ struct pyskip_policy {
                                 // begins where the profile's curve has it, and follows from the sequence's own past.
                                 // The last layer runs, the rest makes up for it
     float           prompt;     // profile, if above 0: likewise in the prompt, whose end pyskip_set_generated_from() told;
-                                // its first `warmup` and its last 32 tokens run dense, far from the end more is skipped
+                                // its first `warmup` and its last 32 tokens run dense, far from the end more is
+                                // skipped. While nobody told, `prefill` counts
 };
 
 // What a profile says of itself. Texts are UTF-8, cut to their room.

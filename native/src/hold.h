@@ -70,16 +70,18 @@ private:
         float   error; // tokens' worth of blocks skipped too much so far, in its phase
     };
 
-    // The scores before a span, sorted.
+    // The scores before a span; sorted in a prompt, else parted at the n_below-th.
     struct window {
         bool               is_prompt = false;
         int32_t            begin     = -1; // -1: not made
         size_t             n_tokens  = 0;
+        size_t             n_below   = 0;
         float              error     = 0.0f;
         std::vector<float> scores;
     };
 
     const window & look_back(bool is_prompt, int32_t begin) const;
+    float          score_at(size_t n) const;
     const float *  scores_of(size_t i) const { return all_scores.data() + i * n_layer; }
 
     size_t             n_layer = 0;

@@ -235,7 +235,7 @@ float pyskip_rule_threshold(const pyskip_rule & rule, const pyskip_token & token
     if (!rule.has_gates()) {
         return -INFINITY;
     }
-    if (is_prompt && rule.prompt > 0.0f) {
+    if (is_prompt && rule.prompt > 0.0f && token.ahead > 0) {
         return pyskip_hold_start(rule.curve, pyskip_rule_owes(rule, token));
     }
     const int32_t place = !is_prompt ? token.index : rule.prefill ? token.pos : -1;
@@ -246,7 +246,7 @@ float pyskip_rule_threshold(const pyskip_rule & rule, const pyskip_token & token
 }
 
 bool pyskip_rule_gates(const pyskip_rule & rule, int32_t il, float score, const pyskip_token & token) {
-    const bool is_held = token.index >= 0 ? rule.hold : rule.prompt > 0.0f;
+    const bool is_held = token.index >= 0 ? rule.hold : rule.prompt > 0.0f && token.ahead > 0;
     if (!rule.has_gates() || !(score < token.threshold) || (is_held && il + 1 == rule.n_layer)) {
         return false;
     }

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-static bool covers(int32_t p0, int32_t p1, int32_t pos) {
+static bool reaches(int32_t p0, int32_t p1, int32_t pos) {
     return pos >= 0 && pos >= p0 && (p1 < 0 || pos <= p1);
 }
 
@@ -119,7 +119,7 @@ void pyskip_sequences::keep(int32_t seq_id) {
 
 void pyskip_sequences::add(int32_t seq_id, int32_t p0, int32_t p1, int32_t delta) {
     const int32_t first = from(seq_id);
-    if (covers(p0, p1, first)) {
+    if (reaches(p0, p1, first)) {
         marks[seq_id] = std::max(first + delta, 0);
     }
     const auto it = histories.find(seq_id);
@@ -130,7 +130,7 @@ void pyskip_sequences::add(int32_t seq_id, int32_t p0, int32_t p1, int32_t delta
 
 void pyskip_sequences::div(int32_t seq_id, int32_t p0, int32_t p1, int32_t d) {
     const int32_t first = from(seq_id);
-    if (d > 0 && covers(p0, p1, first)) {
+    if (d > 0 && reaches(p0, p1, first)) {
         marks[seq_id] = first / d;
     }
     const auto it = histories.find(seq_id);

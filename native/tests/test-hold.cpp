@@ -18,10 +18,10 @@ static float noise(int32_t a, int32_t b) {
     return (float) ((h ^ (h >> 31)) >> 40) / (float) (1 << 24);
 }
 
-// Scores of a token: some layers and tokens are easier than others, and half-way all of them become harder.
+// Scores of a token: some layers and tokens are easier than others, and now and then all of them become harder.
 static std::vector<float> scores_of(int32_t text, int32_t pos) {
     std::vector<float> scores(N_LAYER, NAN);
-    const float        all = 0.8f * noise(text, 1000 + pos) + (pos % 600 < 300 ? 0.0f : 0.7f) + 0.3f * (float) text;
+    const float        all = 0.8f * noise(text, 1000 + pos) + (pos % 600 < 300 ? 0.0f : 0.3f) + 0.3f * (float) text;
     for (int32_t il = 2; il + 2 < N_LAYER; ++il) {
         scores[il] = all + noise(il, 7) + noise(text, pos * N_LAYER + il);
     }
