@@ -12,7 +12,8 @@ from types import ModuleType
 import pytest
 from conftest import ROOT
 
-FILES = ("src/llama-context.h", "src/llama-context.cpp")
+PATCHES = [ROOT / "patches" / name for name in (ROOT / "patches" / "series").read_text().split()]
+FILES = tuple({file for path in PATCHES for file in re.findall(r"^--- a/(\S+)", path.read_text(), re.MULTILINE)})
 
 
 @pytest.fixture(scope="module")
