@@ -90,7 +90,7 @@ def check_same(found: Raw, expected: Raw, seq: int = -1) -> None:
 
 
 def test_a_rate_that_holds_is_the_same_in_one_batch_and_in_single_steps(demo_f32: Path) -> None:
-    tokens, profile = tokens_of(30, 120, 0), profile_of_demo()
+    tokens, profile = tokens_of(30, 90, 0), profile_of_demo()
     with Raw(demo_f32, exact=True) as batch, Raw(demo_f32, exact=True) as steps:
         for raw in (batch, steps):
             raw.skip.set_policy(parse_skip(HELD), profile)
@@ -98,7 +98,7 @@ def test_a_rate_that_holds_is_the_same_in_one_batch_and_in_single_steps(demo_f32
         a = batch.decode(tokens)
         b = np.concatenate([steps.decode(tokens[:21]), steps.step(tokens[21:])])
         np.testing.assert_allclose(a, b, atol=1e-3)
-        assert abs(steps.skip.stats(parse_skip(HELD)).rate - 0.3) < 0.03
+        assert abs(steps.skip.stats(parse_skip(HELD)).rate - 0.3) < 0.06
         check_same(batch, steps)
 
 

@@ -21,7 +21,8 @@ static constexpr size_t MAX_EXTRA = 12;
 static bool rows_are_tokens(const pyskip_block & block, const llama_ubatch & ubatch) {
     const int64_t n_rows    = ggml_nrows(block.join);
     const int64_t n_outputs = ubatch.output ? std::count_if(ubatch.output, ubatch.output + ubatch.n_tokens,
-                                                            [](int8_t output) { return output != 0; }) : 0;
+                                                            [](int8_t output) { return output != 0; })
+                                            : 0;
     return n_rows == (int64_t) ubatch.n_tokens || n_rows == n_outputs;
 }
 
@@ -76,7 +77,8 @@ void pyskip_attach(pyskip_state & state, ggml_cgraph * gf, const llama_ubatch & 
     }
     std::vector<pyskip_block> blocks = pyskip_graph_find(gf);
     if (state.graph == PYSKIP_GRAPH_GATES || state.graph == PYSKIP_GRAPH_GATHER) {
-        const ggml_init_params params = { blocks.size() * MAX_EXTRA * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true };
+        const ggml_init_params params = { blocks.size() * MAX_EXTRA * ggml_tensor_overhead(), nullptr,
+                                          /*.no_alloc =*/true };
         state.extra.reset(ggml_init(params));
     }
     state.slots.reserve(blocks.size()); // the operators point into it

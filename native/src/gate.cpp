@@ -68,7 +68,8 @@ void pack_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
     const pyskip_slot & slot = *(const pyskip_slot *) userdata;
     const pyskip_share  share(slot.n_rows, ith, nth);
     for (int64_t i = share.begin; i < share.end; ++i) {
-        std::memcpy((char *) dst->data + slot.place[i] * dst->nb[1], pyskip_row(dst->src[0], i), dst->ne[0] * sizeof(float));
+        std::memcpy((char *) dst->data + slot.place[i] * dst->nb[1], pyskip_row(dst->src[0], i),
+                    dst->ne[0] * sizeof(float));
     }
 }
 

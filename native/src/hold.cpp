@@ -7,8 +7,9 @@
 // Tuned on traces of the demo model over prose, code, questions, numbers and another script. A token skips nearly all or
 // nearly nothing, so spans must be short for 256 of them to come out within 2 points: at 32 tokens they miss by up to 7.
 // Firmer than that costs: the less a threshold moves, the better are the blocks that it picks.
-static constexpr int32_t HOLD_SPAN    = 4;    // generated tokens that one threshold holds for
-static constexpr int32_t PROMPT_SPAN  = 64;   // of a prompt, whose batches must not be cut small; the first ones are shorter
+static constexpr int32_t HOLD_SPAN = 4; // generated tokens that one threshold holds for
+static constexpr int32_t PROMPT_SPAN =
+    64; // of a prompt, whose batches must not be cut small; the first ones are shorter
 static constexpr int32_t HOLD_WINDOW  = 128;  // tokens whose scores say where a threshold lies
 static constexpr float   HOLD_GAIN    = 0.9f; // share of the error so far that ...
 static constexpr float   HOLD_HORIZON = 8.0f; // ... is made up for within so many generated tokens
@@ -145,7 +146,8 @@ float pyskip_history::threshold(bool is_prompt, int32_t begin, float target, flo
     if (n_below <= 0.0f) {
         return -std::numeric_limits<float>::infinity();
     }
-    const float own   = n_below < n_scores ? score_at((size_t) n_below) : std::nextafter(score_at(past.scores.size() - 1), INFINITY);
+    const float own =
+        n_below < n_scores ? score_at((size_t) n_below) : std::nextafter(score_at(past.scores.size() - 1), INFINITY);
     const float share = std::isfinite(start) ? N_PRIOR / (N_PRIOR + (float) past.n_tokens) : 0.0f;
     return own + share * share * (start - own);
 }

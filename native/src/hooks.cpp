@@ -46,9 +46,8 @@ bool pyskip_hook_cut(const llama_batch & batch, const std::vector<int32_t> & tak
     }
     const int32_t seq_id = batch.seq_id[next][0];
     const int32_t begin  = state->sequences.span(seq_id, batch.pos[next]);
-    return begin >= 0 && std::any_of(taken.begin(), taken.end(), [&](int32_t i) {
-        return batch.seq_id[i][0] == seq_id && batch.pos[i] < begin;
-    });
+    return begin >= 0 && std::any_of(taken.begin(), taken.end(),
+                                     [&](int32_t i) { return batch.seq_id[i][0] == seq_id && batch.pos[i] < begin; });
 }
 
 void pyskip_hook_seq_clear(const llama_memory_i * mem) {

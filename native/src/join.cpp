@@ -88,8 +88,8 @@ static bool join_row(pyskip_slot & slot, ggml_tensor * dst, int64_t row) {
 }
 
 static void join_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
-    pyskip_slot &  slot   = *(pyskip_slot *) userdata;
-    pyskip_state & state  = *slot.state;
+    pyskip_slot &      slot  = *(pyskip_slot *) userdata;
+    pyskip_state &     state = *slot.state;
     const pyskip_share share(slot.n_rows, ith, nth);
     if (!share.is_any(ith)) {
         return;

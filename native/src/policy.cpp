@@ -18,7 +18,7 @@ static bool init_static(pyskip_rule & rule, const pyskip_policy & policy, int32_
         const int32_t il = policy.layers[i];
         if (il < 0 || il >= n_layer) {
             return fail(error, "static names layer " + std::to_string(il) + ", but the model has layers 0 to " +
-                               std::to_string(n_layer - 1) + ": name layers of that range");
+                                   std::to_string(n_layer - 1) + ": name layers of that range");
         }
         rule.is_static[il] = 1;
     }
@@ -34,8 +34,8 @@ static bool init_cosine(pyskip_rule & rule, const pyskip_policy & policy, int32_
     }
     if ((int64_t) policy.cold_start + policy.cold_end >= n_layer) {
         return fail(error, "cosine cold_start " + std::to_string(policy.cold_start) + " and cold_end " +
-                           std::to_string(policy.cold_end) + " leave none of the model's " + std::to_string(n_layer) +
-                           " layers to skip: lower them");
+                               std::to_string(policy.cold_end) + " leave none of the model's " +
+                               std::to_string(n_layer) + " layers to skip: lower them");
     }
     rule.threshold  = policy.threshold;
     rule.run        = policy.run;
@@ -50,7 +50,8 @@ static bool init_profile(pyskip_rule & rule, const pyskip_policy & policy, std::
         return fail(error, "the profile policy has no profile: load one");
     }
     if (std::isnan(policy.threshold) || policy.warmup < 0) {
-        return fail(error, "profile threshold is not a number or warmup is below 0: give a number and 0 or more tokens");
+        return fail(error,
+                    "profile threshold is not a number or warmup is below 0: give a number and 0 or more tokens");
     }
     if (!(policy.prompt >= 0.0f && policy.prompt <= 1.0f)) {
         return fail(error, "profile prompt is out of range: give a rate from 0 to 1");
@@ -97,8 +98,7 @@ bool pyskip_rule_init(pyskip_rule & rule, const pyskip_policy & policy, int32_t 
     next.n_layer = n_layer;
 
     switch (policy.type) {
-        case PYSKIP_POLICY_OFF:
-            break;
+        case PYSKIP_POLICY_OFF: break;
         case PYSKIP_POLICY_STATIC:
             if (!init_static(next, policy, n_layer, error)) {
                 return false;
@@ -125,7 +125,8 @@ bool pyskip_rule_init(pyskip_rule & rule, const pyskip_policy & policy, int32_t 
             }
             break;
         default:
-            return fail(error, "policy type " + std::to_string(policy.type) + " is unknown: give one of pyskip_policy_type");
+            return fail(error,
+                        "policy type " + std::to_string(policy.type) + " is unknown: give one of pyskip_policy_type");
     }
     next.type = (pyskip_policy_type) policy.type;
     rule      = std::move(next);
@@ -151,7 +152,7 @@ bool pyskip_rule_covers(const pyskip_rule & rule, int32_t il) {
         case PYSKIP_POLICY_PROFILE: // what its profile covers
         case PYSKIP_POLICY_RANDOM:
         case PYSKIP_POLICY_CUSTOM: return true;
-        default:                   return false;
+        default: return false;
     }
 }
 
@@ -175,7 +176,8 @@ bool pyskip_rule_skips(const pyskip_rule & rule, int32_t il, const pyskip_token 
         return token.index >= 0 && token.index >= rule.warmup && coin_skips(rule, il, token);
     }
     if (rule.type == PYSKIP_POLICY_CUSTOM) {
-        const pyskip_decision decision = { il, rule.n_layer, token.seq_id, token.pos, token.index, token.il_sim, token.sim };
+        const pyskip_decision decision = { il,          rule.n_layer, token.seq_id, token.pos,
+                                           token.index, token.il_sim, token.sim };
         return rule.decide(&decision, rule.decide_data);
     }
     return rule.type == PYSKIP_POLICY_STATIC || token.n_left > 0;
@@ -189,7 +191,8 @@ bool pyskip_rule_tests(const pyskip_rule & rule, int32_t il, const pyskip_token 
            pyskip_rule_covers(rule, il);
 }
 
-void pyskip_rule_advance(const pyskip_rule & rule, int32_t il, bool skipped, bool tested, float sim, pyskip_token & token) {
+void pyskip_rule_advance(const pyskip_rule & rule, int32_t il, bool skipped, bool tested, float sim,
+                         pyskip_token & token) {
     if (rule.type == PYSKIP_POLICY_CUSTOM && tested) {
         token.il_sim = il;
         token.sim    = sim;
@@ -208,8 +211,7 @@ pyskip_need pyskip_rule_needs(const pyskip_rule & rule, const pyskip_token & tok
     const bool is_generated = token.index >= 0;
     switch (rule.type) {
         case PYSKIP_POLICY_STATIC:
-        case PYSKIP_POLICY_CUSTOM:
-            return PYSKIP_NEED_JOINS;
+        case PYSKIP_POLICY_CUSTOM: return PYSKIP_NEED_JOINS;
         case PYSKIP_POLICY_COSINE:
             return is_generated && token.index >= rule.warmup ? PYSKIP_NEED_JOINS : PYSKIP_NEED_NOTHING;
         case PYSKIP_POLICY_PROFILE:
@@ -218,8 +220,7 @@ pyskip_need pyskip_rule_needs(const pyskip_rule & rule, const pyskip_token & tok
                 return is_generated || token.threshold > -INFINITY ? PYSKIP_NEED_GATES : PYSKIP_NEED_NOTHING;
             }
             return is_generated && token.index >= rule.warmup ? PYSKIP_NEED_JOINS : PYSKIP_NEED_NOTHING;
-        default:
-            return PYSKIP_NEED_NOTHING;
+        default: return PYSKIP_NEED_NOTHING;
     }
 }
 

@@ -77,7 +77,8 @@ bool pyskip_rule_skips(const pyskip_rule & rule, int32_t il, const pyskip_token 
 bool pyskip_rule_tests(const pyskip_rule & rule, int32_t il, const pyskip_token & token);
 
 // Layer il is done for the token: `skipped` says how; sim is cos(x, z) if pyskip_rule_tests() asked for it.
-void pyskip_rule_advance(const pyskip_rule & rule, int32_t il, bool skipped, bool tested, float sim, pyskip_token & token);
+void pyskip_rule_advance(const pyskip_rule & rule, int32_t il, bool skipped, bool tested, float sim,
+                         pyskip_token & token);
 
 // What may happen to a token under the rule.
 enum pyskip_need {

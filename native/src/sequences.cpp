@@ -6,8 +6,7 @@ static bool reaches(int32_t p0, int32_t p1, int32_t pos) {
     return pos >= 0 && pos >= p0 && (p1 < 0 || pos <= p1);
 }
 
-pyskip_sequences::pyskip_sequences() : other_rule(std::make_shared<pyskip_rule>()) {
-}
+pyskip_sequences::pyskip_sequences() : other_rule(std::make_shared<pyskip_rule>()) {}
 
 // What was decoded before another mark or under another rule says nothing of what comes.
 void pyskip_sequences::set_from(int32_t seq_id, int32_t pos) {
@@ -58,13 +57,13 @@ const pyskip_sequences::rule_ptr & pyskip_sequences::rule(int32_t seq_id) const 
 
 bool pyskip_sequences::any_has_gates(int32_t seq_id) const {
     return other_rule->has_gates() || std::any_of(rules.begin(), rules.end(), [&](const auto & entry) {
-        return entry.first != seq_id && entry.second->has_gates();
-    });
+               return entry.first != seq_id && entry.second->has_gates();
+           });
 }
 
 int32_t pyskip_sequences::span(int32_t seq_id, int32_t pos) const {
-    const pyskip_rule & r     = *rule(seq_id);
-    const int32_t       first = from(seq_id);
+    const pyskip_rule & r         = *rule(seq_id);
+    const int32_t       first     = from(seq_id);
     const bool          is_prompt = first < 0 || pos < first;
     if (is_prompt ? first < 0 || r.prompt <= 0.0f : !r.hold) {
         return -1;

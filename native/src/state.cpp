@@ -9,10 +9,10 @@
 
 static constexpr float NOT_A_NUMBER = std::numeric_limits<float>::quiet_NaN();
 
-pyskip_state::pyskip_state(int32_t n_layer) : n_layer(n_layer) {
-}
+pyskip_state::pyskip_state(int32_t n_layer) : n_layer(n_layer) {}
 
-bool pyskip_state::set_rule(int32_t seq_id, const pyskip_rule & next, std::shared_ptr<const pyskip_profile> next_profile) {
+bool pyskip_state::set_rule(int32_t seq_id, const pyskip_rule & next,
+                            std::shared_ptr<const pyskip_profile> next_profile) {
     if (next_profile && next_profile != profile) {
         if (seq_id >= 0 && sequences.any_has_gates(seq_id)) {
             return false;
@@ -65,7 +65,8 @@ pyskip_token pyskip_state::plan_token(const llama_ubatch & ubatch, uint32_t i) {
     token.threshold = pyskip_rule_threshold(*token.rule, token);
     if (token.threshold > -INFINITY && pyskip_rule_owes(*token.rule, token) > 0.0f) {
         const float owed = pyskip_rule_owes(*token.rule, token);
-        token.threshold  = sequences.history(seq_id).threshold(token.index < 0, sequences.span(seq_id, token.pos), owed, token.threshold);
+        token.threshold  = sequences.history(seq_id).threshold(token.index < 0, sequences.span(seq_id, token.pos), owed,
+                                                               token.threshold);
     }
     return token;
 }
@@ -75,7 +76,7 @@ bool pyskip_state::plan(const llama_ubatch & ubatch) {
 
     tokens.resize(n_tokens);
     rules.resize(n_tokens);
-    wanted = is_streaming ? PYSKIP_GRAPH_JOINS : PYSKIP_GRAPH_DENSE; // weights are asked for by joins
+    wanted             = is_streaming ? PYSKIP_GRAPH_JOINS : PYSKIP_GRAPH_DENSE; // weights are asked for by joins
     bool        is_off = true;
     pyskip_need most   = PYSKIP_NEED_NOTHING;
     for (uint32_t i = 0; i < n_tokens; ++i) {
@@ -185,7 +186,8 @@ void pyskip_state::count() {
         if (tokens[t].rule->type == PYSKIP_POLICY_OFF) {
             continue;
         }
-        pyskip_counters & c = counters[tokens[t].seq_id][tokens[t].index >= 0 ? PYSKIP_PHASE_GENERATED : PYSKIP_PHASE_PROMPT];
+        pyskip_counters & c =
+            counters[tokens[t].seq_id][tokens[t].index >= 0 ? PYSKIP_PHASE_GENERATED : PYSKIP_PHASE_PROMPT];
         make_room(c, n_layer);
         c.n_tokens++;
         int32_t il = 0;

@@ -24,10 +24,10 @@ struct pyskip_profile;
 
 // What a graph was built for. One built for more is not used for less: what nobody needs costs nothing.
 enum pyskip_graph {
-    PYSKIP_GRAPH_OFF,    // every token's policy is off: upstream's own, nothing is counted
-    PYSKIP_GRAPH_DENSE,  // upstream's own, its blocks are known and counted
-    PYSKIP_GRAPH_JOINS,  // joins decide, each for the next block
-    PYSKIP_GRAPH_GATES,  // gates decide for the tokens that have a profile, and act on what joins decided for the others
+    PYSKIP_GRAPH_OFF,   // every token's policy is off: upstream's own, nothing is counted
+    PYSKIP_GRAPH_DENSE, // upstream's own, its blocks are known and counted
+    PYSKIP_GRAPH_JOINS, // joins decide, each for the next block
+    PYSKIP_GRAPH_GATES, // gates decide for the tokens that have a profile, and act on what joins decided for the others
     PYSKIP_GRAPH_GATHER, // dense, and sums are gathered
 };
 
@@ -108,9 +108,9 @@ struct pyskip_state {
     bool           is_streaming = false;
     pyskip_weights first_weights; // read before the first region
 
-    bool                     must_rebuild = false;             // the graph in use names what has changed
-    pyskip_graph             graph        = PYSKIP_GRAPH_OFF;  // what the graph in use was built for
-    pyskip_graph             wanted       = PYSKIP_GRAPH_OFF;  // what the batch under way needs
+    bool                     must_rebuild = false;            // the graph in use names what has changed
+    pyskip_graph             graph        = PYSKIP_GRAPH_OFF; // what the graph in use was built for
+    pyskip_graph             wanted       = PYSKIP_GRAPH_OFF; // what the batch under way needs
     std::vector<pyskip_slot> slots;
     ggml_context_ptr         extra; // the tensors that were added to the graph
 

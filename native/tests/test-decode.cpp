@@ -44,13 +44,13 @@ model_ptr load_model(const char * path) {
 
 context_ptr make_context(llama_model * model) {
     llama_context_params params = llama_context_default_params();
-    params.n_ctx           = 128;
-    params.n_batch         = 64;
-    params.n_ubatch        = 8; // a prompt is more than one
-    params.n_seq_max       = 2;
-    params.kv_unified      = true;
-    params.n_threads       = 2;
-    params.n_threads_batch = 2;
+    params.n_ctx                = 128;
+    params.n_batch              = 64;
+    params.n_ubatch             = 8; // a prompt is more than one
+    params.n_seq_max            = 2;
+    params.kv_unified           = true;
+    params.n_threads            = 2;
+    params.n_threads_batch      = 2;
     context_ptr ctx(llama_init_from_model(model, params), llama_free);
     if (!ctx) {
         fail("cannot make a context");
@@ -70,8 +70,14 @@ std::vector<arm> make_arms(const pyskip_profile * profile) {
     pyskip_profile_get_points(profile, curve.data());
 
     std::vector<arm> arms = {
-        { "off", {} }, { "static", {} }, { "cosine", {} }, { "profile", {} }, { "profile, prefill", {} },
-        { "random", {} }, { "random, stand-ins", {} }, { "held", {} },
+        { "off", {} },
+        { "static", {} },
+        { "cosine", {} },
+        { "profile", {} },
+        { "profile, prefill", {} },
+        { "random", {} },
+        { "random, stand-ins", {} },
+        { "held", {} },
     };
     arms[1].policy.type     = PYSKIP_POLICY_STATIC;
     arms[1].policy.layers   = LAYERS;
@@ -124,7 +130,7 @@ struct session {
     int32_t decode(int32_t n, int32_t n_seq, llama_token first = -1) {
         llama_batch batch = llama_batch_init(n * n_seq, 0, 1);
         for (int32_t i = 0; i < n * n_seq; ++i) {
-            const int32_t pos = n_past + i / n_seq;
+            const int32_t pos  = n_past + i / n_seq;
             batch.token[i]     = first >= 0 ? first : 100 + 37 * pos % 200;
             batch.pos[i]       = pos;
             batch.n_seq_id[i]  = 1;
@@ -249,7 +255,7 @@ void stop_and_go(llama_context * ctx, const arm & first, const arm & second, con
         std::this_thread::sleep_for(std::chrono::milliseconds(5));
         pyskip_set_abort(ctx, true);
     });
-    int32_t status = 0;
+    int32_t     status = 0;
     while (status == 0) { // until a decode is stopped, or starts too late
         session s{ ctx };
         llama_memory_clear(llama_get_memory(ctx), true);
@@ -270,7 +276,7 @@ void in_threads(const std::vector<model_ptr> & models, const std::vector<arm> & 
         threads.emplace_back([&, i] {
             for (int32_t again = 0; again < 2; ++again) {
                 const context_ptr ctx = make_context(models[i % models.size()].get());
-                found[i] = generate(ctx.get(), arms[i + 1], arms[i + 2]);
+                found[i]              = generate(ctx.get(), arms[i + 1], arms[i + 2]);
             }
         });
     }

@@ -13,8 +13,8 @@ static constexpr int32_t N_LAYER = 24;
 // 0 to 1, the same for the same numbers.
 static float noise(int32_t a, int32_t b) {
     uint64_t h = ((uint64_t) (uint32_t) a << 32 | (uint32_t) b) + 0x9e3779b97f4a7c15u;
-    h = (h ^ (h >> 30)) * 0xbf58476d1ce4e5b9u;
-    h = (h ^ (h >> 27)) * 0x94d049bb133111ebu;
+    h          = (h ^ (h >> 30)) * 0xbf58476d1ce4e5b9u;
+    h          = (h ^ (h >> 27)) * 0x94d049bb133111ebu;
     return (float) ((h ^ (h >> 31)) >> 40) / (float) (1 << 24);
 }
 
@@ -39,12 +39,13 @@ static void append(pyskip_history & history, int32_t text, int32_t pos, float ow
 }
 
 // Decode up to position n; the thresholds by position.
-static std::vector<float> run(pyskip_history & history, int32_t text, int32_t from, int32_t n, float rate, int32_t warmup) {
+static std::vector<float> run(pyskip_history & history, int32_t text, int32_t from, int32_t n, float rate,
+                              int32_t warmup) {
     std::vector<float> thresholds;
     for (int32_t pos = from; pos < n; ++pos) {
         const float   owed  = pyskip_hold_generated(rate, pos, warmup);
         const int32_t begin = warmup + pyskip_hold_span(pos - warmup, false);
-        thresholds.push_back(pos < warmup ? -INFINITY : history.threshold(false, begin, rate, /*start =*/ 1.0f));
+        thresholds.push_back(pos < warmup ? -INFINITY : history.threshold(false, begin, rate, /*start =*/1.0f));
         append(history, text, pos, owed, thresholds.back());
     }
     return thresholds;

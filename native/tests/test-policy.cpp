@@ -55,7 +55,7 @@ static void test_cosine() {
     CHECK(walk(rule, 3, 0.95f) == "..tsstsst."); // test, skip two, test again; cold ends run
     CHECK(walk(rule, 3, 0.90f) == "..tsstsst."); // at the threshold: skip
     CHECK(walk(rule, 3, 0.85f) == "..ttttttt.");
-    CHECK(walk(rule, 2, 0.95f) == ".........."); // warm-up
+    CHECK(walk(rule, 2, 0.95f) == "..........");  // warm-up
     CHECK(walk(rule, -1, 0.95f) == ".........."); // prompt
     CHECK(walk(rule, 3, std::numeric_limits<float>::quiet_NaN()) == "..ttttttt.");
 
@@ -136,7 +136,7 @@ static void test_profile() {
     p.type          = PYSKIP_POLICY_PROFILE;
     p.threshold     = -1.5f;
     p.warmup        = 3;
-    CHECK(refused(p, 4)); // no profile
+    CHECK(refused(p, 4));                    // no profile
     p.profile = (const pyskip_profile *) &p; // never looked into by the rule
     p.warmup  = -1;
     CHECK(refused(p, 4));
@@ -211,8 +211,8 @@ static void test_random() {
     for (int32_t pos = 0; pos < 4000; ++pos) {
         pyskip_token token;
         token.index = token.pos = pos;
-        const int32_t il   = pos % 8;
-        const bool    skip = pyskip_rule_skips(rule, il, token);
+        const int32_t il        = pos % 8;
+        const bool    skip      = pyskip_rule_skips(rule, il, token);
         CHECK(skip == pyskip_rule_skips(rule, il, token));
         CHECK(!skip || pos >= 5);
         n += skip;

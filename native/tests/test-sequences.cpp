@@ -63,7 +63,7 @@ static void test_spans() {
     CHECK(s.history(1).size() == 40 && s.history(2).size() == 20);
     s.remove(1, 330, -1);
     CHECK(s.history(1).size() == 30);
-    s.set_from(1, 300); // the mark that it has
+    s.set_from(1, 300);                                  // the mark that it has
     s.set_rule(1, rule_of(PYSKIP_POLICY_PROFILE, &any)); // an equal rule
     CHECK(s.history(1).size() == 30);
     s.set_from(1, 301);
