@@ -123,7 +123,15 @@ def test_what_is_taken_back_is_decided_again_as_before(demo_f32: Path) -> None:
         np.testing.assert_array_equal(raw.skip.take_trace(99, 0).skipped, raw.skip.take_trace(99, 1).skipped)
 
 
-MIXED = ("off", "static:5,14,25", SPEC, HELD, "profile:rate=0.4,hold=0,warmup=4", "random:rate=0.3,warmup=4", "profile:rate=0.1,prompt=0.3")
+MIXED = (
+    "off",
+    "static:5,14,25",
+    SPEC,
+    HELD,
+    "profile:rate=0.4,hold=0,warmup=4",
+    "random:rate=0.3,warmup=4",
+    "profile:rate=0.1,prompt=0.3",
+)
 
 
 def test_policies_mixed_in_one_batch_decide_as_each_alone(demo_f32: Path) -> None:

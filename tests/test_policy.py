@@ -39,6 +39,14 @@ def test_meaning_and_round_trip(spec: str, policy: Policy) -> None:
     assert parse_skip(policy) is policy
 
 
+def test_a_rate_for_prompts_goes_with_a_profile() -> None:
+    assert str(parse_skip("0.25").with_prompt(0.2)) == "profile:rate=0.25,prompt=0.2"
+    assert str(parse_skip("profile:rate=0.25,prefill=1").with_prompt(0.1)) == "profile:rate=0.25,prompt=0.1"
+    assert parse_skip("off").with_prompt(0.2) == Profiled(rate=0.0, prompt=0.2)
+    with pytest.raises(pyskip.PolicyError, match="leave one of them out"):
+        parse_skip("static:3").with_prompt(0.2)
+
+
 def test_defaults_are_the_contract() -> None:
     assert str(Cosine()) == "cosine:threshold=0.98,run=1,cold_start=4,cold_end=4,warmup=16"
 
