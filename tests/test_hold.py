@@ -7,6 +7,7 @@ import inspect
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 import pyskip
@@ -30,7 +31,7 @@ def texts() -> dict[str, str]:
     }
 
 
-def decided(llm: pyskip.Llama, tokens: list[int], first: int) -> np.ndarray:
+def decided(llm: pyskip.Llama, tokens: list[int], first: int) -> npt.NDArray[np.float64]:
     """The share of blocks skipped by token, [n_tokens - first]."""
     llm.reset()
     llm.engine.clear()
@@ -39,7 +40,7 @@ def decided(llm: pyskip.Llama, tokens: list[int], first: int) -> np.ndarray:
     llm.eval(tokens)
     trace = llm.take_trace(len(tokens))
     llm.start_trace(0)
-    return trace.skipped.mean(axis=1)
+    return np.asarray(trace.skipped.mean(axis=1), np.float64)
 
 
 @pytest.mark.slow

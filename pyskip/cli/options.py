@@ -77,7 +77,7 @@ _MODEL_FLAGS = [
         "--skip-prompt",
         type=FiniteFloat(0.0, 1.0),
         metavar="R",
-        help="Rate to skip in prompts, by the model's profile; the last 32 tokens run dense. [default: as --skip says, 0]",
+        help="Rate to skip in prompts, by the model's profile; the last 32 tokens run dense. [default: 0]",
     ),
     click.option("--profile", metavar="FILE", help="The profile. [default: MODEL.skip.gguf beside the model]"),
     click.option(

@@ -37,8 +37,8 @@ class SkipContext:
         raise_for(lib.pyskip_check_generates(self.native, error, N_ERROR), error, DecodeError)
 
     def set_policy(self, policy: Policy, profile: Profile | None = None, seq_id: int = -1) -> None:
-        """Decide by `policy` from the next token on, in one sequence or in all (-1). Raises PolicyError if it does not fit the model, ProfileError
-        if it needs a profile and none is given."""
+        """Decide by `policy` from the next token on, in one sequence or in all (-1). Raises PolicyError if it
+        does not fit the model, or beside another sequence's profile, and ProfileError if it needs one and has none."""
         fields = policy.fields(profile)
         fields["type"] = getattr(lib, fields["type"])
         if "layers" in fields:
