@@ -26,6 +26,10 @@ from pyskip import Cosine, Off, Policy, Profiled, Random, Static, parse_skip
         ("profile:rate=0.3,prefill=1", Profiled(rate=0.3, prefill=True)),
         ("profile:rate=0.25,warmup=0", Profiled(rate=0.25, warmup=0)),
         ("profile:warmup=3", Profiled(warmup=3)),
+        ("profile:rate=0.25,hold=1", Profiled(rate=0.25)),
+        ("profile:rate=0.25,hold=0", Profiled(rate=0.25, hold=False)),
+        ("profile:rate=0.25,hold=0,prompt=0.2", Profiled(rate=0.25, hold=False, prompt=0.2)),
+        ("profile:error=0.1,hold=0", Profiled(error=0.1)),
         ("random:rate=0.5,seed=7,warmup=0,stand_in=1", Random(0.5, 7, 0, True)),
     ],
 )
@@ -33,6 +37,14 @@ def test_meaning_and_round_trip(spec: str, policy: Policy) -> None:
     assert parse_skip(spec) == policy
     assert parse_skip(str(policy)) == policy
     assert parse_skip(policy) is policy
+
+
+def test_a_rate_for_prompts_goes_with_a_profile() -> None:
+    assert str(parse_skip("0.25").with_prompt(0.2)) == "profile:rate=0.25,prompt=0.2"
+    assert str(parse_skip("profile:rate=0.25,prefill=1").with_prompt(0.1)) == "profile:rate=0.25,prompt=0.1"
+    assert parse_skip("off").with_prompt(0.2) == Profiled(rate=0.0, prompt=0.2)
+    with pytest.raises(pyskip.PolicyError, match="leave one of them out"):
+        parse_skip("static:3").with_prompt(0.2)
 
 
 def test_defaults_are_the_contract() -> None:
@@ -70,6 +82,9 @@ def test_defaults_are_the_contract() -> None:
         ("profile:rate=1.1", "from 0 to 1"),
         ("profile:rate=0.1,error=0.1", "one of them"),
         ("profile:prefill=yes", "0 or 1"),
+        ("profile:hold=2", "0 or 1"),
+        ("profile:prompt=1.5", "0 to 1"),
+        ("profile:prompt=0.2,prefill=1", "expected one of them"),
         ("profile:threshold=1", "key=value"),
         ("profile:warmup=-1", "whole number"),
         ("random:rate=2", "from 0 to 1"),

@@ -110,8 +110,11 @@ private:
 };
 
 size_t mutate_number(uint8_t * data, size_t size, const span & number, std::mt19937 & rng) {
-    static const uint64_t edges[] = { 0, 1, 2, 3, 8, 9, 31, 32, 33, 255, 4096, 65535, 0x7fffffff, 0x80000000, 0xffffffff,
-                                      1ull << 40, 1ull << 62, INT64_MAX, 1ull << 63, UINT64_MAX - 31, UINT64_MAX };
+    static const uint64_t edges[] = { 0,          1,          2,          3,          8,
+                                      9,          31,         32,         33,         255,
+                                      4096,       65535,      0x7fffffff, 0x80000000, 0xffffffff,
+                                      1ull << 40, 1ull << 62, INT64_MAX,  1ull << 63, UINT64_MAX - 31,
+                                      UINT64_MAX };
     if (rng() % 2) {
         const uint64_t edge = edges[rng() % std::size(edges)];
         std::memcpy(data + number.at, &edge, number.size);
@@ -139,8 +142,7 @@ extern "C" size_t LLVMFuzzerCustomMutator(uint8_t * data, size_t size, size_t ma
     std::mt19937 rng(seed);
     const layout found(data, size);
     switch (rng() % 8) {
-        case 0:
-            return LLVMFuzzerMutate(data, size, max_size);
+        case 0: return LLVMFuzzerMutate(data, size, max_size);
         case 1:
         case 2:
             if (!found.texts.empty() && size <= max_size) {

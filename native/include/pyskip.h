@@ -88,36 +88,42 @@ struct pyskip_policy {
     const int32_t * layers;     // static: the layers whose FFN is skipped for every token
     size_t          n_layers;
     const struct pyskip_profile * profile; // profile; random: its stand-ins are used; or NULL
-    bool            prefill;    // profile: prompt tokens at positions >= warmup are decided like generated ones
-    float           rate;       // random: the share of blocks to skip
-    uint32_t        seed;       // random
-    pyskip_decide   decide;     // custom; it and its data must live for as long as the policy is in force
-    void *          decide_data;
+    bool          prefill; // profile: prompt tokens at positions >= warmup are decided like generated ones
+    float         rate;    // random: the share of blocks to skip; profile with hold: the same
+    uint32_t      seed;    // random
+    pyskip_decide decide;  // custom; it and its data must live for as long as the policy is in force
+    void *        decide_data;
+    bool          hold;   // profile: of a sequence's generated tokens `rate` of the blocks are skipped: the threshold
+                          // begins where the profile's curve has it, and follows from the sequence's own past.
+                          // The last layer runs, the rest makes up for it
+    float         prompt; // profile, if above 0: likewise in the prompt, whose end pyskip_set_generated_from() told;
+                          // its first `warmup` and its last 32 tokens run dense, far from the end more is
+                          // skipped. While nobody told, `prefill` counts
 };
 
 // What a profile says of itself. Texts are UTF-8, cut to their room.
 struct pyskip_profile_info {
     int32_t n_layer;
     int32_t n_embd;
-    int32_t warmup;      // generated tokens that run dense
-    int32_t rank;        // of the largest stand-in; the width if it is gated
-    int32_t n_points;    // of its curve
-    int32_t recommended; // index of a point
-    int64_t n_tokens;    // that it was calibrated on
+    int32_t warmup;          // generated tokens that run dense
+    int32_t rank;            // of the largest stand-in; the width if it is gated
+    int32_t n_points;        // of its curve
+    int32_t recommended;     // index of a point
+    int64_t n_tokens;        // that it was calibrated on
     char    fingerprint[32]; // of the model, as in pyskip_gguf_info
     char    model[128];
-    char    stand_in[16];    // linear, gated or none
+    char    stand_in[16]; // linear, gated or none
     char    method[256];
-    char    text[256];       // what was calibrated on
+    char    text[256]; // what was calibrated on
     char    text_sha256[72];
     char    made_by[64];
 };
 
 // One operating point, measured on text that the calibration did not fit.
 struct pyskip_profile_point {
-    float rate;            // of blocks skipped
-    float threshold;       // for pyskip_policy
-    float ppl_ratio;       // perplexity against dense
+    float rate;      // of blocks skipped
+    float threshold; // for pyskip_policy
+    float ppl_ratio; // perplexity against dense
     float ppl_ratio_se;
     float kld_mean;        // nats per token, dense || skipped
     float ffn_bytes_saved; // share of the FFN's bytes that are not read, what gates and stand-ins read taken off
@@ -149,18 +155,28 @@ PYSKIP_API enum pyskip_status pyskip_check_generates(struct llama_context * ctx,
 // Which layers have an FFN that can be skipped, found by building the context's decode graph once: skippable[il] = 1,
 // else 0. n is the length of skippable, at least pyskip_n_layer(). UNSUPPORTED with the reason in error if there is
 // none (encoders, models without an FFN, layers on another back end than the CPU).
-PYSKIP_API enum pyskip_status pyskip_skippable(struct llama_context * ctx, uint8_t * skippable, size_t n,
-                                               char * error, size_t n_error);
+PYSKIP_API enum pyskip_status pyskip_skippable(struct llama_context * ctx, uint8_t * skippable, size_t n, char * error,
+                                               size_t n_error);
 
-// Decide by this policy from the next token on. The policy is copied. The context keeps its KV cache, its counters and
-// what it knows of its sequences. After a failure the old policy is still in force.
+// Decide by this policy from the next token on, in every sequence. The policy is copied. The context keeps its KV cache, its
+// counters and what it knows of its sequences; only a rate that is held begins anew if the policy is another one. After a
+// failure the old policy is still in force.
 PYSKIP_API enum pyskip_status pyskip_set_policy(struct llama_context * ctx, const struct pyskip_policy * policy,
                                                 char * error, size_t n_error);
+
+// The same for one sequence; seq_id < 0: for every sequence, also those not seen yet. Sequences of one batch may each have
+// another policy: each token is decided as it would be alone. Of those with a profile all have the same one, else INVALID.
+// llama_memory_seq_cp gives the copy the policy of the original, _seq_keep leaves the other sequences the policy that was
+// set for all; llama_memory_seq_rm and llama_memory_clear leave policies alone. A token of several sequences runs dense
+// unless they have the same policy.
+PYSKIP_API enum pyskip_status pyskip_seq_set_policy(struct llama_context * ctx, int32_t seq_id,
+                                                    const struct pyskip_policy * policy, char * error, size_t n_error);
 
 // Tokens of seq_id at positions >= pos count as generated from now on, those before as prompt. The first `warmup` of
 // the generated ones run dense. pos < 0: all of the sequence is prompt (as in a new context). seq_id < 0: every
 // sequence, also those not seen yet. The mark is the caller's word: llama_memory_seq_rm leaves it alone, _seq_cp, _add
-// and _div carry it along, _seq_keep drops those of the other sequences, llama_memory_clear drops all.
+// and _div carry it along, _seq_keep drops those of the other sequences, llama_memory_clear drops all. Another mark makes a
+// rate that is held begin anew; what is decoded again after llama_memory_seq_rm is decided as it was the first time.
 PYSKIP_API enum pyskip_status pyskip_set_generated_from(struct llama_context * ctx, int32_t seq_id, int32_t pos);
 
 // Blocks evaluated and skipped, per layer, for tokens of a phase that were decoded under a policy other than off since
@@ -171,6 +187,13 @@ PYSKIP_API enum pyskip_status pyskip_get_counters(const struct llama_context * c
                                                   int64_t * n_tokens, int64_t * evaluated, int64_t * skipped);
 PYSKIP_API void               pyskip_reset_counters(struct llama_context * ctx);
 
+// The same for the tokens that were decoded in one sequence; seq_id < 0: in all. Counters stay when a sequence is copied or
+// removed.
+PYSKIP_API enum pyskip_status pyskip_seq_get_counters(const struct llama_context * ctx, int32_t seq_id,
+                                                      enum pyskip_phase phase, int64_t * n_tokens, int64_t * evaluated,
+                                                      int64_t * skipped);
+PYSKIP_API void               pyskip_seq_reset_counters(struct llama_context * ctx, int32_t seq_id);
+
 // Keep the decisions of the last `capacity` generated tokens that were decoded under a policy other than off; 0 stops
 // and frees. Changing the capacity drops what is kept.
 PYSKIP_API enum pyskip_status pyskip_set_trace(struct llama_context * ctx, size_t capacity);
@@ -180,6 +203,10 @@ PYSKIP_API enum pyskip_status pyskip_set_trace(struct llama_context * ctx, size_
 // (cosine), or the gate's score (profile, random with a profile), else NaN. skipped and sim may be NULL.
 PYSKIP_API size_t pyskip_take_trace(struct llama_context * ctx, size_t n, struct pyskip_trace_token * tokens,
                                     uint8_t * skipped, float * sim);
+
+// The same for the tokens of one sequence, the others are kept; seq_id < 0: of all.
+PYSKIP_API size_t pyskip_seq_take_trace(struct llama_context * ctx, int32_t seq_id, size_t n,
+                                        struct pyskip_trace_token * tokens, uint8_t * skipped, float * sim);
 
 // Make the llama_decode() of this context that is under way, and those to come, stop as soon as they can and return 2;
 // abort = false lets them run again. The only function here that another thread may call during a llama_decode(), once
@@ -200,8 +227,8 @@ PYSKIP_API enum pyskip_status pyskip_tokenize(const struct llama_vocab * vocab, 
                                               int32_t * tokens, int32_t n_tokens, bool add_special, bool parse_special,
                                               int32_t * n_out, char * error, size_t n_error);
 PYSKIP_API enum pyskip_status pyskip_token_to_piece(const struct llama_vocab * vocab, int32_t token, char * piece,
-                                                    int32_t n_piece, bool special, int32_t * n_out,
-                                                    char * error, size_t n_error);
+                                                    int32_t n_piece, bool special, int32_t * n_out, char * error,
+                                                    size_t n_error);
 
 // Drop llama.cpp's log from now on: whoever receives it is about to go.
 PYSKIP_API void pyskip_log_drop(void);
@@ -213,45 +240,46 @@ PYSKIP_API void pyskip_exit_on_crash(int32_t fd);
 // What a GGUF file says of its model, read by upstream's own reader without loading weights.
 struct pyskip_gguf_info {
     char    architecture[64];
-    char    name[128];          // general.name, else ""
+    char    name[128]; // general.name, else ""
     int64_t n_tensors;
-    int64_t n_params;           // all weights
-    int64_t bytes;              // all weights, as stored
-    int64_t ffn_bytes;          // of blk.N.ffn_{up,gate,down} and their expert, bias and scale tensors, or of RWKV's
-                                // blk.N.channel_mix_*; of an encoder-decoder the decoder's
-    int64_t read_bytes;         // that decoding a token reads: of experts those that are used, of the embeddings one row
-                                // unless the output shares them
-    int64_t read_ffn_bytes;     // of the FFN weights
-    int64_t n_layer;            // 0 if the file does not say, here and below
+    int64_t n_params;       // all weights
+    int64_t bytes;          // all weights, as stored
+    int64_t ffn_bytes;      // of blk.N.ffn_{up,gate,down} and their expert, bias and scale tensors, or of RWKV's
+                            // blk.N.channel_mix_*; of an encoder-decoder the decoder's
+    int64_t read_bytes;     // that decoding a token reads: of experts those that are used, of the embeddings one row
+                            // unless the output shares them
+    int64_t read_ffn_bytes; // of the FFN weights
+    int64_t n_layer;        // 0 if the file does not say, here and below
     int64_t n_ctx_train;
-    int64_t n_positions;        // learned ones, at which a context ends; 0 if positions are computed
+    int64_t n_positions; // learned ones, at which a context ends; 0 if positions are computed
     int64_t n_embd;
     int64_t n_ff;               // of the widest layer
     int64_t kv_bytes_per_token; // of an f16 KV cache
     bool    has_chat_template;
-    char    fingerprint[32];    // of the tensors' names, types, shapes and a sample of the FFN weights' bytes
+    char    fingerprint[32]; // of the tensors' names, types, shapes and a sample of the FFN weights' bytes
 };
 
-PYSKIP_API enum pyskip_status pyskip_gguf_inspect(const char * path, struct pyskip_gguf_info * info,
-                                                  char * error, size_t n_error);
+PYSKIP_API enum pyskip_status pyskip_gguf_inspect(const char * path, struct pyskip_gguf_info * info, char * error,
+                                                  size_t n_error);
 
 // Bytes of one layer's FFN weights that a token reads, for n layers: of the experts, those that are used. Layers that the
 // file does not have get 0.
-PYSKIP_API enum pyskip_status pyskip_gguf_ffn_bytes(const char * path, int64_t * bytes, size_t n,
-                                                    char * error, size_t n_error);
+PYSKIP_API enum pyskip_status pyskip_gguf_ffn_bytes(const char * path, int64_t * bytes, size_t n, char * error,
+                                                    size_t n_error);
 
 // Read a profile. It is checked whole: fields, shapes, finite values. FILE with the field in error if it is not
 // sound. The caller tells by the fingerprint whether it belongs to a model. Freed only after every context has
 // another policy or is gone.
-PYSKIP_API enum pyskip_status pyskip_profile_load(const char * path, struct pyskip_profile ** profile,
-                                                  char * error, size_t n_error);
+PYSKIP_API enum pyskip_status pyskip_profile_load(const char * path, struct pyskip_profile ** profile, char * error,
+                                                  size_t n_error);
 PYSKIP_API void               pyskip_profile_free(struct pyskip_profile * profile);
 
 // points holds info.n_points entries, stand_in_bytes and gate_bytes info.n_layer: what one skipped block, and one
 // token's gate, read there; gate_bytes is 0 if a layer is never skipped.
 PYSKIP_API void pyskip_profile_get(const struct pyskip_profile * profile, struct pyskip_profile_info * info);
 PYSKIP_API void pyskip_profile_get_points(const struct pyskip_profile * profile, struct pyskip_profile_point * points);
-PYSKIP_API void pyskip_profile_get_bytes(const struct pyskip_profile * profile, int64_t * stand_in_bytes, int64_t * gate_bytes);
+PYSKIP_API void pyskip_profile_get_bytes(const struct pyskip_profile * profile, int64_t * stand_in_bytes,
+                                         int64_t * gate_bytes);
 
 // What a calibration gathers: sums over tokens of f f' and of f t', by layer. x is the stream that enters a block, xn
 // that stream normed, y the block's output.

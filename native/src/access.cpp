@@ -13,9 +13,9 @@ namespace {
 
 // Memory -> state of the context that owns it. Entries of freed contexts expire and are swept when one is added.
 struct registry {
-    std::mutex                                                             mutex;
+    std::mutex                                                              mutex;
     std::unordered_map<const llama_memory_i *, std::weak_ptr<pyskip_state>> states;
-    std::atomic<bool>                                                      is_empty{ true };
+    std::atomic<bool>                                                       is_empty{ true };
 
     void add(const llama_memory_i * mem, const std::shared_ptr<pyskip_state> & state) {
         const std::lock_guard<std::mutex> lock(mutex);
@@ -89,7 +89,7 @@ static const ggml_cgraph * decode_graph(llama_context * ctx, std::string & error
     }
     const llama_memory_context_ptr mctx = ctx->get_memory()->init_full();
     const uint32_t                 n    = ctx->get_cparams().kv_unified ? 1 : ctx->get_cparams().n_seq_max;
-    const ggml_cgraph *            gf   = ctx->graph_reserve(n, n, n, mctx.get(), /*split_only =*/ true);
+    const ggml_cgraph *            gf   = ctx->graph_reserve(n, n, n, mctx.get(), /*split_only =*/true);
     if (!ctx->get_gf_res_reserve()->get_logits()) {
         error = found + "without logits" + wanted;
         return nullptr;
@@ -115,7 +115,8 @@ bool pyskip_context_probe(llama_context * ctx, pyskip_state & state, std::string
     int32_t              n_found = 0;
     for (const pyskip_block & block : pyskip_graph_find(gf)) {
         if (!block.on_cpu) {
-            error = "layer " + std::to_string(block.il) + " has its FFN on another back end than the CPU, expected all on "
+            error = "layer " + std::to_string(block.il) +
+                    " has its FFN on another back end than the CPU, expected all on "
                     "the CPU: load the model with n_gpu_layers=0";
             return false;
         }
@@ -125,7 +126,8 @@ bool pyskip_context_probe(llama_context * ctx, pyskip_state & state, std::string
         }
     }
     if (n_found == 0) {
-        error = "found no feed-forward block in the graph of this " + ctx->get_model().arch_name() + " model, expected one "
+        error = "found no feed-forward block in the graph of this " + ctx->get_model().arch_name() +
+                " model, expected one "
                 "that ends in blk.N.ffn_down: run it with skip off";
         return false;
     }

@@ -29,7 +29,8 @@ template <typename F> static pyskip_status guard(char * error, size_t n_error, F
     try {
         return body();
     } catch (const std::bad_alloc &) {
-        return report(PYSKIP_STATUS_NO_MEMORY, "out of memory: close other programs or use a smaller model", error, n_error);
+        return report(PYSKIP_STATUS_NO_MEMORY, "out of memory: close other programs or use a smaller model", error,
+                      n_error);
     } catch (const std::exception & e) {
         return report(PYSKIP_STATUS_UNSUPPORTED, std::string("llama.cpp failed: ") + e.what(), error, n_error);
     }
@@ -57,8 +58,10 @@ pyskip_status pyskip_skippable(llama_context * ctx, uint8_t * skippable, size_t 
     return guard(error, n_error, [&] {
         pyskip_state & state = pyskip_state_make(ctx);
         if (n < (size_t) state.n_layer) {
-            return report(PYSKIP_STATUS_INVALID, "skippable has room for " + std::to_string(n) + " layers, expected " +
-                          std::to_string(state.n_layer), error, n_error);
+            return report(PYSKIP_STATUS_INVALID,
+                          "skippable has room for " + std::to_string(n) + " layers, expected " +
+                              std::to_string(state.n_layer),
+                          error, n_error);
         }
         std::string line;
         if (state.skippable.empty() && !pyskip_context_probe(ctx, state, line)) {
@@ -82,7 +85,24 @@ static bool pyskip_profile_fits(const pyskip_profile & profile, const llama_cont
     return false;
 }
 
-pyskip_status pyskip_set_policy(llama_context * ctx, const pyskip_policy * policy, char * error, size_t n_error) {
+// Whether the model has what the rule asks for.
+static pyskip_status check_rule(llama_context * ctx, pyskip_state & state, const pyskip_rule & rule,
+                                std::string & line) {
+    if (rule.type != PYSKIP_POLICY_OFF && state.skippable.empty() && !pyskip_context_probe(ctx, state, line)) {
+        return PYSKIP_STATUS_UNSUPPORTED;
+    }
+    for (int32_t il = 0; rule.type == PYSKIP_POLICY_STATIC && il < state.n_layer; ++il) {
+        if (rule.is_static[il] && !state.skippable[il]) {
+            line = "static names layer " + std::to_string(il) + ", which has no FFN that can be skipped: leave it out";
+            return PYSKIP_STATUS_INVALID;
+        }
+    }
+    return rule.has_gates() && !pyskip_profile_fits(*rule.profile, ctx, line) ? PYSKIP_STATUS_INVALID
+                                                                              : PYSKIP_STATUS_OK;
+}
+
+pyskip_status pyskip_seq_set_policy(llama_context * ctx, int32_t seq_id, const pyskip_policy * policy, char * error,
+                                    size_t n_error) {
     return guard(error, n_error, [&] {
         if (policy->type == PYSKIP_POLICY_OFF && !pyskip_state_get(ctx)) {
             return PYSKIP_STATUS_OK;
@@ -93,26 +113,27 @@ pyskip_status pyskip_set_policy(llama_context * ctx, const pyskip_policy * polic
         if (!pyskip_rule_init(rule, *policy, state.n_layer, line)) {
             return report(PYSKIP_STATUS_INVALID, line, error, n_error);
         }
-        if (rule.type != PYSKIP_POLICY_OFF && state.skippable.empty() && !pyskip_context_probe(ctx, state, line)) {
-            return report(PYSKIP_STATUS_UNSUPPORTED, line, error, n_error);
+        const pyskip_status status = check_rule(ctx, state, rule, line);
+        if (status != PYSKIP_STATUS_OK) {
+            return report(status, line, error, n_error);
         }
-        for (int32_t il = 0; rule.type == PYSKIP_POLICY_STATIC && il < state.n_layer; ++il) {
-            if (rule.is_static[il] && !state.skippable[il]) {
-                return report(PYSKIP_STATUS_INVALID, "static names layer " + std::to_string(il) +
-                              ", which has no FFN that can be skipped: leave it out", error, n_error);
+        if (rule.has_gates()) {
+            for (const pyskip_profile_point & point : rule.profile->curve) {
+                rule.curve.push_back({ point.rate, point.threshold });
             }
         }
-        const bool has_profile = rule.type == PYSKIP_POLICY_PROFILE || rule.type == PYSKIP_POLICY_RANDOM;
-        if (!has_profile || !policy->profile) {
-            state.set_rule(rule, nullptr);
-            return PYSKIP_STATUS_OK;
+        if (!state.set_rule(seq_id, rule, rule.has_gates() ? rule.profile->self : nullptr)) {
+            return report(PYSKIP_STATUS_INVALID,
+                          "another sequence has another profile, expected one for all: give this one the "
+                          "same, or the others a policy without",
+                          error, n_error);
         }
-        if (!pyskip_profile_fits(*policy->profile, ctx, line)) {
-            return report(PYSKIP_STATUS_INVALID, line, error, n_error);
-        }
-        state.set_rule(rule, policy->profile->self);
         return PYSKIP_STATUS_OK;
     });
+}
+
+pyskip_status pyskip_set_policy(llama_context * ctx, const pyskip_policy * policy, char * error, size_t n_error) {
+    return pyskip_seq_set_policy(ctx, -1, policy, error, n_error);
 }
 
 pyskip_status pyskip_set_generated_from(llama_context * ctx, int32_t seq_id, int32_t pos) {
@@ -122,30 +143,40 @@ pyskip_status pyskip_set_generated_from(llama_context * ctx, int32_t seq_id, int
     });
 }
 
-pyskip_status pyskip_get_counters(const llama_context * ctx, pyskip_phase phase, int64_t * n_tokens,
-                                  int64_t * evaluated, int64_t * skipped) {
+pyskip_status pyskip_seq_get_counters(const llama_context * ctx, int32_t seq_id, pyskip_phase phase, int64_t * n_tokens,
+                                      int64_t * evaluated, int64_t * skipped) {
     if (phase != PYSKIP_PHASE_PROMPT && phase != PYSKIP_PHASE_GENERATED) {
         return PYSKIP_STATUS_INVALID;
     }
-    const pyskip_state * state = pyskip_state_get(ctx);
-    if (!state) {
-        const int32_t n_layer = pyskip_context_n_layer(ctx);
-        *n_tokens             = 0;
+    return guard(nullptr, 0, [&] {
+        const pyskip_state * state   = pyskip_state_get(ctx);
+        const int32_t        n_layer = pyskip_context_n_layer(ctx);
+        *n_tokens                    = 0;
         std::fill(evaluated, evaluated + n_layer, 0);
         std::fill(skipped, skipped + n_layer, 0);
+        if (state) {
+            const pyskip_counters c = state->counted(seq_id, phase);
+            *n_tokens               = c.n_tokens;
+            std::copy(c.evaluated.begin(), c.evaluated.end(), evaluated);
+            std::copy(c.skipped.begin(), c.skipped.end(), skipped);
+        }
         return PYSKIP_STATUS_OK;
+    });
+}
+
+pyskip_status pyskip_get_counters(const llama_context * ctx, pyskip_phase phase, int64_t * n_tokens,
+                                  int64_t * evaluated, int64_t * skipped) {
+    return pyskip_seq_get_counters(ctx, -1, phase, n_tokens, evaluated, skipped);
+}
+
+void pyskip_seq_reset_counters(llama_context * ctx, int32_t seq_id) {
+    if (pyskip_state * state = pyskip_state_get(ctx)) {
+        state->reset_counters(seq_id);
     }
-    const pyskip_counters & c = state->counters[phase];
-    *n_tokens                 = c.n_tokens;
-    std::copy(c.evaluated.begin(), c.evaluated.end(), evaluated);
-    std::copy(c.skipped.begin(), c.skipped.end(), skipped);
-    return PYSKIP_STATUS_OK;
 }
 
 void pyskip_reset_counters(llama_context * ctx) {
-    if (pyskip_state * state = pyskip_state_get(ctx)) {
-        state->reset_counters();
-    }
+    pyskip_seq_reset_counters(ctx, -1);
 }
 
 pyskip_status pyskip_set_trace(llama_context * ctx, size_t capacity) {
@@ -155,25 +186,34 @@ pyskip_status pyskip_set_trace(llama_context * ctx, size_t capacity) {
     });
 }
 
-size_t pyskip_take_trace(llama_context * ctx, size_t n, pyskip_trace_token * tokens, uint8_t * skipped, float * sim) {
+size_t pyskip_seq_take_trace(llama_context * ctx, int32_t seq_id, size_t n, pyskip_trace_token * tokens,
+                             uint8_t * skipped, float * sim) {
     pyskip_state * state = pyskip_state_get(ctx);
     if (!state) {
         return 0;
     }
-    const size_t n_taken = std::min(n, state->trace.size());
-    const size_t n_layer = (size_t) state->n_layer;
-    for (size_t i = 0; i < n_taken; ++i) {
-        const pyskip_trace_entry & entry = state->trace.front();
-        tokens[i]                        = entry.token;
+    const size_t n_layer  = (size_t) state->n_layer;
+    size_t       n_taken  = 0;
+    const auto   is_taken = [&](const pyskip_trace_entry & entry) {
+        if (n_taken == n || (seq_id >= 0 && entry.token.seq_id != seq_id)) {
+            return false;
+        }
+        tokens[n_taken] = entry.token;
         if (skipped) {
-            std::copy(entry.skipped.begin(), entry.skipped.end(), skipped + i * n_layer);
+            std::copy(entry.skipped.begin(), entry.skipped.end(), skipped + n_taken * n_layer);
         }
         if (sim) {
-            std::copy(entry.sim.begin(), entry.sim.end(), sim + i * n_layer);
+            std::copy(entry.sim.begin(), entry.sim.end(), sim + n_taken * n_layer);
         }
-        state->trace.pop_front();
-    }
+        n_taken++;
+        return true;
+    };
+    state->trace.erase(std::remove_if(state->trace.begin(), state->trace.end(), is_taken), state->trace.end());
     return n_taken;
+}
+
+size_t pyskip_take_trace(llama_context * ctx, size_t n, pyskip_trace_token * tokens, uint8_t * skipped, float * sim) {
+    return pyskip_seq_take_trace(ctx, -1, n, tokens, skipped, sim);
 }
 
 pyskip_status pyskip_set_streaming(llama_context * ctx, bool on) {
@@ -189,7 +229,8 @@ pyskip_status pyskip_set_abort(llama_context * ctx, bool abort) {
         state.abort          = abort;
         if (!state.has_abort_callback) {
             state.has_abort_callback = true;
-            llama_set_abort_callback(ctx, [](void * data) { return ((const pyskip_state *) data)->abort.load(); }, &state);
+            llama_set_abort_callback(
+                ctx, [](void * data) { return ((const pyskip_state *) data)->abort.load(); }, &state);
         }
         return PYSKIP_STATUS_OK;
     });
@@ -249,16 +290,18 @@ void pyskip_profile_get_bytes(const pyskip_profile * profile, int64_t * stand_in
     }
 }
 
-pyskip_status pyskip_gather_start(llama_context * ctx, pyskip_gather_kind kind, const pyskip_profile * profile, int32_t warmup,
-                                  pyskip_gather ** gather, char * error, size_t n_error) {
+pyskip_status pyskip_gather_start(llama_context * ctx, pyskip_gather_kind kind, const pyskip_profile * profile,
+                                  int32_t warmup, pyskip_gather ** gather, char * error, size_t n_error) {
     return guard(error, n_error, [&] {
         pyskip_state & state = pyskip_state_make(ctx);
         std::string    line;
         if ((kind == PYSKIP_GATHER_HIDDEN || kind == PYSKIP_GATHER_ERRORS) != (profile != nullptr)) {
-            return report(PYSKIP_STATUS_INVALID, "hidden values and errors are those of a profile, the rest takes none", error, n_error);
+            return report(PYSKIP_STATUS_INVALID, "hidden values and errors are those of a profile, the rest takes none",
+                          error, n_error);
         }
         if (kind == PYSKIP_GATHER_HIDDEN && std::strcmp(profile->info.stand_in, "gated") != 0) {
-            return report(PYSKIP_STATUS_INVALID, "the profile's stand-ins have no hidden values: give one with gated ones", error, n_error);
+            return report(PYSKIP_STATUS_INVALID,
+                          "the profile's stand-ins have no hidden values: give one with gated ones", error, n_error);
         }
         if (profile && !pyskip_profile_fits(*profile, ctx, line)) {
             return report(PYSKIP_STATUS_INVALID, line, error, n_error);
@@ -266,7 +309,8 @@ pyskip_status pyskip_gather_start(llama_context * ctx, pyskip_gather_kind kind, 
         if (state.skippable.empty() && !pyskip_context_probe(ctx, state, line)) {
             return report(PYSKIP_STATUS_UNSUPPORTED, line, error, n_error);
         }
-        *gather = new pyskip_gather(kind, state.n_layer, pyskip_context_n_embd(ctx), warmup, profile ? profile->self : nullptr);
+        *gather = new pyskip_gather(kind, state.n_layer, pyskip_context_n_embd(ctx), warmup,
+                                    profile ? profile->self : nullptr);
         state.set_gather(*gather);
         return PYSKIP_STATUS_OK;
     });
@@ -300,8 +344,9 @@ void pyskip_gather_free(llama_context * ctx, pyskip_gather * gather) {
     delete gather;
 }
 
-pyskip_status pyskip_tokenize(const llama_vocab * vocab, const char * text, int32_t n_text, int32_t * tokens, int32_t n_tokens,
-                              bool add_special, bool parse_special, int32_t * n_out, char * error, size_t n_error) {
+pyskip_status pyskip_tokenize(const llama_vocab * vocab, const char * text, int32_t n_text, int32_t * tokens,
+                              int32_t n_tokens, bool add_special, bool parse_special, int32_t * n_out, char * error,
+                              size_t n_error) {
     return guard(error, n_error, [&] {
         const pyskip_aborts_caught caught;
         *n_out = llama_tokenize(vocab, text, n_text, tokens, n_tokens, add_special, parse_special);
@@ -309,11 +354,11 @@ pyskip_status pyskip_tokenize(const llama_vocab * vocab, const char * text, int3
     });
 }
 
-pyskip_status pyskip_token_to_piece(const llama_vocab * vocab, int32_t token, char * piece, int32_t n_piece, bool special,
-                                    int32_t * n_out, char * error, size_t n_error) {
+pyskip_status pyskip_token_to_piece(const llama_vocab * vocab, int32_t token, char * piece, int32_t n_piece,
+                                    bool special, int32_t * n_out, char * error, size_t n_error) {
     return guard(error, n_error, [&] {
         const pyskip_aborts_caught caught;
-        *n_out = llama_token_to_piece(vocab, token, piece, n_piece, /*lstrip =*/ 0, special);
+        *n_out = llama_token_to_piece(vocab, token, piece, n_piece, /*lstrip =*/0, special);
         return PYSKIP_STATUS_OK;
     });
 }

@@ -21,13 +21,19 @@ static constexpr size_t MAX_EXTRA = 12;
 static bool rows_are_tokens(const pyskip_block & block, const llama_ubatch & ubatch) {
     const int64_t n_rows    = ggml_nrows(block.join);
     const int64_t n_outputs = ubatch.output ? std::count_if(ubatch.output, ubatch.output + ubatch.n_tokens,
-                                                            [](int8_t output) { return output != 0; }) : 0;
+                                                            [](int8_t output) { return output != 0; })
+                                            : 0;
     return n_rows == (int64_t) ubatch.n_tokens || n_rows == n_outputs;
 }
 
 // Room in the graph for what a slot adds to it. llama.cpp sizes graphs for 8 nodes a tensor and uses about 3.
 static bool has_room(const ggml_cgraph * gf) {
     return gf->n_nodes + gf->n_leafs + (int) MAX_EXTRA <= gf->size;
+}
+
+// Whether this graph has gates, and the profile one for the layer.
+static bool has_gate(const pyskip_state & state, int32_t il) {
+    return state.graph == PYSKIP_GRAPH_GATES && state.profile && state.profile->layers[il].gate;
 }
 
 static void attach_slot(pyskip_state & state, ggml_cgraph * gf, pyskip_slot & slot) {
@@ -41,12 +47,15 @@ static void attach_slot(pyskip_state & state, ggml_cgraph * gf, pyskip_slot & sl
         }
         group.insert(group.end(), gf->nodes + n_old, gf->nodes + gf->n_nodes);
     };
-    if (state.gather) {
+    if (state.graph == PYSKIP_GRAPH_DENSE) {
+        return;
+    }
+    if (state.graph == PYSKIP_GRAPH_GATHER) {
         if (has_input) {
             expand(pyskip_gather_build(state.extra.get(), *state.gather, slot));
             pyskip_graph_place(gf, slot.block.join, group);
         }
-    } else if (state.profile && has_input && state.profile->layers[slot.block.il].gate) {
+    } else if (has_input && has_gate(state, slot.block.il)) {
         slot.own = &state.profile->layers[slot.block.il];
         for (ggml_tensor * node : slot.block.prelude) {
             slot.governed.erase(std::find(slot.governed.begin(), slot.governed.end(), node));
@@ -61,12 +70,15 @@ static void attach_slot(pyskip_state & state, ggml_cgraph * gf, pyskip_slot & sl
 void pyskip_attach(pyskip_state & state, ggml_cgraph * gf, const llama_ubatch & ubatch) {
     state.slots.clear();
     state.extra.reset();
-    if (state.rule.type == PYSKIP_POLICY_OFF && !state.gather) {
+    state.must_rebuild = false;
+    state.graph        = state.wanted;
+    if (state.graph == PYSKIP_GRAPH_OFF) {
         return;
     }
     std::vector<pyskip_block> blocks = pyskip_graph_find(gf);
-    if (state.gates_decide()) {
-        const ggml_init_params params = { blocks.size() * MAX_EXTRA * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true };
+    if (state.graph == PYSKIP_GRAPH_GATES || state.graph == PYSKIP_GRAPH_GATHER) {
+        const ggml_init_params params = { blocks.size() * MAX_EXTRA * ggml_tensor_overhead(), nullptr,
+                                          /*.no_alloc =*/true };
         state.extra.reset(ggml_init(params));
     }
     state.slots.reserve(blocks.size()); // the operators point into it

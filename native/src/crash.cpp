@@ -62,7 +62,8 @@ void on_crash(int signal) {
             say("): the model file is damaged, memory is out, or this is a bug: PYSKIP_DEBUG=1 leaves a core dump\n");
             break;
         case SIGBUS:
-            say("pyskip: a part of the model file can no longer be read (SIGBUS): it was cut off while it was in use, or its "
+            say("pyskip: a part of the model file can no longer be read (SIGBUS): it was cut off while it was in use, "
+                "or its "
                 "disk failed: download it again\n");
             break;
         default:
@@ -97,7 +98,7 @@ void pyskip_exit_on_crash(int32_t fd) {
     crash_fd = fd;
     ggml_set_abort_callback(on_abort);
     std::set_terminate(on_terminate);
-    struct sigaction action {};
+    struct sigaction action{};
     action.sa_handler = on_crash;
     for (const int signal : { SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT }) {
         sigaction(signal, &action, nullptr);

@@ -11,45 +11,56 @@
 
 namespace {
 
+bool is_run(const pyskip_slot & slot, int32_t t) {
+    return !slot.state->skips(slot.k, t);
+}
+
+bool has_stand_in(const pyskip_slot & slot, int32_t t) {
+    return !is_run(slot, t) && slot.state->tokens[t].rule->has_gates();
+}
+
 // The last thread, after all rows are decided: give each its place, and the region and the stand-in their rows.
-void share_out(pyskip_slot & slot, int64_t n_run) {
-    const int64_t n_skip = slot.n_rows - n_run;
-    slot.state->arm(slot, n_run > 0, n_skip > 0);
+void share_out(pyskip_slot & slot, int64_t n_run, int64_t n_stand_in) {
+    slot.state->arm(slot, n_run > 0, n_stand_in > 0);
     slot.n_run = n_run;
     if (!slot.packed) {
         return;
     }
-    int64_t next_run  = 0;
-    int64_t next_skip = n_run;
+    int64_t next_run      = 0;
+    int64_t next_stand_in = n_run;
+    int64_t next_rest     = n_run + n_stand_in;
     for (int64_t row = 0; row < slot.n_rows; ++row) {
-        const bool skip = slot.state->skips(slot.k, slot.state->token_of_row(slot, row));
-        slot.place[row] = skip ? next_skip++ : next_run++;
+        const int32_t t = slot.state->token_of_row(slot, row);
+        slot.place[row] = is_run(slot, t) ? next_run++ : has_stand_in(slot, t) ? next_stand_in++ : next_rest++;
     }
-    slot.shape(n_run, n_skip);
+    slot.shape(n_run, n_stand_in);
+}
+
+void decide(pyskip_slot & slot, int32_t t, const float * x, const float * xn, int64_t n_embd) {
+    pyskip_state &       state = *slot.state;
+    const pyskip_token & token = state.tokens[t];
+    if (!token.rule->has_gates() || pyskip_rule_needs(*token.rule, token) != PYSKIP_NEED_GATES) {
+        return;
+    }
+    const float score      = pyskip_gate_score(slot.own->gate, x, xn, n_embd);
+    state.sim(slot.k, t)   = score;
+    state.skips(slot.k, t) = pyskip_rule_gates(*token.rule, slot.block.il, score, token);
 }
 
 void gate_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
-    pyskip_slot &  slot   = *(pyskip_slot *) userdata;
-    pyskip_state & state  = *slot.state;
+    pyskip_slot &      slot = *(pyskip_slot *) userdata;
     const pyskip_share share(slot.n_rows, ith, nth);
     if (!share.is_any(ith)) {
         return;
     }
-    int64_t n_run = 0;
+    int64_t counts = 0; // rows that run, and in the upper half those that the stand-in computes
     for (int64_t i = share.begin; i < share.end; ++i) {
-        const int32_t        t     = state.token_of_row(slot, i);
-        const pyskip_token & token = state.tokens[t];
-        const float          score = pyskip_gate_score(slot.own->gate, pyskip_row(dst->src[1], i), pyskip_row(dst->src[0], i), dst->src[0]->ne[0]);
-
-        const bool skip = state.rule.type == PYSKIP_POLICY_RANDOM
-                              ? score < state.rule.threshold && pyskip_rule_skips(state.rule, slot.block.il, token)
-                              : pyskip_rule_gates(state.rule, score, token);
-        state.sim(slot.k, t)   = score;
-        state.skips(slot.k, t) = skip;
-        n_run += !skip;
+        const int32_t t = slot.state->token_of_row(slot, i);
+        decide(slot, t, pyskip_row(dst->src[1], i), pyskip_row(dst->src[0], i), dst->src[0]->ne[0]);
+        counts += is_run(slot, t) ? 1 : has_stand_in(slot, t) ? (int64_t) 1 << 32 : 0;
     }
-    if (state.all_done(n_run, share.n_thread)) {
-        share_out(slot, n_run);
+    if (slot.state->all_done(counts, share.n_thread)) {
+        share_out(slot, counts & 0xffffffff, counts >> 32);
     }
 }
 
@@ -57,7 +68,8 @@ void pack_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
     const pyskip_slot & slot = *(const pyskip_slot *) userdata;
     const pyskip_share  share(slot.n_rows, ith, nth);
     for (int64_t i = share.begin; i < share.end; ++i) {
-        std::memcpy((char *) dst->data + slot.place[i] * dst->nb[1], pyskip_row(dst->src[0], i), dst->ne[0] * sizeof(float));
+        std::memcpy((char *) dst->data + slot.place[i] * dst->nb[1], pyskip_row(dst->src[0], i),
+                    dst->ne[0] * sizeof(float));
     }
 }
 

@@ -18,7 +18,7 @@
 pyskip_gather::pyskip_gather(pyskip_gather_kind kind, int32_t n_layer, int64_t n_embd, int32_t warmup,
                              std::shared_ptr<const pyskip_profile> profile)
     : kind(kind), n_embd(n_embd), warmup(warmup), profile(std::move(profile)), layers(n_layer) {
-    const ggml_init_params params = { 2 * (size_t) n_layer * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true };
+    const ggml_init_params params = { 2 * (size_t) n_layer * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true };
     tensors.reset(ggml_init(params));
     for (int32_t il = 0; il < n_layer; ++il) {
         pyskip_gather_layer & layer = layers[il];
@@ -64,7 +64,7 @@ void features_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
     const int64_t               n_rows = dst->ne[0];
     const int64_t               n      = dst->src[0]->ne[0];
     float *                     out    = (float *) dst->data;
-    const pyskip_share share(n_rows, ith, nth);
+    const pyskip_share          share(n_rows, ith, nth);
     for (int64_t row = share.begin; row < share.end; ++row) {
         const bool    is_in = counts(layer, row);
         const float * f     = pyskip_row(dst->src[0], row);
@@ -72,7 +72,7 @@ void features_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
             out[i * n_rows + row] = is_in ? f[i] : 0.0f;
         }
         if (dst->src[1]) {
-            const double size = norm(pyskip_row(dst->src[1], row), dst->src[1]->ne[0]);
+            const double size     = norm(pyskip_row(dst->src[1], row), dst->src[1]->ne[0]);
             out[n * n_rows + row] = is_in ? (float) std::log(std::max(size, 1e-19)) : 0.0f;
         }
         out[(dst->ne[1] - 1) * n_rows + row] = is_in ? 1.0f : 0.0f;
@@ -86,7 +86,7 @@ void outputs_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
     float *               out      = (float *) dst->data;
     double                energy   = 0.0;
     int64_t               n_tokens = 0;
-    const pyskip_share share(n_rows, ith, nth);
+    const pyskip_share    share(n_rows, ith, nth);
     for (int64_t row = share.begin; row < share.end; ++row) {
         const bool    is_in = counts(layer, row);
         const float * y     = pyskip_row(dst->src[0], row);
@@ -158,8 +158,9 @@ ggml_tensor * swiglu_of(const pyskip_block & block) {
     for (const ggml_tensor * node : block.region) {
         if (node->op == GGML_OP_MUL_MAT && pyskip_ffn_down_layer(node->src[0]->name) == block.il) {
             ggml_tensor * h = node->src[1];
-            return h->op == GGML_OP_GLU && ggml_get_glu_op(h) == GGML_GLU_OP_SWIGLU && h->op_params[1] == 0 /* not swapped */ &&
-                           is_projection(h->src[0]) && is_projection(h->src[1])
+            return h->op == GGML_OP_GLU && ggml_get_glu_op(h) == GGML_GLU_OP_SWIGLU &&
+                           h->op_params[1] == 0 /* not swapped */ && is_projection(h->src[0]) &&
+                           is_projection(h->src[1])
                        ? h
                        : nullptr;
         }

@@ -38,15 +38,18 @@ bool pyskip_gguf_check(const char * path, const std::string & kind, int64_t & si
         return fail(error, path, "is empty, expected a GGUF file: download it again");
     }
     if (n_read != sizeof(magic) || std::memcmp(magic, "GGUF", 4) != 0) {
-        return fail(error, path, "does not start with GGUF, expected a GGUF " + kind +
-                    (kind == "model" ? ": convert it with llama.cpp's convert_hf_to_gguf.py" : ": make one with pyskip calibrate"));
+        return fail(error, path,
+                    "does not start with GGUF, expected a GGUF " + kind +
+                        (kind == "model" ? ": convert it with llama.cpp's convert_hf_to_gguf.py"
+                                         : ": make one with pyskip calibrate"));
     }
     return true;
 }
 
 bool pyskip_gguf_holds(const gguf_context * gguf, int64_t i, int64_t size) {
     uint64_t left = (uint64_t) size;
-    for (const uint64_t part : { gguf_get_data_offset(gguf), gguf_get_tensor_offset(gguf, i), gguf_get_tensor_size(gguf, i) }) {
+    for (const uint64_t part :
+         { gguf_get_data_offset(gguf), gguf_get_tensor_offset(gguf, i), gguf_get_tensor_size(gguf, i) }) {
         if (part > left) {
             return false;
         }

@@ -61,10 +61,10 @@ int64_t read_int(const gguf_context * gguf, const std::string & key, int64_t i, 
     int64_t value = -1;
     switch (type) {
         case GGUF_TYPE_UINT32: value = ((const uint32_t *) data)[i]; break;
-        case GGUF_TYPE_INT32:  value = ((const int32_t *) data)[i]; break;
+        case GGUF_TYPE_INT32: value = ((const int32_t *) data)[i]; break;
         case GGUF_TYPE_UINT64: value = (int64_t) ((const uint64_t *) data)[i]; break;
-        case GGUF_TYPE_INT64:  value = ((const int64_t *) data)[i]; break;
-        default:               break;
+        case GGUF_TYPE_INT64: value = ((const int64_t *) data)[i]; break;
+        default: break;
     }
     return value >= 0 && value <= INT32_MAX ? value : missing;
 }
@@ -87,7 +87,8 @@ int64_t ffn_layer(const char * name) {
 
 // Weights that matrices are multiplied with, rows looked up in or vectors scaled by. Others may hold integers.
 bool is_computed_with(const char * name) {
-    const bool is_block = std::strncmp(name, "blk.", 4) == 0 && (std::strstr(name, ".attn_") || std::strstr(name, ".ffn_"));
+    const bool is_block =
+        std::strncmp(name, "blk.", 4) == 0 && (std::strstr(name, ".attn_") || std::strstr(name, ".ffn_"));
     return (is_block && !std::strstr(name, "_tid2eid")) || std::strncmp(name, "token_embd.", 11) == 0 ||
            std::strncmp(name, "output", 6) == 0;
 }
@@ -97,9 +98,11 @@ bool check_numbers(const piece & part, const std::string & arch, std::string & e
     const gguf_context * gguf = part.gguf.get();
     for (int64_t i = 0; i < gguf_get_n_tensors(gguf); ++i) {
         const ggml_type type = gguf_get_tensor_type(gguf, i);
-        if (is_computed_with(gguf_get_tensor_name(gguf, i)) && type != GGML_TYPE_F32 && !ggml_get_type_traits(type)->to_float) {
-            return fail(error, part.path, "tensor " + std::string(gguf_get_tensor_name(gguf, i)) + " is " + ggml_type_name(type) +
-                        ", expected floats or a quantised type: the file is damaged, download it again");
+        if (is_computed_with(gguf_get_tensor_name(gguf, i)) && type != GGML_TYPE_F32 &&
+            !ggml_get_type_traits(type)->to_float) {
+            return fail(error, part.path,
+                        "tensor " + std::string(gguf_get_tensor_name(gguf, i)) + " is " + ggml_type_name(type) +
+                            ", expected floats or a quantised type: the file is damaged, download it again");
         }
     }
     for (const char * name : { "layer_norm_epsilon", "layer_norm_rms_epsilon", "group_norm_epsilon" }) {
@@ -110,8 +113,10 @@ bool check_numbers(const piece & part, const std::string & arch, std::string & e
         }
         const float epsilon = gguf_get_val_f32(gguf, id);
         if (!(epsilon >= 0.0f && std::isfinite(epsilon))) {
-            return fail(error, part.path, key + " is " + std::to_string(epsilon) + ", expected a number from 0: the file is "
-                        "damaged, download it again");
+            return fail(error, part.path,
+                        key + " is " + std::to_string(epsilon) +
+                            ", expected a number from 0: the file is "
+                            "damaged, download it again");
         }
     }
     return true;
@@ -121,7 +126,7 @@ bool check_numbers(const piece & part, const std::string & arch, std::string & e
 class reading {
 public:
     explicit reading(const pieces & model) {
-        char arch[64];
+        char                 arch[64];
         const gguf_context * first = model.front().gguf.get();
         read_text(first, "general.architecture", arch, sizeof(arch));
         n_expert = read_int(first, std::string(arch) + ".expert_count", 0, 0);
@@ -152,17 +157,18 @@ bool read_tensors(const piece & part, const reading & read, pyskip_gguf_info & i
     for (int64_t i = 0; i < gguf_get_n_tensors(gguf); ++i) {
         const ggml_type type = gguf_get_tensor_type(gguf, i);
         if (!pyskip_gguf_holds(gguf, i, part.size)) {
-            return fail(error, part.path, "is cut off: tensor " + std::string(gguf_get_tensor_name(gguf, i)) + " has " +
-                        std::to_string(gguf_get_tensor_size(gguf, i)) + " bytes from byte " +
-                        std::to_string(gguf_get_data_offset(gguf) + gguf_get_tensor_offset(gguf, i)) + ", the file " +
-                        std::to_string(part.size) + ": download it again");
+            return fail(error, part.path,
+                        "is cut off: tensor " + std::string(gguf_get_tensor_name(gguf, i)) + " has " +
+                            std::to_string(gguf_get_tensor_size(gguf, i)) + " bytes from byte " +
+                            std::to_string(gguf_get_data_offset(gguf) + gguf_get_tensor_offset(gguf, i)) +
+                            ", the file " + std::to_string(part.size) + ": download it again");
         }
         const int64_t bytes = (int64_t) gguf_get_tensor_size(gguf, i);
-        info.bytes      += bytes;
+        info.bytes += bytes;
         info.read_bytes += read.bytes(gguf, i);
         info.n_params += bytes / (int64_t) ggml_type_size(type) * ggml_blck_size(type);
         if (ffn_layer(gguf_get_tensor_name(gguf, i)) >= 0) {
-            info.ffn_bytes      += bytes;
+            info.ffn_bytes += bytes;
             info.read_ffn_bytes += read.bytes(gguf, i);
         }
     }
@@ -182,7 +188,7 @@ struct hasher {
 
 // Names, types and sizes of all tensors, and some bytes from the middle of every FFN weight.
 bool add_fingerprint(const piece & part, hasher & hash, std::string & error) {
-    const gguf_context * gguf = part.gguf.get();
+    const gguf_context *                                   gguf = part.gguf.get();
     const std::unique_ptr<std::FILE, int (*)(std::FILE *)> file(std::fopen(part.path.c_str(), "rb"), std::fclose);
     for (int64_t i = 0; i < gguf_get_n_tensors(gguf); ++i) {
         const char *  name = gguf_get_tensor_name(gguf, i);
@@ -197,7 +203,8 @@ bool add_fingerprint(const piece & part, hasher & hash, std::string & error) {
         char         sample[64] = {};
         const size_t n          = (size_t) std::min<int64_t>(size, sizeof(sample));
         const size_t offset     = gguf_get_data_offset(gguf) + gguf_get_tensor_offset(gguf, i) + (size - n) / 2;
-        if (!file || std::fseek(file.get(), (long) offset, SEEK_SET) != 0 || std::fread(sample, 1, n, file.get()) != n) {
+        if (!file || std::fseek(file.get(), (long) offset, SEEK_SET) != 0 ||
+            std::fread(sample, 1, n, file.get()) != n) {
             return fail(error, part.path, "cannot be read at tensor " + std::string(name) + ": download it again");
         }
         hash.add(sample, n);
@@ -215,12 +222,12 @@ void read_shape(const gguf_context * gguf, pyskip_gguf_info & info) {
 
     const int64_t n_layer = std::min<int64_t>(std::max<int64_t>(info.n_layer, 0), 4096);
     for (int64_t il = 0; il < n_layer; ++il) {
-        const int64_t n_head    = read_int(gguf, arch + "attention.head_count", il, 0);
-        const int64_t n_head_kv = std::min(MAX_SIZE, read_int(gguf, arch + "attention.head_count_kv", il, n_head));
+        const int64_t n_head         = read_int(gguf, arch + "attention.head_count", il, 0);
+        const int64_t n_head_kv      = std::min(MAX_SIZE, read_int(gguf, arch + "attention.head_count_kv", il, n_head));
         const int64_t n_head_default = n_head > 0 ? info.n_embd / n_head : 0;
         const int64_t n_k = std::min(MAX_SIZE, read_int(gguf, arch + "attention.key_length", 0, n_head_default));
         const int64_t n_v = std::min(MAX_SIZE, read_int(gguf, arch + "attention.value_length", 0, n_head_default));
-        info.n_ff               = std::max(info.n_ff, read_int(gguf, arch + "feed_forward_length", il, 0));
+        info.n_ff         = std::max(info.n_ff, read_int(gguf, arch + "feed_forward_length", il, 0));
         info.kv_bytes_per_token += n_head_kv * (n_k + n_v) * 2;
     }
 }
@@ -231,10 +238,12 @@ bool open_piece(const std::string & path, pieces & model, std::string & error) {
     if (!pyskip_gguf_check(path.c_str(), "model", part.size, error)) {
         return false;
     }
-    const gguf_init_params params = { /*.no_alloc =*/ true, /*.ctx =*/ nullptr };
+    const gguf_init_params params = { /*.no_alloc =*/true, /*.ctx =*/nullptr };
     part.gguf.reset(gguf_init_from_file(path.c_str(), params));
     if (!part.gguf) {
-        return fail(error, path, "has a GGUF header that llama.cpp cannot read (cut off, damaged, or of a newer version): download it again");
+        return fail(error, path,
+                    "has a GGUF header that llama.cpp cannot read (cut off, damaged, or of a newer version): download "
+                    "it again");
     }
     model.push_back(std::move(part));
     return true;
@@ -245,9 +254,9 @@ bool open_model(const char * path, pieces & model, std::string & error) {
     if (!open_piece(path, model, error)) {
         return false;
     }
-    const gguf_context * first   = model.front().gguf.get();
-    const int64_t        id      = gguf_find_key(first, "split.count");
-    const int64_t        n_piece = id < 0 || gguf_get_kv_type(first, id) != GGUF_TYPE_UINT16 ? 1 : gguf_get_val_u16(first, id);
+    const gguf_context * first = model.front().gguf.get();
+    const int64_t        id    = gguf_find_key(first, "split.count");
+    const int64_t n_piece = id < 0 || gguf_get_kv_type(first, id) != GGUF_TYPE_UINT16 ? 1 : gguf_get_val_u16(first, id);
     if (n_piece <= 1) {
         return true;
     }
@@ -256,7 +265,8 @@ bool open_model(const char * path, pieces & model, std::string & error) {
     if (llama_split_prefix(prefix.data(), prefix.size(), path, 0, (int32_t) n_piece) <= 0) {
         char name[64];
         std::snprintf(name, sizeof(name), "-00001-of-%05d.gguf", (int) n_piece);
-        return fail(error, path, "is a piece of a model, expected the first, with a name that ends in " + std::string(name));
+        return fail(error, path,
+                    "is a piece of a model, expected the first, with a name that ends in " + std::string(name));
     }
     for (int32_t i = 1; i < n_piece; ++i) {
         llama_split_path(other.data(), other.size(), prefix.data(), i, (int32_t) n_piece);

@@ -25,8 +25,8 @@ int32_t pyskip_ffn_down_layer(const char * name) {
     if (!skip_prefix(p, "blk.")) {
         return -1;
     }
-    int32_t      il = 0;
-    int          n_digit = 0;
+    int32_t il      = 0;
+    int     n_digit = 0;
     for (; *p >= '0' && *p <= '9' && n_digit < 7; ++p, ++n_digit) {
         il = il * 10 + (*p - '0');
     }
@@ -49,12 +49,9 @@ bool is_sequence_op(const ggml_tensor * node) {
         case GGML_OP_RWKV_WKV7:
         case GGML_OP_GATED_LINEAR_ATTN:
         case GGML_OP_GATED_DELTA_NET:
-        case GGML_OP_SET_ROWS:
-            return true;
-        case GGML_OP_SOFT_MAX:
-            return node->src[1] != nullptr; // with a mask it is attention, without one a router
-        default:
-            return false;
+        case GGML_OP_SET_ROWS: return true;
+        case GGML_OP_SOFT_MAX: return node->src[1] != nullptr; // with a mask it is attention, without one a router
+        default: return false;
     }
 }
 
@@ -101,7 +98,7 @@ public:
         int                       last_join = -1;
         for (const auto & [il, marks] : marked) {
             pyskip_block block;
-            block.il           = il;
+            block.il         = il;
             const int i_join = find_join(marks, block);
             if (i_join > last_join && fill_region(i_join, last_join, marks, block)) {
                 fill_rest(i_join, block);
@@ -214,7 +211,8 @@ private:
     }
 
     // Whether row i of the node is computed from row i of nodes in `rows` and from weights alone.
-    static bool maps_rows(const ggml_tensor * node, const std::unordered_set<const ggml_tensor *> & rows, int64_t n_rows) {
+    static bool maps_rows(const ggml_tensor * node, const std::unordered_set<const ggml_tensor *> & rows,
+                          int64_t n_rows) {
         switch (node->op) {
             case GGML_OP_MUL_MAT:
             case GGML_OP_ADD:
@@ -224,10 +222,8 @@ private:
             case GGML_OP_NORM:
             case GGML_OP_RMS_NORM:
             case GGML_OP_UNARY:
-            case GGML_OP_GLU:
-                break;
-            default:
-                return false;
+            case GGML_OP_GLU: break;
+            default: return false;
         }
         const auto is_rows = [&](const ggml_tensor * t) {
             return rows.count(t) && t->ne[1] == n_rows && t->ne[2] == 1 && t->ne[3] == 1;
@@ -250,8 +246,8 @@ private:
 
     // ADDs that complete the stream after the join: each uses nothing but the sum so far and something older.
     void fill_rest(int i_join, pyskip_block & block) const {
-        int           i   = i_join;
-        const size_t  max = GGML_MAX_SRC - 3; // beside x, y and the stand-in
+        int          i   = i_join;
+        const size_t max = GGML_MAX_SRC - 3; // beside x, y and the stand-in
         while (n_uses[i] == 1 && block.rest.size() < max) {
             const ggml_tensor * sum  = gf->nodes[i];
             int                 next = i + 1;

@@ -2,18 +2,20 @@
 
 #include "access.h"
 #include "attach.h"
+#include "llama-batch.h"
 #include "llama-graph.h"
 #include "state.h"
 
-void pyskip_hook_reuse(const pyskip_state * state, llm_graph_result * previous) {
-    if (state && state->must_rebuild) {
+#include <algorithm>
+
+void pyskip_hook_reuse(pyskip_state * state, const llama_ubatch & ubatch, llm_graph_result * previous) {
+    if (state && !state->plan(ubatch)) {
         previous->reset(); // a graph of no parameters equals none
     }
 }
 
 void pyskip_hook_built(pyskip_state * state, ggml_cgraph * gf, const llama_ubatch & ubatch) {
     if (state) {
-        state->must_rebuild = false;
         pyskip_attach(*state, gf, ubatch);
     }
 }
@@ -24,10 +26,28 @@ void pyskip_hook_begin(pyskip_state * state, const llama_ubatch & ubatch) {
     }
 }
 
-void pyskip_hook_end(pyskip_state * state, bool computed) {
+void pyskip_hook_end(pyskip_state * state, const llama_ubatch & ubatch, bool computed) {
     if (state) {
-        state->end(computed);
+        state->end(ubatch, computed);
     }
+}
+
+// The splitter knows no context, and a member of it would recompile every model. Set and cleared with each batch.
+static thread_local const pyskip_state * splitting = nullptr;
+
+void pyskip_hook_split(const pyskip_state * state) {
+    splitting = state;
+}
+
+bool pyskip_hook_cut(const llama_batch & batch, const std::vector<int32_t> & taken, int32_t next) {
+    const pyskip_state * state = splitting;
+    if (!state || !batch.pos || !batch.seq_id || state->gather) {
+        return false;
+    }
+    const int32_t seq_id = batch.seq_id[next][0];
+    const int32_t begin  = state->sequences.span(seq_id, batch.pos[next]);
+    return begin >= 0 && std::any_of(taken.begin(), taken.end(),
+                                     [&](int32_t i) { return batch.seq_id[i][0] == seq_id && batch.pos[i] < begin; });
 }
 
 void pyskip_hook_seq_clear(const llama_memory_i * mem) {
@@ -36,9 +56,15 @@ void pyskip_hook_seq_clear(const llama_memory_i * mem) {
     }
 }
 
-void pyskip_hook_seq_cp(const llama_memory_i * mem, int32_t seq_id_src, int32_t seq_id_dst) {
+void pyskip_hook_seq_rm(const llama_memory_i * mem, int32_t seq_id, int32_t p0, int32_t p1) {
     if (const auto state = pyskip_state_of(mem)) {
-        state->sequences.copy(seq_id_src, seq_id_dst);
+        state->sequences.remove(seq_id, p0, p1);
+    }
+}
+
+void pyskip_hook_seq_cp(const llama_memory_i * mem, int32_t seq_id_src, int32_t seq_id_dst, int32_t p0, int32_t p1) {
+    if (const auto state = pyskip_state_of(mem)) {
+        state->sequences.copy(seq_id_src, seq_id_dst, p0, p1);
     }
 }
 

@@ -27,8 +27,9 @@ static float row_cosine(const pyskip_slot & slot, int64_t row, const float * x, 
 }
 
 // z of a row that skipped: x, or x and the stand-in with its bias. y was not computed: not even a NaN of it may be touched.
-static void pass_on(const pyskip_slot & slot, int64_t row, const float * x, float * z, int64_t n_embd) {
-    if (slot.own == nullptr) {
+static void pass_on(const pyskip_slot & slot, int64_t row, const pyskip_token & token, const float * x, float * z,
+                    int64_t n_embd) {
+    if (slot.own == nullptr || !token.rule->has_gates()) {
         if (z != x) {
             std::memcpy(z, x, n_embd * sizeof(float));
         }
@@ -62,11 +63,11 @@ static bool join_row(pyskip_slot & slot, ggml_tensor * dst, int64_t row) {
     bool  tested = false;
     float sim    = 0.0f;
     if (skip) {
-        pass_on(slot, row, x, z, n_embd);
+        pass_on(slot, row, token, x, z, n_embd);
     } else {
         const int64_t place = slot.packed ? slot.place[row] : row;
         const float * y     = pyskip_row(dst->src[1], place);
-        tested              = pyskip_rule_tests(state.rule, slot.block.il, token);
+        tested              = pyskip_rule_tests(*token.rule, slot.block.il, token);
         if (tested) {
             // before z is written: it may lie over x or y
             sim                  = row_cosine(slot, row, x, y, n_embd);
@@ -76,19 +77,19 @@ static bool join_row(pyskip_slot & slot, ggml_tensor * dst, int64_t row) {
             z[i] = x[i] + y[i];
         }
     }
-    const size_t next = (size_t) slot.k + 1;
-    if (state.gates_decide() || next == state.slots.size()) {
+    const int32_t next = slot.k + 1;
+    if (next == (int32_t) state.slots.size()) {
         return false;
     }
-    pyskip_rule_advance(state.rule, slot.block.il, skip, tested, sim, token);
-    const bool skip_next           = pyskip_rule_skips(state.rule, state.slots[next].block.il, token);
-    state.skips((int32_t) next, t) = skip_next;
+    pyskip_rule_advance(*token.rule, slot.block.il, skip, tested, sim, token);
+    const bool skip_next = state.skips_unasked(next, t);
+    state.skips(next, t) = skip_next;
     return !skip_next && state.has_token(state.slots[next], t);
 }
 
 static void join_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
-    pyskip_slot &  slot   = *(pyskip_slot *) userdata;
-    pyskip_state & state  = *slot.state;
+    pyskip_slot &      slot  = *(pyskip_slot *) userdata;
+    pyskip_state &     state = *slot.state;
     const pyskip_share share(slot.n_rows, ith, nth);
     if (!share.is_any(ith)) {
         return;
@@ -98,7 +99,7 @@ static void join_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
         n_run += join_row(slot, dst, i);
     }
     const size_t next = (size_t) slot.k + 1;
-    if (!state.gates_decide() && next < state.slots.size() && state.all_done(n_run, share.n_thread)) {
+    if (next < state.slots.size() && !state.slots[next].gate && state.all_done(n_run, share.n_thread)) {
         state.arm(state.slots[next], n_run > 0, false);
     }
 }

@@ -1,5 +1,5 @@
 // The join: the operator that takes the place of a block's residual ADD. Per row it adds y, or passes x on, makes the
-// test that the rule asks for, and decides the next block. Runs in llama.cpp's compute threads.
+// test that the row's rule asks for, and decides the next block unless a gate will. Runs in llama.cpp's compute threads.
 
 #pragma once
 

@@ -15,7 +15,8 @@ inline const float * pyskip_row(const ggml_tensor * t, int64_t i) {
 // An operator of ours that makes a matrix [ne0, ne1] of floats from `sources`, on every thread.
 inline ggml_tensor * pyskip_operator(ggml_context * ctx, int64_t ne0, int64_t ne1, std::vector<ggml_tensor *> sources,
                                      ggml_custom_op_t compute, void * userdata) {
-    return ggml_custom_4d(ctx, GGML_TYPE_F32, ne0, ne1, 1, 1, sources.data(), (int) sources.size(), compute, GGML_N_TASKS_MAX, userdata);
+    return ggml_custom_4d(ctx, GGML_TYPE_F32, ne0, ne1, 1, 1, sources.data(), (int) sources.size(), compute,
+                          GGML_N_TASKS_MAX, userdata);
 }
 
 // Thread ith's rows [begin, end), and how many threads have any share: a single row is thread 0's alone.

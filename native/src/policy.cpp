@@ -18,7 +18,7 @@ static bool init_static(pyskip_rule & rule, const pyskip_policy & policy, int32_
         const int32_t il = policy.layers[i];
         if (il < 0 || il >= n_layer) {
             return fail(error, "static names layer " + std::to_string(il) + ", but the model has layers 0 to " +
-                               std::to_string(n_layer - 1) + ": name layers of that range");
+                                   std::to_string(n_layer - 1) + ": name layers of that range");
         }
         rule.is_static[il] = 1;
     }
@@ -34,8 +34,8 @@ static bool init_cosine(pyskip_rule & rule, const pyskip_policy & policy, int32_
     }
     if ((int64_t) policy.cold_start + policy.cold_end >= n_layer) {
         return fail(error, "cosine cold_start " + std::to_string(policy.cold_start) + " and cold_end " +
-                           std::to_string(policy.cold_end) + " leave none of the model's " + std::to_string(n_layer) +
-                           " layers to skip: lower them");
+                               std::to_string(policy.cold_end) + " leave none of the model's " +
+                               std::to_string(n_layer) + " layers to skip: lower them");
     }
     rule.threshold  = policy.threshold;
     rule.run        = policy.run;
@@ -50,11 +50,22 @@ static bool init_profile(pyskip_rule & rule, const pyskip_policy & policy, std::
         return fail(error, "the profile policy has no profile: load one");
     }
     if (std::isnan(policy.threshold) || policy.warmup < 0) {
-        return fail(error, "profile threshold is not a number or warmup is below 0: give a number and 0 or more tokens");
+        return fail(error,
+                    "profile threshold is not a number or warmup is below 0: give a number and 0 or more tokens");
+    }
+    if (!(policy.prompt >= 0.0f && policy.prompt <= 1.0f)) {
+        return fail(error, "profile prompt is out of range: give a rate from 0 to 1");
+    }
+    if (policy.hold && !(policy.rate >= 0.0f && policy.rate <= 1.0f)) {
+        return fail(error, "profile rate is out of range: give a rate from 0 to 1 to hold");
     }
     rule.threshold = policy.threshold;
     rule.warmup    = policy.warmup;
     rule.prefill   = policy.prefill;
+    rule.prompt    = policy.prompt;
+    rule.hold      = policy.hold;
+    rule.rate      = policy.hold ? policy.rate : 0.0f;
+    rule.profile   = policy.profile;
     return true;
 }
 
@@ -65,6 +76,7 @@ static bool init_random(pyskip_rule & rule, const pyskip_policy & policy, std::s
     if (std::isnan(policy.threshold)) {
         return fail(error, "random threshold is not a number: give one, INFINITY for any score");
     }
+    rule.profile   = policy.profile;
     rule.rate      = policy.rate;
     rule.seed      = policy.seed;
     rule.warmup    = policy.warmup;
@@ -86,8 +98,7 @@ bool pyskip_rule_init(pyskip_rule & rule, const pyskip_policy & policy, int32_t 
     next.n_layer = n_layer;
 
     switch (policy.type) {
-        case PYSKIP_POLICY_OFF:
-            break;
+        case PYSKIP_POLICY_OFF: break;
         case PYSKIP_POLICY_STATIC:
             if (!init_static(next, policy, n_layer, error)) {
                 return false;
@@ -114,11 +125,24 @@ bool pyskip_rule_init(pyskip_rule & rule, const pyskip_policy & policy, int32_t 
             }
             break;
         default:
-            return fail(error, "policy type " + std::to_string(policy.type) + " is unknown: give one of pyskip_policy_type");
+            return fail(error,
+                        "policy type " + std::to_string(policy.type) + " is unknown: give one of pyskip_policy_type");
     }
     next.type = (pyskip_policy_type) policy.type;
     rule      = std::move(next);
     return true;
+}
+
+bool pyskip_rule::operator==(const pyskip_rule & other) const {
+    const auto same_point = [](const pyskip_hold_point & a, const pyskip_hold_point & b) {
+        return a.rate == b.rate && a.threshold == b.threshold;
+    };
+    return type == other.type && threshold == other.threshold && run == other.run && cold_start == other.cold_start &&
+           cold_end == other.cold_end && warmup == other.warmup && is_static == other.is_static &&
+           prefill == other.prefill && rate == other.rate && seed == other.seed && profile == other.profile &&
+           hold == other.hold && prompt == other.prompt && decide == other.decide && decide_data == other.decide_data &&
+           n_layer == other.n_layer &&
+           std::equal(curve.begin(), curve.end(), other.curve.begin(), other.curve.end(), same_point);
 }
 
 bool pyskip_rule_covers(const pyskip_rule & rule, int32_t il) {
@@ -128,7 +152,7 @@ bool pyskip_rule_covers(const pyskip_rule & rule, int32_t il) {
         case PYSKIP_POLICY_PROFILE: // what its profile covers
         case PYSKIP_POLICY_RANDOM:
         case PYSKIP_POLICY_CUSTOM: return true;
-        default:                   return false;
+        default: return false;
     }
 }
 
@@ -152,7 +176,8 @@ bool pyskip_rule_skips(const pyskip_rule & rule, int32_t il, const pyskip_token 
         return token.index >= 0 && token.index >= rule.warmup && coin_skips(rule, il, token);
     }
     if (rule.type == PYSKIP_POLICY_CUSTOM) {
-        const pyskip_decision decision = { il, rule.n_layer, token.seq_id, token.pos, token.index, token.il_sim, token.sim };
+        const pyskip_decision decision = { il,          rule.n_layer, token.seq_id, token.pos,
+                                           token.index, token.il_sim, token.sim };
         return rule.decide(&decision, rule.decide_data);
     }
     return rule.type == PYSKIP_POLICY_STATIC || token.n_left > 0;
@@ -166,7 +191,8 @@ bool pyskip_rule_tests(const pyskip_rule & rule, int32_t il, const pyskip_token 
            pyskip_rule_covers(rule, il);
 }
 
-void pyskip_rule_advance(const pyskip_rule & rule, int32_t il, bool skipped, bool tested, float sim, pyskip_token & token) {
+void pyskip_rule_advance(const pyskip_rule & rule, int32_t il, bool skipped, bool tested, float sim,
+                         pyskip_token & token) {
     if (rule.type == PYSKIP_POLICY_CUSTOM && tested) {
         token.il_sim = il;
         token.sim    = sim;
@@ -181,9 +207,51 @@ void pyskip_rule_advance(const pyskip_rule & rule, int32_t il, bool skipped, boo
     }
 }
 
-bool pyskip_rule_gates(const pyskip_rule & rule, float score, const pyskip_token & token) {
-    const int32_t place = token.index >= 0 ? token.index : rule.prefill ? token.pos : -1;
-    return rule.type == PYSKIP_POLICY_PROFILE && place >= 0 && place >= rule.warmup && score < rule.threshold;
+pyskip_need pyskip_rule_needs(const pyskip_rule & rule, const pyskip_token & token) {
+    const bool is_generated = token.index >= 0;
+    switch (rule.type) {
+        case PYSKIP_POLICY_STATIC:
+        case PYSKIP_POLICY_CUSTOM: return PYSKIP_NEED_JOINS;
+        case PYSKIP_POLICY_COSINE:
+            return is_generated && token.index >= rule.warmup ? PYSKIP_NEED_JOINS : PYSKIP_NEED_NOTHING;
+        case PYSKIP_POLICY_PROFILE:
+        case PYSKIP_POLICY_RANDOM:
+            if (rule.has_gates()) { // the warm-up's scores are shown, and say where a held rate begins
+                return is_generated || token.threshold > -INFINITY ? PYSKIP_NEED_GATES : PYSKIP_NEED_NOTHING;
+            }
+            return is_generated && token.index >= rule.warmup ? PYSKIP_NEED_JOINS : PYSKIP_NEED_NOTHING;
+        default: return PYSKIP_NEED_NOTHING;
+    }
+}
+
+float pyskip_rule_owes(const pyskip_rule & rule, const pyskip_token & token) {
+    if (token.index >= 0) {
+        return rule.hold ? pyskip_hold_generated(rule.rate, token.index, rule.warmup) : 0.0f;
+    }
+    return token.ahead > 0 ? pyskip_hold_prompt(rule.prompt, token.pos, token.ahead, rule.warmup) : 0.0f;
+}
+
+float pyskip_rule_threshold(const pyskip_rule & rule, const pyskip_token & token) {
+    const bool is_prompt = token.index < 0;
+    if (!rule.has_gates()) {
+        return -INFINITY;
+    }
+    if (is_prompt && rule.prompt > 0.0f && token.ahead > 0) {
+        return pyskip_hold_start(rule.curve, pyskip_rule_owes(rule, token));
+    }
+    const int32_t place = !is_prompt ? token.index : rule.prefill ? token.pos : -1;
+    if (place < 0 || place < rule.warmup) {
+        return -INFINITY;
+    }
+    return rule.hold && !is_prompt ? pyskip_hold_start(rule.curve, rule.rate) : rule.threshold;
+}
+
+bool pyskip_rule_gates(const pyskip_rule & rule, int32_t il, float score, const pyskip_token & token) {
+    const bool is_held = token.index >= 0 ? rule.hold : rule.prompt > 0.0f && token.ahead > 0;
+    if (!rule.has_gates() || !(score < token.threshold) || (is_held && il + 1 == rule.n_layer)) {
+        return false;
+    }
+    return rule.type == PYSKIP_POLICY_PROFILE || pyskip_rule_skips(rule, il, token);
 }
 
 // Sums run in lanes, as in pyskip_cosine().

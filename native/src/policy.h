@@ -1,9 +1,10 @@
 // The decision, pure: which tokens run a layer's FFN. No ggml or llama.cpp types; tests/test-policy.cpp holds it to the
-// paper (arXiv 2404.03865, section 3). Called by the join operator (join.cpp) and at the start of a batch (state.cpp).
-// Policy off never reaches this file.
+// paper (arXiv 2404.03865, section 3). Called by the operators (gate.cpp, join.cpp) and at the start of a batch
+// (state.cpp). Policy off never reaches this file.
 
 #pragma once
 
+#include "hold.h"
 #include "pyskip.h"
 
 #include <cmath>
@@ -29,11 +30,22 @@ struct pyskip_rule {
     float    rate    = 0.0f;
     uint32_t seed    = 0;
 
+    // profile, random with one: a gate's score has a say, and what skips has a stand-in. Never looked into here.
+    const pyskip_profile * profile = nullptr;
+
+    // profile: the rate is held among generated tokens; `prompt`, if above 0, in prompts
+    bool                           hold   = false;
+    float                          prompt = 0.0f;
+    std::vector<pyskip_hold_point> curve;
+
     // custom
     pyskip_decide decide      = nullptr;
     void *        decide_data = nullptr;
 
     int32_t n_layer = 0;
+
+    bool has_gates() const { return profile != nullptr; }
+    bool operator==(const pyskip_rule & other) const;
 };
 
 // What a policy remembers of one token while it travels through the layers.
@@ -42,8 +54,13 @@ struct pyskip_token {
     int32_t n_left = 0;  // cosine: how many of the next layers are still to be skipped
     int32_t seq_id = 0;
     int32_t pos    = 0;
+    int32_t ahead  = 0;   // of a prompt token: how many tokens before the first generated one it lies; 0: nobody knows
     int32_t il_sim = -1;  // custom: the last layer that ran
     float   sim    = NAN; // and cos(x, z) there
+
+    float threshold = -INFINITY; // profile: skip a block if its gate's score is below it
+
+    const pyskip_rule * rule = nullptr; // that decides for it
 };
 
 // Copy `policy` for a model of n_layer layers into `rule`. False with a line in `error` if it contradicts itself or
@@ -60,10 +77,28 @@ bool pyskip_rule_skips(const pyskip_rule & rule, int32_t il, const pyskip_token 
 bool pyskip_rule_tests(const pyskip_rule & rule, int32_t il, const pyskip_token & token);
 
 // Layer il is done for the token: `skipped` says how; sim is cos(x, z) if pyskip_rule_tests() asked for it.
-void pyskip_rule_advance(const pyskip_rule & rule, int32_t il, bool skipped, bool tested, float sim, pyskip_token & token);
+void pyskip_rule_advance(const pyskip_rule & rule, int32_t il, bool skipped, bool tested, float sim,
+                         pyskip_token & token);
 
-// Is layer il's FFN skipped for this token, whose gate says `score`? Profile only. A score that is no number runs it.
-bool pyskip_rule_gates(const pyskip_rule & rule, float score, const pyskip_token & token);
+// What may happen to a token under the rule.
+enum pyskip_need {
+    PYSKIP_NEED_NOTHING, // all of its blocks run
+    PYSKIP_NEED_JOINS,   // what came before a block decides
+    PYSKIP_NEED_GATES,   // a gate's score decides, or is remembered
+};
+
+pyskip_need pyskip_rule_needs(const pyskip_rule & rule, const pyskip_token & token);
+
+// The share of its blocks that a token owes under a rule that holds a rate. 0: it runs dense.
+float pyskip_rule_owes(const pyskip_rule & rule, const pyskip_token & token);
+
+// The threshold of a token's gates. -INFINITY: it runs dense. Profile only, and random with one. If the rule holds a rate
+// for it, `history` says more.
+float pyskip_rule_threshold(const pyskip_rule & rule, const pyskip_token & token);
+
+// Is layer il's FFN skipped for this token, whose gate says `score`? Profile, and random with one. A score that is no number
+// runs it. The last layer, which llama.cpp computes for some tokens only, has no part in a rate that is held, and runs.
+bool pyskip_rule_gates(const pyskip_rule & rule, int32_t il, float score, const pyskip_token & token);
 
 // What a gate predicts of a row: weights[n] * log(|x|) + weights[n + 1] + the dot product of its n first with xn.
 float pyskip_gate_score(const float * weights, const float * x, const float * xn, int64_t n);

@@ -26,14 +26,15 @@ public:
 
     bool read() {
         ggml_context *         meta   = nullptr;
-        const gguf_init_params params = { /*.no_alloc =*/ true, /*.ctx =*/ &meta };
+        const gguf_init_params params = { /*.no_alloc =*/true, /*.ctx =*/&meta };
         if (!pyskip_gguf_check(path, "profile", size, error)) {
             return false;
         }
         gguf.reset(gguf_init_from_file(path, params));
         profile.tensors.reset(meta);
         if (!gguf || !meta) {
-            return fail("GGUF header", "one that cannot be read (cut off, damaged, or of a newer version)", "a whole profile");
+            return fail("GGUF header", "one that cannot be read (cut off, damaged, or of a newer version)",
+                        "a whole profile");
         }
         return read_info() && read_curve() && check_tensors() && bind_layers() && load() && check_finite();
     }
@@ -84,8 +85,7 @@ private:
         int64_t version;
         if (!number("pyskip.profile_version", PYSKIP_PROFILE_VERSION, PYSKIP_PROFILE_VERSION, version) ||
             !number("pyskip.block_count", 1, MAX_LAYER, n_layer) ||
-            !number("pyskip.embedding_length", 1, MAX_EMBD, n_embd) ||
-            !number("pyskip.warmup", 0, INT32_MAX, warmup) ||
+            !number("pyskip.embedding_length", 1, MAX_EMBD, n_embd) || !number("pyskip.warmup", 0, INT32_MAX, warmup) ||
             !number("pyskip.calibration.n_tokens", 0, UINT32_MAX, n_tokens) ||
             !text("pyskip.model_fingerprint", info.fingerprint, sizeof(info.fingerprint), true) ||
             !text("pyskip.model_name", info.model, sizeof(info.model), false) ||
@@ -136,7 +136,8 @@ private:
     bool read_curve() {
         using point = pyskip_profile_point;
         if (!points("rate", 0.0f, 1.0f, &point::rate) || !points("threshold", -1e6f, 1e6f, &point::threshold) ||
-            !points("ppl_ratio", 0.0f, 1e9f, &point::ppl_ratio) || !points("ppl_ratio_se", 0.0f, 1e9f, &point::ppl_ratio_se) ||
+            !points("ppl_ratio", 0.0f, 1e9f, &point::ppl_ratio) ||
+            !points("ppl_ratio_se", 0.0f, 1e9f, &point::ppl_ratio_se) ||
             !points("kld_mean", -1.0f, 1e9f, &point::kld_mean) ||
             !points("ffn_bytes_saved", -1e3f, 1.0f, &point::ffn_bytes_saved) ||
             !points("ideal_speedup", 0.0f, 1e3f, &point::ideal_speedup)) {
@@ -173,8 +174,8 @@ private:
     }
 
     static std::string shape(const ggml_tensor * t) {
-        return std::string(ggml_type_name(t->type)) + " [" + std::to_string(t->ne[0]) + ", " + std::to_string(t->ne[1]) + ", " +
-               std::to_string(t->ne[2]) + ", " + std::to_string(t->ne[3]) + "]";
+        return std::string(ggml_type_name(t->type)) + " [" + std::to_string(t->ne[0]) + ", " +
+               std::to_string(t->ne[1]) + ", " + std::to_string(t->ne[2]) + ", " + std::to_string(t->ne[3]) + "]";
     }
 
     ggml_tensor * find(int32_t il, const char * suffix) {
@@ -201,28 +202,31 @@ private:
 
     bool bind_linear(int32_t il, pyskip_stand_in & own) {
         const int64_t n_embd = profile.info.n_embd;
-        own.up   = find(il, "skip_up.weight");
-        own.down = find(il, "skip_down.weight");
+        own.up               = find(il, "skip_up.weight");
+        own.down             = find(il, "skip_down.weight");
         if (!own.up) {
             return fail("tensor blk." + std::to_string(il) + ".skip_up.weight", "none", "one, beside the gate");
         }
         own.rank = own.down ? own.down->ne[1] : n_embd;
         if (own.rank < 1 || own.rank > n_embd) {
-            return fail("tensor " + std::string(own.down->name), "rank " + std::to_string(own.rank), "1 to " + std::to_string(n_embd));
+            return fail("tensor " + std::string(own.down->name), "rank " + std::to_string(own.rank),
+                        "1 to " + std::to_string(n_embd));
         }
         return matrix(own.up, own.rank, n_embd) && (!own.down || matrix(own.down, n_embd, own.rank));
     }
 
     bool bind_gated(int32_t il, pyskip_stand_in & own) {
         const int64_t n_embd = profile.info.n_embd;
-        own.gate_up = find(il, "skip_gate_up.weight");
-        own.down    = find(il, "skip_down.weight");
+        own.gate_up          = find(il, "skip_gate_up.weight");
+        own.down             = find(il, "skip_down.weight");
         if (!own.gate_up || !own.down) {
-            return fail("tensor blk." + std::to_string(il) + ".skip_gate_up.weight or .skip_down.weight", "none", "both, beside the gate");
+            return fail("tensor blk." + std::to_string(il) + ".skip_gate_up.weight or .skip_down.weight", "none",
+                        "both, beside the gate");
         }
         own.rank = own.down->ne[0];
         if (own.rank < 1 || own.rank > 4 * n_embd) {
-            return fail("tensor " + std::string(own.down->name), "width " + std::to_string(own.rank), "1 to 4 x n_embd");
+            return fail("tensor " + std::string(own.down->name), "width " + std::to_string(own.rank),
+                        "1 to 4 x n_embd");
         }
         return matrix(own.gate_up, n_embd, 2 * own.rank) && matrix(own.down, own.rank, n_embd);
     }
@@ -253,10 +257,10 @@ private:
             if ((is_linear && !bind_linear(il, own)) || (is_gated && !bind_gated(il, own))) {
                 return false;
             }
-            n_bound  += 2;
+            n_bound += 2;
             own.bytes = (int64_t) ggml_nbytes(biases[il]);
             for (const ggml_tensor * t : { own.down, own.up, own.gate_up }) {
-                n_bound   += t != nullptr;
+                n_bound += t != nullptr;
                 own.bytes += t ? (int64_t) ggml_nbytes(t) : 0;
             }
             n_layers++;
@@ -266,14 +270,16 @@ private:
             return fail("tensor blk.N.skip_gate.weight", "none", "one in at least one layer");
         }
         if (n_bound != gguf_get_n_tensors(gguf.get())) {
-            return fail("tensors", std::to_string(gguf_get_n_tensors(gguf.get())), std::to_string(n_bound) + " that a " +
-                        std::string(info.stand_in) + " profile of " + std::to_string(info.n_layer) + " layers can use");
+            return fail("tensors", std::to_string(gguf_get_n_tensors(gguf.get())),
+                        std::to_string(n_bound) + " that a " + std::string(info.stand_in) + " profile of " +
+                            std::to_string(info.n_layer) + " layers can use");
         }
         return true;
     }
 
     bool load() {
-        profile.weights.reset(ggml_backend_alloc_ctx_tensors_from_buft(profile.tensors.get(), ggml_backend_cpu_buffer_type()));
+        profile.weights.reset(
+            ggml_backend_alloc_ctx_tensors_from_buft(profile.tensors.get(), ggml_backend_cpu_buffer_type()));
         if (!profile.weights) {
             throw std::bad_alloc();
         }
@@ -284,7 +290,8 @@ private:
             const size_t  offset = gguf_get_data_offset(gguf.get()) + gguf_get_tensor_offset(gguf.get(), i);
             if (!file || std::fseek(file.get(), (long) offset, SEEK_SET) != 0 ||
                 std::fread(t->data, 1, ggml_nbytes(t), file.get()) != ggml_nbytes(t)) {
-                return fail("tensor " + std::string(t->name), "data that cannot be read", std::to_string(ggml_nbytes(t)) + " bytes");
+                return fail("tensor " + std::string(t->name), "data that cannot be read",
+                            std::to_string(ggml_nbytes(t)) + " bytes");
             }
         }
         for (int32_t il = 0; il < profile.info.n_layer; ++il) {
@@ -296,7 +303,8 @@ private:
 
     bool check_finite() {
         std::vector<float> row;
-        for (ggml_tensor * t = ggml_get_first_tensor(profile.tensors.get()); t; t = ggml_get_next_tensor(profile.tensors.get(), t)) {
+        for (ggml_tensor * t = ggml_get_first_tensor(profile.tensors.get()); t;
+             t               = ggml_get_next_tensor(profile.tensors.get(), t)) {
             row.resize(t->ne[0]);
             for (int64_t i = 0; i < ggml_nrows(t); ++i) {
                 const char * data = (const char *) t->data + i * t->nb[1];
@@ -306,7 +314,8 @@ private:
                     ggml_get_type_traits(t->type)->to_float(data, row.data(), t->ne[0]);
                 }
                 if (!std::all_of(row.begin(), row.end(), [](float v) { return std::isfinite(v); })) {
-                    return fail("tensor " + std::string(t->name), "a value that is not finite in row " + std::to_string(i), "finite values");
+                    return fail("tensor " + std::string(t->name),
+                                "a value that is not finite in row " + std::to_string(i), "finite values");
                 }
             }
         }

@@ -1,29 +1,59 @@
-// Which tokens of a sequence are generated, by the caller's word. Positions decide, never batches: so a mark must move
-// with llama.cpp's own operations on sequences, which the hooks report (hooks.cpp). No ggml or llama.cpp types.
+// What is known of each sequence: which of its tokens are generated, by the caller's word; the rule that decides for it; and
+// what was decoded of it, for a rate that holds. Positions decide, never batches: so all of it must move with llama.cpp's
+// own operations on sequences, which the hooks report (hooks.cpp). No ggml or llama.cpp types.
 
 #pragma once
 
+#include "hold.h"
+#include "policy.h"
+
 #include <cstdint>
 #include <map>
+#include <memory>
 
 class pyskip_sequences {
 public:
+    using rule_ptr = std::shared_ptr<const pyskip_rule>;
+
+    pyskip_sequences();
+
     // Positions >= pos are generated; pos < 0 takes the mark back. seq_id < 0: every sequence, also those to come.
     void set_from(int32_t seq_id, int32_t pos);
+
+    // Decide by this rule. seq_id < 0: every sequence, also those to come.
+    void set_rule(int32_t seq_id, const rule_ptr & rule);
+
+    // The first generated position, -1 if there is no mark.
+    int32_t from(int32_t seq_id) const;
 
     // 0, 1, ... among the generated tokens of the sequence; -1: prompt.
     int32_t index(int32_t seq_id, int32_t pos) const;
 
+    const rule_ptr & rule(int32_t seq_id) const;
+
+    // Whether gates decide for any sequence but seq_id.
+    bool any_has_gates(int32_t seq_id) const;
+
+    // Made if there is none.
+    pyskip_history & history(int32_t seq_id) { return histories[seq_id]; }
+
+    // The first position of the span that a token of the sequence lies in, if its rule holds a rate there; else -1.
+    int32_t span(int32_t seq_id, int32_t pos) const;
+
     // What llama_memory_* does to the positions; p0 < 0 means from 0, p1 < 0 to the end.
     void clear();
-    void copy(int32_t seq_id_src, int32_t seq_id_dst);
+    void remove(int32_t seq_id, int32_t p0, int32_t p1);
+    void copy(int32_t seq_id_src, int32_t seq_id_dst, int32_t p0, int32_t p1);
     void keep(int32_t seq_id);
     void add(int32_t seq_id, int32_t p0, int32_t p1, int32_t delta);
     void div(int32_t seq_id, int32_t p0, int32_t p1, int32_t d);
 
 private:
-    int32_t from(int32_t seq_id) const;
-
-    std::map<int32_t, int32_t> marks;     // seq_id -> first generated position, -1: none
+    std::map<int32_t, int32_t> marks;      // seq_id -> first generated position, -1: none
     int32_t                    other = -1; // of the sequences without an entry
+
+    std::map<int32_t, rule_ptr> rules;
+    rule_ptr                    other_rule;
+
+    std::map<int32_t, pyskip_history> histories;
 };

@@ -30,9 +30,9 @@ struct pyskip_slot {
     pyskip_weights next_weights;   // read after the join, before the next region
 
     // With a profile that has a stand-in for the layer, set by gate.cpp:
-    const pyskip_stand_in *    own            = nullptr;
-    ggml_tensor *              gate           = nullptr;
-    ggml_tensor *              y_stand_in     = nullptr; // its output
+    const pyskip_stand_in *    own        = nullptr;
+    ggml_tensor *              gate       = nullptr;
+    ggml_tensor *              y_stand_in = nullptr;     // its output
     std::vector<ggml_tensor *> stand_in;                 // its nodes
     bool                       is_standing    = true;    // whether they are set to be computed
     ggml_tensor *              packed         = nullptr; // in a batch: the input, rows that run first

@@ -4,23 +4,34 @@
 #include "stream-in.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
-pyskip_state::pyskip_state(int32_t n_layer) : n_layer(n_layer) {
-    reset_counters();
+static constexpr float NOT_A_NUMBER = std::numeric_limits<float>::quiet_NaN();
+
+pyskip_state::pyskip_state(int32_t n_layer) : n_layer(n_layer) {}
+
+bool pyskip_state::set_rule(int32_t seq_id, const pyskip_rule & next,
+                            std::shared_ptr<const pyskip_profile> next_profile) {
+    if (next_profile && next_profile != profile) {
+        if (seq_id >= 0 && sequences.any_has_gates(seq_id)) {
+            return false;
+        }
+        change_profile(std::move(next_profile));
+    }
+    sequences.set_rule(seq_id, std::make_shared<pyskip_rule>(next));
+    if (profile && !sequences.any_has_gates(-1)) {
+        change_profile(nullptr);
+    }
+    return true;
 }
 
-void pyskip_state::set_rule(const pyskip_rule & next, std::shared_ptr<const pyskip_profile> next_profile) {
-    const bool was_off = rule.type == PYSKIP_POLICY_OFF;
-    const bool is_off  = next.type == PYSKIP_POLICY_OFF;
-
-    // one graph serves every rule but off, which has upstream's own, and those with a profile, whose gates it holds
-    must_rebuild = must_rebuild || was_off != is_off || profile != next_profile;
-    rule         = next;
-    if (profile != next_profile) {
+void pyskip_state::change_profile(std::shared_ptr<const pyskip_profile> next) {
+    if (profile) {
         retired = std::move(profile); // the graph in use may still name its weights
-        profile = std::move(next_profile);
     }
+    profile      = std::move(next);
+    must_rebuild = true;
 }
 
 void pyskip_state::set_gather(pyskip_gather * next) {
@@ -33,13 +44,62 @@ void pyskip_state::set_streaming(bool on) {
     is_streaming = on;
 }
 
-// The index of token i among the generated ones: of all its sequences the one that makes it densest.
-static int32_t generated_index(const pyskip_sequences & sequences, const llama_ubatch & ubatch, uint32_t i) {
-    int32_t index = std::numeric_limits<int32_t>::max();
+// A token of several sequences is decided by the first of them, as densely as any of them asks for.
+pyskip_token pyskip_state::plan_token(const llama_ubatch & ubatch, uint32_t i) {
+    pyskip_token  token;
+    const int32_t seq_id = ubatch.seq_id[i][0];
+    token.seq_id         = seq_id;
+    token.pos            = ubatch.pos[i];
+    token.index          = std::numeric_limits<int32_t>::max();
+    rules[i]             = sequences.rule(seq_id);
     for (int32_t s = 0; s < ubatch.n_seq_id[i]; ++s) {
-        index = std::min(index, sequences.index(ubatch.seq_id[i][s], ubatch.pos[i]));
+        token.index = std::min(token.index, sequences.index(ubatch.seq_id[i][s], token.pos));
+        if (!(*sequences.rule(ubatch.seq_id[i][s]) == *rules[i])) {
+            rules[i] = std::make_shared<pyskip_rule>(); // off
+        }
     }
-    return index;
+    token.rule = rules[i].get();
+    if (token.index < 0) {
+        token.ahead = std::max(sequences.from(seq_id) - token.pos, 0);
+    }
+    token.threshold = pyskip_rule_threshold(*token.rule, token);
+    if (token.threshold > -INFINITY && pyskip_rule_owes(*token.rule, token) > 0.0f) {
+        const float owed = pyskip_rule_owes(*token.rule, token);
+        token.threshold  = sequences.history(seq_id).threshold(token.index < 0, sequences.span(seq_id, token.pos), owed,
+                                                               token.threshold);
+    }
+    return token;
+}
+
+bool pyskip_state::plan(const llama_ubatch & ubatch) {
+    const size_t n_tokens = ubatch.n_tokens;
+
+    tokens.resize(n_tokens);
+    rules.resize(n_tokens);
+    wanted             = is_streaming ? PYSKIP_GRAPH_JOINS : PYSKIP_GRAPH_DENSE; // weights are asked for by joins
+    bool        is_off = true;
+    pyskip_need most   = PYSKIP_NEED_NOTHING;
+    for (uint32_t i = 0; i < n_tokens; ++i) {
+        for (int32_t s = 0; s < ubatch.n_seq_id[i]; ++s) { // what was decoded there before, and was taken back
+            sequences.remove(ubatch.seq_id[i][s], ubatch.pos[i], -1);
+        }
+    }
+    for (uint32_t i = 0; i < n_tokens; ++i) {
+        tokens[i] = plan_token(ubatch, i);
+        is_off &= tokens[i].rule->type == PYSKIP_POLICY_OFF;
+        most = std::max(most, pyskip_rule_needs(*tokens[i].rule, tokens[i]));
+    }
+    if (most == PYSKIP_NEED_JOINS) {
+        wanted = PYSKIP_GRAPH_JOINS;
+    } else if (most == PYSKIP_NEED_GATES) {
+        wanted = PYSKIP_GRAPH_GATES;
+    }
+    if (gather) {
+        wanted = PYSKIP_GRAPH_GATHER;
+    } else if (is_off) {
+        wanted = PYSKIP_GRAPH_OFF;
+    }
+    return !must_rebuild && wanted == graph;
 }
 
 void pyskip_state::begin(const llama_ubatch & ubatch) {
@@ -48,22 +108,16 @@ void pyskip_state::begin(const llama_ubatch & ubatch) {
     }
     const size_t n_tokens = ubatch.n_tokens;
 
-    tokens.assign(n_tokens, pyskip_token());
-    places.resize(n_tokens);
     is_output.resize(n_tokens);
     outputs.clear();
     for (uint32_t i = 0; i < n_tokens; ++i) {
-        places[i]        = { ubatch.seq_id[i][0], ubatch.pos[i] };
-        tokens[i].index  = generated_index(sequences, ubatch, i);
-        tokens[i].seq_id = places[i].seq_id;
-        tokens[i].pos    = places[i].pos;
-        is_output[i]    = ubatch.output && ubatch.output[i];
+        is_output[i] = ubatch.output && ubatch.output[i];
         if (is_output[i]) {
             outputs.push_back((int32_t) i);
         }
     }
     decisions.assign(slots.size() * n_tokens, 0);
-    sims.assign(slots.size() * n_tokens, std::numeric_limits<float>::quiet_NaN());
+    sims.assign(slots.size() * n_tokens, NOT_A_NUMBER);
 
     n_run_all = 0;
     n_done    = 0;
@@ -71,21 +125,20 @@ void pyskip_state::begin(const llama_ubatch & ubatch) {
     if (is_streaming) {
         pyskip_stream_in(first_weights);
     }
-    if (gather) {
+    if (graph != PYSKIP_GRAPH_JOINS && graph != PYSKIP_GRAPH_GATES) {
         return;
     }
-    if (profile) {
-        for (pyskip_slot & slot : slots) {
-            slot.restore();
-        }
-        return;
+    for (pyskip_slot & slot : slots) {
+        slot.restore();
     }
     int64_t n_run = 0;
     for (uint32_t i = 0; i < n_tokens; ++i) {
-        skips(0, i) = pyskip_rule_skips(rule, slots[0].block.il, tokens[i]);
+        skips(0, i) = skips_unasked(0, i);
         n_run += has_token(slots[0], i) && !skips(0, i);
     }
-    arm(slots[0], n_run > 0, false);
+    if (!slots[0].gate) {
+        arm(slots[0], n_run > 0, false);
+    }
 }
 
 void pyskip_state::arm(pyskip_slot & slot, bool run, bool stand_in) {
@@ -112,19 +165,30 @@ bool pyskip_state::all_done(int64_t & n_run, int nth) {
     return true;
 }
 
-void pyskip_state::end(bool computed) {
+void pyskip_state::end(const llama_ubatch & ubatch, bool computed) {
     if (slots.empty() || !computed || gather) {
         return;
     }
     count();
+    remember(ubatch);
     if (trace_capacity > 0) {
         record();
     }
 }
 
+static void make_room(pyskip_counters & c, int32_t n_layer) {
+    c.evaluated.resize(n_layer);
+    c.skipped.resize(n_layer);
+}
+
 void pyskip_state::count() {
     for (size_t t = 0; t < tokens.size(); ++t) {
-        pyskip_counters & c = counters[tokens[t].index >= 0 ? PYSKIP_PHASE_GENERATED : PYSKIP_PHASE_PROMPT];
+        if (tokens[t].rule->type == PYSKIP_POLICY_OFF) {
+            continue;
+        }
+        pyskip_counters & c =
+            counters[tokens[t].seq_id][tokens[t].index >= 0 ? PYSKIP_PHASE_GENERATED : PYSKIP_PHASE_PROMPT];
+        make_room(c, n_layer);
         c.n_tokens++;
         int32_t il = 0;
         for (const pyskip_slot & slot : slots) {
@@ -142,18 +206,42 @@ void pyskip_state::count() {
     }
 }
 
+// What thresholds to come are made of. The last layer, which not every token has, is left out.
+void pyskip_state::remember(const llama_ubatch & ubatch) {
+    std::vector<float> scores(n_layer);
+    for (size_t t = 0; t < tokens.size(); ++t) {
+        const pyskip_token & token = tokens[t];
+        const float          owed  = pyskip_rule_owes(*token.rule, token);
+        if (owed <= 0.0f) {
+            continue;
+        }
+        std::fill(scores.begin(), scores.end(), NOT_A_NUMBER);
+        int32_t n_skipped = 0;
+        for (const pyskip_slot & slot : slots) {
+            if (slot.block.il + 1 < n_layer && slot.gate) {
+                scores[slot.block.il] = sim(slot.k, (int32_t) t);
+                n_skipped += skips(slot.k, (int32_t) t);
+            }
+        }
+        const pyskip_hold_token held = { token.pos, token.index < 0, owed, (float) n_skipped / (float) n_layer };
+        for (int32_t s = 0; s < ubatch.n_seq_id[t]; ++s) {
+            sequences.history(ubatch.seq_id[t][s]).append(held, scores);
+        }
+    }
+}
+
 void pyskip_state::record() {
     for (size_t t = 0; t < tokens.size(); ++t) {
-        if (tokens[t].index < 0) {
+        if (tokens[t].index < 0 || tokens[t].rule->type == PYSKIP_POLICY_OFF) {
             continue;
         }
         if (trace.size() == trace_capacity) {
             trace.pop_front();
         }
         pyskip_trace_entry & entry = trace.emplace_back();
-        entry.token                = places[t];
+        entry.token                = { tokens[t].seq_id, tokens[t].pos };
         entry.skipped.assign(n_layer, 0);
-        entry.sim.assign(n_layer, std::numeric_limits<float>::quiet_NaN());
+        entry.sim.assign(n_layer, NOT_A_NUMBER);
         for (const pyskip_slot & slot : slots) {
             entry.skipped[slot.block.il] = skips(slot.k, (int32_t) t);
             entry.sim[slot.block.il]     = sim(slot.k, (int32_t) t);
@@ -166,10 +254,27 @@ void pyskip_state::set_trace(size_t capacity) {
     trace.clear();
 }
 
-void pyskip_state::reset_counters() {
-    for (pyskip_counters & c : counters) {
-        c.n_tokens = 0;
-        c.evaluated.assign(n_layer, 0);
-        c.skipped.assign(n_layer, 0);
+void pyskip_state::reset_counters(int32_t seq_id) {
+    if (seq_id < 0) {
+        counters.clear();
+    } else {
+        counters.erase(seq_id);
     }
+}
+
+pyskip_counters pyskip_state::counted(int32_t seq_id, pyskip_phase phase) const {
+    pyskip_counters sum;
+    make_room(sum, n_layer);
+    for (const auto & [id, by_phase] : counters) {
+        const pyskip_counters & c = by_phase[phase];
+        if ((seq_id >= 0 && id != seq_id) || c.n_tokens == 0) {
+            continue;
+        }
+        sum.n_tokens += c.n_tokens;
+        for (int32_t il = 0; il < n_layer; ++il) {
+            sum.evaluated[il] += c.evaluated[il];
+            sum.skipped[il] += c.skipped[il];
+        }
+    }
+    return sum;
 }

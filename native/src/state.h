@@ -1,4 +1,4 @@
-// What one context knows while it skips: its rule, its sequences, the blocks of its current graph, the tokens of the
+// What one context knows while it skips: its sequences with their rules, the blocks of its current graph, the tokens of the
 // batch under way, counters and trace. Owned by llama_context (a member that the patches add), made when a policy or a
 // mark is first set; a context without one is upstream's own.
 
@@ -9,16 +9,27 @@
 #include "sequences.h"
 #include "slot.h"
 
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <memory>
 #include <vector>
 
 struct llama_ubatch;
 struct pyskip_gather;
 struct pyskip_profile;
+
+// What a graph was built for. One built for more is not used for less: what nobody needs costs nothing.
+enum pyskip_graph {
+    PYSKIP_GRAPH_OFF,   // every token's policy is off: upstream's own, nothing is counted
+    PYSKIP_GRAPH_DENSE, // upstream's own, its blocks are known and counted
+    PYSKIP_GRAPH_JOINS, // joins decide, each for the next block
+    PYSKIP_GRAPH_GATES, // gates decide for the tokens that have a profile, and act on what joins decided for the others
+    PYSKIP_GRAPH_GATHER, // dense, and sums are gathered
+};
 
 struct pyskip_counters {
     int64_t              n_tokens = 0;
@@ -38,18 +49,22 @@ struct pyskip_state {
     pyskip_state(const pyskip_state &)             = delete;
     pyskip_state & operator=(const pyskip_state &) = delete;
 
-    // Decide by this rule, with this profile or none, from the next batch on.
-    void set_rule(const pyskip_rule & next, std::shared_ptr<const pyskip_profile> next_profile);
+    // Decide by this rule for a sequence, or for all (seq_id < 0), from the next batch on. All rules with a profile have the
+    // same one. False, and nothing is changed, if another sequence has another.
+    bool set_rule(int32_t seq_id, const pyskip_rule & next, std::shared_ptr<const pyskip_profile> next_profile);
 
-    // Run dense and gather from the next batch on; nullptr: go back to the rule.
+    // Run dense and gather from the next batch on; nullptr: go back to the rules.
     void set_gather(pyskip_gather * next);
 
     // Read weights as they are needed from the next batch on: the model is larger than memory.
     void set_streaming(bool on);
 
-    // A batch is about to be computed on the graph that the slots are of; it was computed.
+    // A batch comes: what may happen to its tokens. False if the graph in use was built for something else.
+    bool plan(const llama_ubatch & ubatch);
+
+    // It is about to be computed on the graph that the slots are of; it was computed.
     void begin(const llama_ubatch & ubatch);
-    void end(bool computed);
+    void end(const llama_ubatch & ubatch, bool computed);
 
     // Called by every one of an operator's nth threads when its rows are done: true for the last of them, whose n_run
     // is then the sum of all.
@@ -59,13 +74,19 @@ struct pyskip_state {
     void arm(pyskip_slot & slot, bool run, bool stand_in);
 
     void set_trace(size_t capacity);
-    void reset_counters();
+    void reset_counters(int32_t seq_id); // < 0: all
 
-    // Whether the gates decide, or nobody does (a gathering context is dense); else the joins, each for the next block.
-    bool gates_decide() const { return profile || gather; }
+    // Of a sequence, or of all (seq_id < 0).
+    pyskip_counters counted(int32_t seq_id, pyskip_phase phase) const;
 
     uint8_t & skips(int32_t k, int32_t t) { return decisions[(size_t) k * tokens.size() + t]; }
     float &   sim(int32_t k, int32_t t) { return sims[(size_t) k * tokens.size() + t]; }
+
+    // Whether token t skips slot k's block for what came before it. If gates decide for the token, they do so later.
+    bool skips_unasked(int32_t k, int32_t t) const {
+        const pyskip_token & token = tokens[t];
+        return !token.rule->has_gates() && pyskip_rule_skips(*token.rule, slots[k].block.il, token);
+    }
 
     // The token of a row of slot k's join.
     int32_t token_of_row(const pyskip_slot & slot, int64_t row) const {
@@ -78,29 +99,28 @@ struct pyskip_state {
 
     const int32_t n_layer;
 
-    pyskip_rule      rule;
     pyskip_sequences sequences;
 
-    std::shared_ptr<const pyskip_profile> profile; // the gates decide
+    std::shared_ptr<const pyskip_profile> profile; // of every rule that has one
     std::shared_ptr<const pyskip_profile> retired; // the one before it
     pyskip_gather *                       gather = nullptr;
 
-    bool                     is_streaming = false;
-    pyskip_weights           first_weights; // read before the first region
+    bool           is_streaming = false;
+    pyskip_weights first_weights; // read before the first region
 
-    bool                     must_rebuild = false; // the graph in use was built for another kind of rule
+    bool                     must_rebuild = false;            // the graph in use names what has changed
+    pyskip_graph             graph        = PYSKIP_GRAPH_OFF; // what the graph in use was built for
+    pyskip_graph             wanted       = PYSKIP_GRAPH_OFF; // what the batch under way needs
     std::vector<pyskip_slot> slots;
     ggml_context_ptr         extra; // the tensors that were added to the graph
 
     // the batch under way
-    std::vector<pyskip_token>       tokens;
-    std::vector<pyskip_trace_token> places;
-    std::vector<uint8_t>            is_output;
-    std::vector<int32_t>            outputs;   // tokens with an output, in order
-    std::vector<uint8_t>            decisions; // [slots][tokens], 1: skip
-    std::vector<float>              sims;      // [slots][tokens], cosines or scores
+    std::vector<pyskip_token> tokens;
+    std::vector<uint8_t>      is_output;
+    std::vector<int32_t>      outputs;   // tokens with an output, in order
+    std::vector<uint8_t>      decisions; // [slots][tokens], 1: skip
+    std::vector<float>        sims;      // [slots][tokens], cosines or scores
 
-    pyskip_counters                counters[2]; // by pyskip_phase
     size_t                         trace_capacity = 0;
     std::deque<pyskip_trace_entry> trace;
 
@@ -111,8 +131,15 @@ struct pyskip_state {
     std::vector<uint8_t> skippable;
 
 private:
-    void count();
-    void record();
+    void         change_profile(std::shared_ptr<const pyskip_profile> next);
+    pyskip_token plan_token(const llama_ubatch & ubatch, uint32_t i);
+    void         count();
+    void         record();
+    void         remember(const llama_ubatch & ubatch);
+
+    std::vector<pyskip_sequences::rule_ptr> rules; // of the batch under way: a hook may replace them
+
+    std::map<int32_t, std::array<pyskip_counters, 2>> counters; // by sequence and pyskip_phase
 
     std::atomic<int64_t> n_run_all{ 0 };
     std::atomic<int>     n_done{ 0 };

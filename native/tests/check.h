@@ -7,12 +7,12 @@
 
 inline std::atomic<int> n_failed{ 0 };
 
-#define CHECK(condition)                                                              \
-    do {                                                                              \
-        if (!(condition)) {                                                           \
-            std::printf("%s:%d: %s is false\n", __FILE__, __LINE__, #condition);      \
-            n_failed++;                                                               \
-        }                                                                             \
+#define CHECK(condition)                                                                                               \
+    do {                                                                                                               \
+        if (!(condition)) {                                                                                            \
+            std::printf("%s:%d: %s is false\n", __FILE__, __LINE__, #condition);                                       \
+            n_failed++;                                                                                                \
+        }                                                                                                              \
     } while (0)
 
 inline int check_result(const char * name) {

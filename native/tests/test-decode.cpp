@@ -44,13 +44,13 @@ model_ptr load_model(const char * path) {
 
 context_ptr make_context(llama_model * model) {
     llama_context_params params = llama_context_default_params();
-    params.n_ctx           = 128;
-    params.n_batch         = 64;
-    params.n_ubatch        = 8; // a prompt is more than one
-    params.n_seq_max       = 2;
-    params.kv_unified      = true;
-    params.n_threads       = 2;
-    params.n_threads_batch = 2;
+    params.n_ctx                = 128;
+    params.n_batch              = 64;
+    params.n_ubatch             = 8; // a prompt is more than one
+    params.n_seq_max            = 2;
+    params.kv_unified           = true;
+    params.n_threads            = 2;
+    params.n_threads_batch      = 2;
     context_ptr ctx(llama_init_from_model(model, params), llama_free);
     if (!ctx) {
         fail("cannot make a context");
@@ -70,8 +70,14 @@ std::vector<arm> make_arms(const pyskip_profile * profile) {
     pyskip_profile_get_points(profile, curve.data());
 
     std::vector<arm> arms = {
-        { "off", {} }, { "static", {} }, { "cosine", {} }, { "profile", {} }, { "profile, prefill", {} },
-        { "random", {} }, { "random, stand-ins", {} },
+        { "off", {} },
+        { "static", {} },
+        { "cosine", {} },
+        { "profile", {} },
+        { "profile, prefill", {} },
+        { "random", {} },
+        { "random, stand-ins", {} },
+        { "held", {} },
     };
     arms[1].policy.type     = PYSKIP_POLICY_STATIC;
     arms[1].policy.layers   = LAYERS;
@@ -90,6 +96,11 @@ std::vector<arm> make_arms(const pyskip_profile * profile) {
         arms[i].policy.threshold = curve[info.recommended].threshold;
         arms[i].policy.prefill   = i == 4;
     }
+    arms[7].policy        = arms[3].policy;
+    arms[7].policy.hold   = true;
+    arms[7].policy.rate   = 0.4f;
+    arms[7].policy.prompt = 0.3f;
+    arms[7].policy.warmup = 2;
     for (int i : { 5, 6 }) {
         arms[i].policy.type      = PYSKIP_POLICY_RANDOM;
         arms[i].policy.rate      = 0.4f;
@@ -100,9 +111,9 @@ std::vector<arm> make_arms(const pyskip_profile * profile) {
     return arms;
 }
 
-void set_policy(llama_context * ctx, const arm & arm) {
+void set_policy(llama_context * ctx, const arm & arm, int32_t seq_id = -1) {
     char error[512] = "";
-    if (pyskip_set_policy(ctx, &arm.policy, error, sizeof(error)) != PYSKIP_STATUS_OK) {
+    if (pyskip_seq_set_policy(ctx, seq_id, &arm.policy, error, sizeof(error)) != PYSKIP_STATUS_OK) {
         fail(std::string(arm.name) + ": " + error);
     }
 }
@@ -119,7 +130,7 @@ struct session {
     int32_t decode(int32_t n, int32_t n_seq, llama_token first = -1) {
         llama_batch batch = llama_batch_init(n * n_seq, 0, 1);
         for (int32_t i = 0; i < n * n_seq; ++i) {
-            const int32_t pos = n_past + i / n_seq;
+            const int32_t pos  = n_past + i / n_seq;
             batch.token[i]     = first >= 0 ? first : 100 + 37 * pos % 200;
             batch.pos[i]       = pos;
             batch.n_seq_id[i]  = 1;
@@ -143,7 +154,23 @@ struct session {
     }
 };
 
-// A prompt, single steps, another policy, a batch of generated tokens, two sequences, and a shifted one.
+// What was counted in each sequence is what was counted in all.
+void check_sequences(const llama_context * ctx) {
+    const int32_t        n_layer = pyskip_n_layer(ctx);
+    std::vector<int64_t> evaluated(n_layer), skipped(n_layer), all(n_layer), sum(n_layer);
+    int64_t              n_tokens = 0, n_all = 0, n_sum = 0;
+    pyskip_get_counters(ctx, PYSKIP_PHASE_GENERATED, &n_all, evaluated.data(), all.data());
+    for (int32_t seq_id : { 0, 1 }) {
+        pyskip_seq_get_counters(ctx, seq_id, PYSKIP_PHASE_GENERATED, &n_tokens, evaluated.data(), skipped.data());
+        n_sum += n_tokens;
+        for (int32_t il = 0; il < n_layer; ++il) {
+            sum[il] += skipped[il];
+        }
+    }
+    CHECK(n_all == n_sum && all == sum);
+}
+
+// A prompt, single steps, another policy, a batch of generated tokens, two sequences, of two policies, and a shifted one.
 std::vector<float> generate(llama_context * ctx, const arm & first, const arm & second) {
     session        s{ ctx };
     llama_memory_t mem = llama_get_memory(ctx);
@@ -162,6 +189,9 @@ std::vector<float> generate(llama_context * ctx, const arm & first, const arm & 
 
     llama_memory_seq_cp(mem, 0, 1, -1, -1);
     CHECK(s.decode(2, 2) == 0);
+    set_policy(ctx, first, 1); // each sequence its own, in one batch
+    CHECK(s.decode(5, 2) == 0);
+    check_sequences(ctx);
     llama_memory_seq_keep(mem, 0);
     llama_memory_seq_rm(mem, 0, s.n_past - 2, -1);
     llama_memory_seq_rm(mem, 0, 2, 5);
@@ -195,6 +225,7 @@ void check_trace(llama_context * ctx) {
     std::vector<pyskip_trace_token> tokens(n);
     std::vector<uint8_t>            skipped(n * n_layer);
     std::vector<float>              sims(n * n_layer);
+    CHECK(pyskip_seq_take_trace(ctx, 7, n, tokens.data(), skipped.data(), sims.data()) == 0);
     CHECK(pyskip_take_trace(ctx, n, tokens.data(), skipped.data(), sims.data()) == N_TRACE); // no more than are kept
     CHECK(pyskip_take_trace(ctx, n, tokens.data(), nullptr, nullptr) == 0);
     pyskip_set_trace(ctx, 0);
@@ -224,7 +255,7 @@ void stop_and_go(llama_context * ctx, const arm & first, const arm & second, con
         std::this_thread::sleep_for(std::chrono::milliseconds(5));
         pyskip_set_abort(ctx, true);
     });
-    int32_t status = 0;
+    int32_t     status = 0;
     while (status == 0) { // until a decode is stopped, or starts too late
         session s{ ctx };
         llama_memory_clear(llama_get_memory(ctx), true);
@@ -245,7 +276,7 @@ void in_threads(const std::vector<model_ptr> & models, const std::vector<arm> & 
         threads.emplace_back([&, i] {
             for (int32_t again = 0; again < 2; ++again) {
                 const context_ptr ctx = make_context(models[i % models.size()].get());
-                found[i] = generate(ctx.get(), arms[i + 1], arms[i + 2]);
+                found[i]              = generate(ctx.get(), arms[i + 1], arms[i + 2]);
             }
         });
     }

@@ -28,8 +28,8 @@ struct builder {
 
     ggml_tensor * attention(int il, ggml_tensor * x) {
         const std::string blk = "blk." + std::to_string(il) + ".";
-        ggml_tensor *     kq  = ggml_soft_max_ext(ctx, ggml_mul_mat(ctx, weight(blk + "attn_q.weight", N_EMBD, N_EMBD), x),
-                                                  ggml_new_tensor_2d(ctx, GGML_TYPE_F32, N_EMBD, 3), 1.0f, 0.0f);
+        ggml_tensor * kq = ggml_soft_max_ext(ctx, ggml_mul_mat(ctx, weight(blk + "attn_q.weight", N_EMBD, N_EMBD), x),
+                                             ggml_new_tensor_2d(ctx, GGML_TYPE_F32, N_EMBD, 3), 1.0f, 0.0f);
         return ggml_mul_mat(ctx, weight(blk + "attn_output.weight", N_EMBD, N_EMBD), kq);
     }
     ggml_tensor * ffn(int il, ggml_tensor * x) {
@@ -88,11 +88,11 @@ static void test_serial() {
 
 static void test_operands_swapped_bias_and_post_norm() {
     builder       b;
-    ggml_tensor * x    = b.input();
-    ggml_tensor * bias = b.weight("blk.0.ffn_down.bias", N_EMBD, 1);
-    ggml_tensor * y    = b.norm(ggml_add(b.ctx, b.ffn(0, b.norm(x)), bias));
-    ggml_tensor * z    = ggml_add(b.ctx, x, y);
-    const auto blocks  = b.find(z);
+    ggml_tensor * x      = b.input();
+    ggml_tensor * bias   = b.weight("blk.0.ffn_down.bias", N_EMBD, 1);
+    ggml_tensor * y      = b.norm(ggml_add(b.ctx, b.ffn(0, b.norm(x)), bias));
+    ggml_tensor * z      = ggml_add(b.ctx, x, y);
+    const auto    blocks = b.find(z);
     CHECK(blocks.size() == 1);
     CHECK(blocks[0].join == z && blocks[0].x == x && blocks[0].y == y);
     CHECK(blocks[0].region.size() == 6);
@@ -114,8 +114,8 @@ static void test_parallel_attention() {
 
 static void test_lora_and_experts_join_once() {
     builder       b;
-    ggml_tensor * x = b.input();
-    ggml_tensor * h = ggml_silu(b.ctx, ggml_mul_mat(b.ctx, b.weight("blk.0.ffn_up.weight", N_EMBD, N_FF), x));
+    ggml_tensor * x      = b.input();
+    ggml_tensor * h      = ggml_silu(b.ctx, ggml_mul_mat(b.ctx, b.weight("blk.0.ffn_up.weight", N_EMBD, N_FF), x));
     ggml_tensor * down   = ggml_mul_mat(b.ctx, b.weight("blk.0.ffn_down.weight", N_FF, N_EMBD), h);
     ggml_tensor * a      = ggml_mul_mat(b.ctx, b.weight("blk.0.ffn_down.weight.lora_a", N_FF, 2), h);
     ggml_tensor * ab     = ggml_mul_mat(b.ctx, b.weight("blk.0.ffn_down.weight.lora_b", 2, N_EMBD), a);
@@ -137,7 +137,7 @@ static void test_refused() {
     }
     {
         // no residual
-        builder       b;
+        builder b;
         CHECK(b.find(b.ffn(0, b.norm(b.input()))).empty());
     }
     {
@@ -161,12 +161,12 @@ static void test_rows_that_mix() {
 
 static void test_place() {
     builder       b;
-    ggml_tensor * x      = b.input();
-    ggml_tensor * z      = ggml_add(b.ctx, b.ffn(0, b.norm(x)), x);
-    ggml_tensor * after  = b.norm(z);
-    const auto    block  = b.find(after)[0];
-    const int     n_old  = b.gf->n_nodes;
-    ggml_tensor * made   = ggml_sqr(b.ctx, block.input);
+    ggml_tensor * x     = b.input();
+    ggml_tensor * z     = ggml_add(b.ctx, b.ffn(0, b.norm(x)), x);
+    ggml_tensor * after = b.norm(z);
+    const auto    block = b.find(after)[0];
+    const int     n_old = b.gf->n_nodes;
+    ggml_tensor * made  = ggml_sqr(b.ctx, block.input);
     ggml_build_forward_expand(b.gf, made);
     pyskip_graph_place(b.gf, block.join, { made, block.region[1], block.region[2], block.region[3] });
     CHECK(b.gf->n_nodes == n_old + 1);
@@ -179,8 +179,8 @@ static void test_place() {
 
 static void test_other_back_end() {
     // a weight of the region in the memory of a GPU
-    ggml_backend_device device = {};
-    device.iface.get_type      = [](ggml_backend_dev_t) { return GGML_BACKEND_DEVICE_TYPE_GPU; };
+    ggml_backend_device device    = {};
+    device.iface.get_type         = [](ggml_backend_dev_t) { return GGML_BACKEND_DEVICE_TYPE_GPU; };
     ggml_backend_buffer_type type = {};
     type.device                   = &device;
     ggml_backend_buffer buffer    = {};

@@ -55,7 +55,7 @@ static void test_cosine() {
     CHECK(walk(rule, 3, 0.95f) == "..tsstsst."); // test, skip two, test again; cold ends run
     CHECK(walk(rule, 3, 0.90f) == "..tsstsst."); // at the threshold: skip
     CHECK(walk(rule, 3, 0.85f) == "..ttttttt.");
-    CHECK(walk(rule, 2, 0.95f) == ".........."); // warm-up
+    CHECK(walk(rule, 2, 0.95f) == "..........");  // warm-up
     CHECK(walk(rule, -1, 0.95f) == ".........."); // prompt
     CHECK(walk(rule, 3, std::numeric_limits<float>::quiet_NaN()) == "..ttttttt.");
 
@@ -122,12 +122,21 @@ static void test_similarity() {
     CHECK(std::fabs(pyskip_cosine(x, zero, 19) - 1.0f) < 1e-6f);
 }
 
+// Is a block skipped whose gate says `score`, by a rule that has no past?
+static bool gates(const pyskip_rule & rule, int32_t index, int32_t pos, float score) {
+    pyskip_token token;
+    token.index     = index;
+    token.pos       = pos;
+    token.threshold = pyskip_rule_threshold(rule, token);
+    return pyskip_rule_gates(rule, 1, score, token);
+}
+
 static void test_profile() {
     pyskip_policy p = {};
     p.type          = PYSKIP_POLICY_PROFILE;
     p.threshold     = -1.5f;
     p.warmup        = 3;
-    CHECK(refused(p, 4)); // no profile
+    CHECK(refused(p, 4));                    // no profile
     p.profile = (const pyskip_profile *) &p; // never looked into by the rule
     p.warmup  = -1;
     CHECK(refused(p, 4));
@@ -136,23 +145,56 @@ static void test_profile() {
     CHECK(refused(p, 4));
     p.threshold = -1.5f;
 
-    pyskip_rule  rule = make(p, 4);
-    pyskip_token token;
-    token.pos = 10;
-    CHECK(!pyskip_rule_gates(rule, -9.0f, token)); // prompt
-    token.index = 2;
-    CHECK(!pyskip_rule_gates(rule, -9.0f, token)); // warm-up
-    token.index = 3;
-    CHECK(pyskip_rule_gates(rule, -1.6f, token));
-    CHECK(!pyskip_rule_gates(rule, -1.5f, token));
-    CHECK(!pyskip_rule_gates(rule, NAN, token));
-    CHECK(!pyskip_rule_skips(rule, 1, token)); // the gates decide, not what came before
+    pyskip_rule rule = make(p, 4);
+    CHECK(!gates(rule, -1, 10, -9.0f)); // prompt
+    CHECK(!gates(rule, 2, 10, -9.0f));  // warm-up
+    CHECK(gates(rule, 3, 10, -1.6f));
+    CHECK(!gates(rule, 3, 10, -1.5f));
+    CHECK(!gates(rule, 3, 10, NAN));
+    CHECK(!pyskip_rule_skips(rule, 1, pyskip_token())); // the gates decide, not what came before
 
     rule.prefill = true;
-    token.index  = -1;
-    CHECK(pyskip_rule_gates(rule, -1.6f, token));
-    token.pos = 2;
-    CHECK(!pyskip_rule_gates(rule, -1.6f, token));
+    CHECK(gates(rule, -1, 10, -1.6f));
+    CHECK(!gates(rule, -1, 2, -1.6f));
+}
+
+static void test_held() {
+    pyskip_policy p = {};
+    p.type          = PYSKIP_POLICY_PROFILE;
+    p.profile       = (const pyskip_profile *) &p;
+    p.warmup        = 4;
+    p.hold          = true;
+    p.rate          = 1.5f;
+    CHECK(refused(p, 4));
+    p.rate   = 0.25f;
+    p.prompt = -0.5f;
+    CHECK(refused(p, 4));
+    p.prompt = 0.2f;
+
+    pyskip_rule rule = make(p, 4);
+    rule.curve       = { { 0.2f, -2.0f }, { 0.3f, -1.0f } };
+    CHECK(!gates(rule, 3, 10, -9.0f)); // warm-up
+    CHECK(gates(rule, 4, 10, -1.6f));  // -1.5: the curve's threshold, until the sequence says more
+    CHECK(!gates(rule, 4, 10, -1.4f));
+    pyskip_token last;
+    last.index     = 4;
+    last.threshold = 9.0f;
+    CHECK(pyskip_rule_gates(rule, 2, 1.0f, last));
+    CHECK(!pyskip_rule_gates(rule, 3, 1.0f, last)); // the last layer runs
+
+    pyskip_token prompt;
+    prompt.pos = 100;
+    CHECK(pyskip_rule_threshold(rule, prompt) == -INFINITY); // nobody knows where the prompt ends
+    prompt.ahead = 400;
+    CHECK(pyskip_rule_threshold(rule, prompt) > -INFINITY);
+    prompt.ahead = 32;
+    CHECK(pyskip_rule_threshold(rule, prompt) == -INFINITY);
+    CHECK(pyskip_rule_needs(rule, prompt) == PYSKIP_NEED_NOTHING);
+
+    pyskip_rule other = rule;
+    CHECK(other == rule);
+    other.curve[1].threshold = -0.9f;
+    CHECK(!(other == rule));
 }
 
 static void test_random() {
@@ -169,8 +211,8 @@ static void test_random() {
     for (int32_t pos = 0; pos < 4000; ++pos) {
         pyskip_token token;
         token.index = token.pos = pos;
-        const int32_t il   = pos % 8;
-        const bool    skip = pyskip_rule_skips(rule, il, token);
+        const int32_t il        = pos % 8;
+        const bool    skip      = pyskip_rule_skips(rule, il, token);
         CHECK(skip == pyskip_rule_skips(rule, il, token));
         CHECK(!skip || pos >= 5);
         n += skip;
@@ -220,6 +262,7 @@ static void test_score() {
 int main() {
     test_cosine();
     test_profile();
+    test_held();
     test_random();
     test_custom();
     test_score();

@@ -1,9 +1,80 @@
-// Which tokens count as generated, and how the mark moves with the sequence.
+// Which tokens count as generated, which rule decides for them, and how both move with the sequence.
 
 #include "check.h"
 #include "sequences.h"
 
+#include <cmath>
+
+static pyskip_sequences::rule_ptr rule_of(pyskip_policy_type type, const void * profile) {
+    auto rule     = std::make_shared<pyskip_rule>();
+    rule->type    = type;
+    rule->warmup  = 8;
+    rule->profile = (const pyskip_profile *) profile;
+    rule->hold    = profile != nullptr;
+    rule->rate    = 0.25f;
+    rule->prompt  = profile ? 0.25f : 0.0f;
+    return rule;
+}
+
+static void test_rules() {
+    int              any;
+    pyskip_sequences s;
+    CHECK(s.rule(3)->type == PYSKIP_POLICY_OFF);
+    const auto cosine = rule_of(PYSKIP_POLICY_COSINE, nullptr);
+    const auto held   = rule_of(PYSKIP_POLICY_PROFILE, &any);
+    s.set_rule(-1, cosine);
+    s.set_rule(1, held);
+    CHECK(s.rule(0) == cosine && s.rule(1) == held);
+    CHECK(!s.any_has_gates(1) && s.any_has_gates(0) && s.any_has_gates(-1));
+    s.copy(1, 2, -1, -1);
+    CHECK(s.rule(2) == held);
+    s.clear();
+    CHECK(s.rule(2) == held);
+    s.keep(1);
+    CHECK(s.rule(1) == held && s.rule(2) == cosine);
+    s.set_rule(-1, cosine);
+    CHECK(s.rule(1) == cosine && !s.any_has_gates(-1));
+}
+
+// Where batches are cut, and what is remembered when a sequence is.
+static void test_spans() {
+    int              any;
+    pyskip_sequences s;
+    const auto       held = rule_of(PYSKIP_POLICY_PROFILE, &any);
+    s.set_rule(1, held);
+    CHECK(s.span(1, 50) == -1); // nobody said where the prompt ends
+    s.set_from(1, 300);
+    CHECK(s.span(0, 50) == -1);
+    CHECK(s.span(1, 7) == -1); // warm-up
+    CHECK(s.span(1, 8) == 8);
+    CHECK(s.span(1, 8 + 300) == 308); // as generated, index 8
+    CHECK(s.span(1, 8 + 15) == 8 && s.span(1, 8 + 16) == 24 && s.span(1, 8 + 63) == 40);
+    CHECK(s.span(1, 299) == 8 + 256);
+    CHECK(s.span(1, 307) == -1); // warm-up again
+    CHECK(s.span(1, 308 + 3) == 308);
+    CHECK(s.span(1, 308 + 4) == 312);
+    CHECK(s.span(1, 308 + 70) == 308 + 68);
+
+    const std::vector<float> scores = { 0.0f, 1.0f };
+    for (int32_t pos = 300; pos < 340; ++pos) {
+        s.history(1).append({ pos, false, 0.25f, 0.5f }, scores);
+    }
+    s.copy(1, 2, 0, 320);
+    CHECK(s.history(1).size() == 40 && s.history(2).size() == 20);
+    s.remove(1, 330, -1);
+    CHECK(s.history(1).size() == 30);
+    s.set_from(1, 300);                                  // the mark that it has
+    s.set_rule(1, rule_of(PYSKIP_POLICY_PROFILE, &any)); // an equal rule
+    CHECK(s.history(1).size() == 30);
+    s.set_from(1, 301);
+    CHECK(s.history(1).size() == 0);
+    s.set_rule(2, rule_of(PYSKIP_POLICY_COSINE, nullptr));
+    CHECK(s.history(2).size() == 0);
+}
+
 int main() {
+    test_rules();
+    test_spans();
     pyskip_sequences s;
     CHECK(s.index(0, 100) == -1); // nobody said anything: prompt
 
@@ -13,9 +84,9 @@ int main() {
     CHECK(s.index(0, 13) == 3);
     CHECK(s.index(1, 13) == -1);
 
-    s.copy(0, 1);
+    s.copy(0, 1, -1, -1);
     CHECK(s.index(1, 12) == 2);
-    s.copy(7, 1); // from a sequence without a mark
+    s.copy(7, 1, -1, -1); // from a sequence without a mark
     CHECK(s.index(1, 12) == -1);
 
     s.add(0, 4, -1, -4); // context shift: positions 4.. move down

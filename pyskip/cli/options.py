@@ -26,6 +26,7 @@ class ModelOptions:
     """How a model is loaded and what it skips; None stands for the default that the flag's help tells."""
 
     skip: str | None = None
+    skip_prompt: float | None = None
     profile: str | None = None
     target_tps: float | None = None
     max_skip: float | None = None
@@ -71,6 +72,12 @@ _MODEL_FLAGS = [
         metavar="SPEC",
         help="off, a rate such as 0.25, profile[:key=value,...], cosine[:key=value,...], static:LAYER,... or "
         "random[:key=value,...]. [default: the profile's recommended point, off without a profile]",
+    ),
+    click.option(
+        "--skip-prompt",
+        type=FiniteFloat(0.0, 1.0),
+        metavar="R",
+        help="Rate to skip in prompts, by the model's profile; the last 32 tokens run dense. [default: 0]",
     ),
     click.option("--profile", metavar="FILE", help="The profile. [default: MODEL.skip.gguf beside the model]"),
     click.option(
@@ -152,6 +159,8 @@ def load(model: str, options: ModelOptions, open_model: Callable[..., Llama] | N
     from pyskip.policy import parse_skip
 
     policy = parse_skip("off" if options.skip is None else options.skip)  # before anything is loaded
+    if options.skip_prompt is not None and options.skip is not None:
+        policy = policy.with_prompt(options.skip_prompt)
 
     from pyskip.models.gguf_info import inspect
     from pyskip.runtime.llama import Llama
@@ -180,17 +189,17 @@ def load(model: str, options: ModelOptions, open_model: Callable[..., Llama] | N
             f"skipping what it takes to keep {pace.target_tps:g} tokens/s, at most {pace.max_skip:.2f} of FFN blocks"
         )
     elif options.skip is None:
-        _choose_default(llm)
+        _choose_default(llm, options.skip_prompt)
     return llm
 
 
-def _choose_default(llm: Llama) -> None:
+def _choose_default(llm: Llama, skip_prompt: float | None) -> None:
     from pyskip.policy import Profiled
 
     if llm.profile is None:
         ui.note("running dense: there is no profile for this model; pyskip calibrate makes one")
         return
-    llm.skip = Profiled()
+    llm.skip = Profiled(prompt=skip_prompt)
     point = llm.profile.recommended
     ui.note(
         f"skipping about {point.rate:.0%} of FFN blocks: at best {point.ideal_speedup:.2f} x as fast, perplexity "

@@ -3,8 +3,10 @@
     off
     cosine:threshold=0.98,run=1,cold_start=4,cold_end=4,warmup=16
     static:5,14,25
-    0.25                            the model's profile, at the operating point that skips 25 % of FFN blocks
-    profile:error=0.12,prefill=1    the same by predicted relative error; prompts too
+    0.25                            the model's profile: 25 % of the FFN blocks of generated tokens, held
+    profile:rate=0.25,hold=0        the same by a fixed threshold; a given text skips more or less
+    profile:rate=0.25,prompt=0.2    and 20 % of those of the prompt
+    profile:error=0.12,prefill=1    a threshold by predicted relative error; prompts too
     random:rate=0.25,seed=1         a coin for each token and layer, to compare with
 
 ``parse_skip(str(policy)) == policy`` for every policy but Custom, which is code: no specification stands for it,

@@ -33,11 +33,21 @@ Settings = Mapping[str, Callable[[str, str], Any]]  # key -> reader of its value
 Fields = dict[str, Any]  # of struct pyskip_policy; `type` as the name of its enum's value
 
 
+class Point(Protocol):
+    """One of its operating points."""
+
+    @property
+    def rate(self) -> float: ...
+
+
 class Operating(Protocol):
     """What a policy asks of a profile (pyskip.models.profile.Profile)."""
 
     warmup: int
     native: Any
+
+    @property
+    def recommended(self) -> Point: ...
 
     def threshold(self, policy: Any) -> float: ...
 
@@ -91,6 +101,13 @@ class Policy(ABC):
     def paced_from(self) -> Paced | None:
         """What a pace starts from; None if there is no operating point to move."""
         return None
+
+    def with_prompt(self, rate: float) -> Policy:
+        """The same, and this share of the FFN blocks of prompts is skipped. Raises PolicyError if nothing can tell
+        which."""
+        raise PolicyError(
+            f"a skip rate for prompts goes with a profile's policy, and skip is {str(self)!r}: leave one of them out"
+        )
 
     @abstractmethod
     def fields(self, profile: Operating | None) -> Fields:

@@ -23,6 +23,9 @@ class Off(Policy):
     def paced_from(self) -> Profiled:
         return Profiled(rate=0.0)
 
+    def with_prompt(self, rate: float) -> Profiled:
+        return Profiled(rate=0.0, prompt=rate)
+
     def fields(self, profile: Operating | None) -> Fields:
         return {"type": "PYSKIP_POLICY_OFF"}
 

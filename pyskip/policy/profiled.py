@@ -27,19 +27,25 @@ __all__ = ["Profiled"]
 class Profiled(Policy):
     """The model's profile (pyskip calibrate): a gate predicts what a block's stand-in would cost, token by token.
 
-    rate: the share of FFN blocks to skip, by the curve that calibration measured; a given text may skip more or less.
+    rate: the share of FFN blocks to skip among generated tokens, within 2 points over 256 of them.
     error: instead of a rate, skip if the predicted error |y - stand-in| / |x|, times the layer's sensitivity, is
-        below it. Neither: the profile's recommended point.
-    prefill: decide prompt tokens too, after the first `warmup` positions; otherwise prompts run dense.
+        below it. Neither: the rate of the profile's recommended point.
+    hold: the rate is held: the threshold follows from the sequence's own past. Otherwise it stays where calibration
+        measured the rate, and a given text skips more or less. An error is a fixed threshold by nature.
+    prompt: the share to skip in prompts, which otherwise run dense: none in the first `warmup` tokens and in the last
+        32, more far from the end than near it.
+    prefill: prompts skip like generated tokens: the same as prompt=RATE, or by the same fixed threshold.
     warmup: the first generated tokens of a sequence, which run dense. Not given: what the profile was fitted with.
 
-    Raises PolicyError for values out of range and for both rate and error.
+    Raises PolicyError for values out of range, for both rate and error, and for both prompt and prefill.
     """
 
     kind = "profile"
     settings: ClassVar[Settings] = {
         "rate": read_number,
         "error": read_number,
+        "hold": read_flag,
+        "prompt": read_number,
         "prefill": read_flag,
         "warmup": read_count,
     }
@@ -48,6 +54,8 @@ class Profiled(Policy):
     error: float | None = None
     prefill: bool = False
     warmup: int | None = None
+    hold: bool = True
+    prompt: float | None = None
 
     def __post_init__(self) -> None:
         if self.rate is not None and self.error is not None:
@@ -56,14 +64,26 @@ class Profiled(Policy):
             check_number("profile rate", self.rate, 1.0)
         if self.error is not None:
             check_number("profile error", self.error, MAX_ERROR)
+            object.__setattr__(self, "hold", False)
+        if self.prompt is not None:
+            check_number("profile prompt", self.prompt, 1.0)
+            if self.prefill:
+                raise PolicyError("profile has both prompt and prefill, expected one of them")
         if self.warmup is not None:
             check_count("profile warmup", self.warmup)
 
     def __str__(self) -> str:
         if self == Profiled(rate=self.rate) and self.rate is not None:
             return str(self.rate)
-        prefill = 1 if self.prefill else None
-        return spec("profile", rate=self.rate, error=self.error, prefill=prefill, warmup=self.warmup)
+        return spec(
+            "profile",
+            rate=self.rate,
+            error=self.error,
+            hold=0 if not self.hold and self.error is None else None,
+            prompt=self.prompt,
+            prefill=1 if self.prefill else None,
+            warmup=self.warmup,
+        )
 
     @property
     def needs_profile(self) -> bool:
@@ -71,11 +91,11 @@ class Profiled(Policy):
 
     @property
     def decides_prompt(self) -> bool:
-        return self.prefill
+        return self.prefill or bool(self.prompt)
 
     @property
     def prompt_rule(self) -> str:
-        return str(self) if self.prefill else self.kind
+        return str(self) if self.decides_prompt else self.kind
 
     def n_dense(self, profile: Operating | None) -> int:
         if profile is None:
@@ -86,16 +106,26 @@ class Profiled(Policy):
         return None if self.rate is None else self
 
     def at_rate(self, rate: float) -> Profiled:
-        """The same at another operating point."""
-        return replace(self, rate=rate)
+        """The same at another operating point, of which what moves it is told: nothing else holds it."""
+        return replace(self, rate=rate, hold=False)
+
+    def with_prompt(self, rate: float) -> Profiled:
+        return replace(self, prompt=rate, prefill=False)
 
     def fields(self, profile: Operating | None) -> Fields:
         if profile is None:
             raise ProfileError(f"skip {str(self)!r} needs the model's profile and none is given: run pyskip calibrate")
+        rate = profile.recommended.rate if self.rate is None else self.rate
+        prompt = rate if self.prefill and self.hold else self.prompt or 0.0
+        if prompt:
+            profile.threshold(Profiled(rate=prompt))  # raises beyond the curve
         return {
             "type": "PYSKIP_POLICY_PROFILE",
             "profile": profile.native,
             "warmup": profile.warmup if self.warmup is None else self.warmup,
             "threshold": profile.threshold(self),
+            "hold": self.hold,
+            "rate": min(max(rate, 0.0), 1.0),
+            "prompt": prompt,
             "prefill": self.prefill,
         }

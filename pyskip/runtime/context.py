@@ -36,9 +36,9 @@ class SkipContext:
         error = ffi.new("char[]", N_ERROR)
         raise_for(lib.pyskip_check_generates(self.native, error, N_ERROR), error, DecodeError)
 
-    def set_policy(self, policy: Policy, profile: Profile | None = None) -> None:
-        """Decide by `policy` from the next token on. Raises PolicyError if it does not fit the model, ProfileError
-        if it needs a profile and none is given."""
+    def set_policy(self, policy: Policy, profile: Profile | None = None, seq_id: int = -1) -> None:
+        """Decide by `policy` from the next token on, in one sequence or in all (-1). Raises PolicyError if it
+        does not fit the model, or beside another sequence's profile, and ProfileError if it needs one and has none."""
         fields = policy.fields(profile)
         fields["type"] = getattr(lib, fields["type"])
         if "layers" in fields:
@@ -49,37 +49,36 @@ class SkipContext:
             fields["decide_data"] = ffi.cast("void *", fields["decide_data"])
         native = ffi.new("struct pyskip_policy *", fields)
         error = ffi.new("char[]", N_ERROR)
-        raise_for(lib.pyskip_set_policy(self.native, native, error, N_ERROR), error)
+        raise_for(lib.pyskip_seq_set_policy(self.native, seq_id, native, error, N_ERROR), error)
 
     def set_generated_from(self, seq_id: int, pos: int) -> None:
         """Positions >= pos of a sequence count as generated; pos < 0: none."""
         lib.pyskip_set_generated_from(self.native, seq_id, pos)
 
-    def stats(self, policy: Policy) -> SkipStats:
-        """The counters, beside the policy that is in force."""
-        n_tokens, evaluated, skipped = self._counters(lib.PYSKIP_PHASE_GENERATED)
-        n_prompt, prompt_evaluated, prompt_skipped = self._counters(lib.PYSKIP_PHASE_PROMPT)
+    def stats(self, policy: Policy, seq_id: int = -1) -> SkipStats:
+        """The counters of a sequence or of all (-1), beside the policy that is in force."""
+        n_tokens, evaluated, skipped = self._counters(lib.PYSKIP_PHASE_GENERATED, seq_id)
+        n_prompt, prompt_evaluated, prompt_skipped = self._counters(lib.PYSKIP_PHASE_PROMPT, seq_id)
         return SkipStats(str(policy), n_tokens, evaluated, skipped, n_prompt, prompt_evaluated, prompt_skipped)
 
-    def _counters(self, phase: int) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    def _counters(self, phase: int, seq_id: int) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
         n_tokens = ffi.new("int64_t *")
         evaluated, skipped = ffi.new("int64_t[]", self.n_layer), ffi.new("int64_t[]", self.n_layer)
-        lib.pyskip_get_counters(self.native, phase, n_tokens, evaluated, skipped)
+        lib.pyskip_seq_get_counters(self.native, seq_id, phase, n_tokens, evaluated, skipped)
         return n_tokens[0], tuple(evaluated), tuple(skipped)
 
-    def reset_counters(self) -> None:
-        lib.pyskip_reset_counters(self.native)
+    def reset_counters(self, seq_id: int = -1) -> None:
+        lib.pyskip_seq_reset_counters(self.native, seq_id)
 
     def set_trace(self, capacity: int) -> None:
         lib.pyskip_set_trace(self.native, capacity)
 
-    def take_trace(self, n: int) -> SkipTrace:
+    def take_trace(self, n: int, seq_id: int = -1) -> SkipTrace:
         tokens = ffi.new("struct pyskip_trace_token[]", n)
         skipped = np.zeros((n, self.n_layer), np.uint8)
         similarity = np.empty((n, self.n_layer), np.float32)
-        n = lib.pyskip_take_trace(
-            self.native, n, tokens, ffi.from_buffer("uint8_t[]", skipped), ffi.from_buffer("float[]", similarity)
-        )
+        flags, values = ffi.from_buffer("uint8_t[]", skipped), ffi.from_buffer("float[]", similarity)
+        n = lib.pyskip_seq_take_trace(self.native, seq_id, n, tokens, flags, values)
         places = np.frombuffer(ffi.buffer(tokens), np.int32).reshape(-1, 2)[:n]
         return SkipTrace(places[:, 0].copy(), places[:, 1].copy(), skipped[:n].astype(bool), similarity[:n].copy())
 

@@ -49,7 +49,7 @@ class Llama(Skipping, llama_cpp.Llama):  # type: ignore[misc]
     kernels: "fast", pyskip's own where it has them for a weight's type and the processor, or "upstream", whose logits
         are those of unpatched llama.cpp to the last bit.
 
-    Prompts run dense, except under `static` and `profile:prefill=1`. Tokens that generate() and all that builds on it
+    Prompts run dense, except under `static` and `profile:prompt=...`. Tokens that generate() and all that builds on it
     (completion, chat) feed back are decided by the policy; embeddings and eval() are dense unless mark_generated() says
     otherwise.
 

@@ -218,7 +218,7 @@ def gguf(rng: Random, whole: bytes, walk: Walk) -> bytes:
 
 KEYS = {
     "cosine": ("threshold", "run", "cold_start", "cold_end", "warmup"),
-    "profile": ("rate", "error", "prefill", "warmup"),
+    "profile": ("rate", "error", "hold", "prompt", "prefill", "warmup"),
     "random": ("rate", "seed", "warmup", "stand_in", "error"),
     "off": (),
     "static": (),

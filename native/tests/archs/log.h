@@ -10,7 +10,11 @@
 
 enum { LOG_LEVEL_ERROR, LOG_LEVEL_DEBUG };
 
-inline int    common_log_get_verbosity(ggml_log_level) { return 0; }
+inline int common_log_get_verbosity(ggml_log_level) {
+    return 0;
+}
 inline void   common_log_set_verbosity_thold(int) {}
-inline void * common_log_main() { return nullptr; }
-inline void   common_log_flush(void *) {}
+inline void * common_log_main() {
+    return nullptr;
+}
+inline void common_log_flush(void *) {}

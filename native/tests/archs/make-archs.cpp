@@ -17,7 +17,7 @@
 
 static const uint32_t SEED      = 1;
 static const uint32_t N_CTX     = 128; // windows of calibration are no longer
-static const int      N_SECONDS = 30; // for one model
+static const int      N_SECONDS = 30;  // for one model
 
 // The first complaint says most: what follows only repeats that loading failed.
 static std::string complaint;
@@ -44,11 +44,11 @@ static void fill_tensor(ggml_tensor * tensor) {
     for (char c : name) {
         seed = (seed ^ (uint8_t) c) * 16777619u;
     }
-    const auto has       = [&](const char * part) { return name.find(part) != std::string::npos; };
-    const bool is_factor = (has("norm") && !has(".bias")) || has("scale");
-    const bool is_vector = tensor->ne[1] == 1;
-    const float mean     = is_factor ? 1.0f : 0.0f;
-    const float stdev    = has("token_embd") ? 0.2f : is_vector || is_factor ? 0.1f : 1.0f / sqrtf((float) tensor->ne[0]);
+    const auto  has       = [&](const char * part) { return name.find(part) != std::string::npos; };
+    const bool  is_factor = (has("norm") && !has(".bias")) || has("scale");
+    const bool  is_vector = tensor->ne[1] == 1;
+    const float mean      = is_factor ? 1.0f : 0.0f;
+    const float stdev = has("token_embd") ? 0.2f : is_vector || is_factor ? 0.1f : 1.0f / sqrtf((float) tensor->ne[0]);
 
     std::mt19937                    gen(seed);
     std::normal_distribution<float> dis(mean, stdev);
@@ -93,16 +93,13 @@ static void add_keys(const llm_arch arch, gguf_context * gguf) {
         case LLM_ARCH_GEMMA4:
             keys.add_kv(LLM_KV_ATTENTION_SLIDING_WINDOW_PATTERN, std::vector<uint32_t>{ 1, 1, 1, 1, 0 });
             break;
-        case LLM_ARCH_PLM:
-            keys.add_kv(LLM_KV_ROPE_DIMENSION_COUNT, uint32_t(64));
-            break;
-        case LLM_ARCH_RWKV6QWEN2:
-            keys.add_kv(LLM_KV_TOKEN_SHIFT_COUNT, uint32_t(1));
-            break;
+        case LLM_ARCH_PLM: keys.add_kv(LLM_KV_ROPE_DIMENSION_COUNT, uint32_t(64)); break;
+        case LLM_ARCH_RWKV6QWEN2: keys.add_kv(LLM_KV_TOKEN_SHIFT_COUNT, uint32_t(1)); break;
         case LLM_ARCH_ARWKV7:
         case LLM_ARCH_RWKV7:
-            for (const llm_kv rank : { LLM_KV_ATTENTION_DECAY_LORA_RANK, LLM_KV_ATTENTION_ICLR_LORA_RANK,
-                                       LLM_KV_ATTENTION_VALUE_RESIDUAL_MIX_LORA_RANK, LLM_KV_ATTENTION_GATE_LORA_RANK }) {
+            for (const llm_kv rank :
+                 { LLM_KV_ATTENTION_DECAY_LORA_RANK, LLM_KV_ATTENTION_ICLR_LORA_RANK,
+                   LLM_KV_ATTENTION_VALUE_RESIDUAL_MIX_LORA_RANK, LLM_KV_ATTENTION_GATE_LORA_RANK }) {
                 keys.add_kv(rank, uint32_t(16));
             }
             keys.add_kv(LLM_KV_TOKEN_SHIFT_COUNT, uint32_t(arch == LLM_ARCH_RWKV7 ? 2 : 1));
@@ -117,11 +114,8 @@ static void add_keys(const llm_arch arch, gguf_context * gguf) {
         case LLM_ARCH_NOMIC_BERT:
         case LLM_ARCH_NOMIC_BERT_MOE:
         case LLM_ARCH_JINA_BERT_V2:
-        case LLM_ARCH_JINA_BERT_V3:
-            keys.add_kv(LLM_KV_TOKENIZER_TOKEN_TYPE_COUNT, uint32_t(2));
-            break;
-        default:
-            break;
+        case LLM_ARCH_JINA_BERT_V3: keys.add_kv(LLM_KV_TOKENIZER_TOKEN_TYPE_COUNT, uint32_t(2)); break;
+        default: break;
     }
 }
 
@@ -140,8 +134,9 @@ static int make_model(const llm_arch arch, const bool moe, const std::string & p
     file_writer            file{ arch };
     add_keys(arch, keys.get());
     gguf_set_kv(file.gguf.get(), keys.get());
-    const llama_model_ptr model(llama_model_init_from_user(keys.get(), keep_tensor, &file, llama_model_default_params()));
-    if (model && gguf_write_to_file(file.gguf.get(), path.c_str(), /*only_meta =*/ false)) {
+    const llama_model_ptr model(
+        llama_model_init_from_user(keys.get(), keep_tensor, &file, llama_model_default_params()));
+    if (model && gguf_write_to_file(file.gguf.get(), path.c_str(), /*only_meta =*/false)) {
         return 0;
     }
     fprintf(report, "%s", complaint.substr(0, complaint.find('\n')).c_str());
