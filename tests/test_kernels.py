@@ -89,6 +89,7 @@ def test_others_are_refused(models: dict[str, Path], kernels: object) -> None:
         pyskip.Llama(models["q8_0"], kernels=kernels, verbose=False)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_command_line(cli: Callable[..., CompletedProcess[str]], models: dict[str, Path]) -> None:
     ran = cli("generate", str(models["q8_0"]), "-p", "a", "-n", "4", "--kernels", "upstream")
     assert ran.returncode == 0, ran.stderr

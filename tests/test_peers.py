@@ -219,6 +219,7 @@ def test_page(tmp_path: Path) -> None:
             peers_page.marked(broken, "x")
 
 
+@pytest.mark.slow
 def test_end_to_end(run: Run, tiny: Path, tmp_path: Path) -> None:
     """On a tiny model beside a program that poses as llama-bench; then two more rounds, and what cannot be added."""
     peer, output = program(tmp_path / "llama-bench", LLAMA_BENCH), tmp_path / "peers.json"

