@@ -67,10 +67,11 @@ INVARIANTS := off static cosine profile batches session bad_input patches
 chat: $(VENV)/.built
 	@$(BIN)/pyskip chat
 
-# Nothing that the markers of pyproject.toml stand for; of the native tests those that need no model.
+# Nothing that the markers of pyproject.toml stand for; of the native tests those that need no model. A process a core, whose
+# threads sleep while they wait: spinning ones would hold the core that the others need.
 check: lint build/native-tests/.built
 	$(BIN)/ctest --test-dir build/native-tests --output-on-failure --quiet --exclude-regex decode
-	$(BIN)/python -m pytest -q -m "not (slow or model or reference or loopback or browser)" $(PYTEST_ARGS)
+	OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 $(BIN)/python -m pytest -q -n auto --dist loadfile -m "not (slow or model or reference or loopback or browser)" $(PYTEST_ARGS)
 
 test: $(VENV)/.built build/reference/.built build/native-tests/.built $(VENV)/.dev
 	$(BIN)/ctest --test-dir build/native-tests --output-on-failure

@@ -87,7 +87,7 @@ def rows_of(taken: dict[Key, list[Sample]]) -> list[dict[str, Any]]:
 
 
 def added(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """A run and more rounds of the same. Raises ArmError where it is not the same."""
+    """A run and more rounds of the same. Raises ArmError if it is not the same."""
     for key in FIXED:
         if old[key] != new[key]:
             raise ArmError(f"--add found {key} {old[key]!r} in the file, expected {new[key]!r}: measure without --add")

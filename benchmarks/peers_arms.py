@@ -62,7 +62,7 @@ def parse_tests(prompts: Sequence[int], generated: Sequence[int]) -> list[Test]:
 def parse_llama_bench(output: str) -> list[dict[str, Any]]:
     """The rows of `llama-bench -o json`, which some builds print among other lines.
 
-    Raises ValueError where there are none.
+    Raises ValueError if there are none.
     """
     lines = output.splitlines()
     first = next((i for i, line in enumerate(lines) if line.strip() == "["), None)

@@ -125,7 +125,7 @@ def section(runs: Sequence[Run]) -> str:
 
 
 def marked(page: str, text: str) -> str:
-    """The page with `text` between the marks. Raises ValueError where it has not both, once, in order."""
+    """The page with `text` between the marks. Raises ValueError unless it has both, once, in order."""
     before, first, rest = page.partition(MARKS[0])
     _, last, after = rest.partition(MARKS[1])
     if not first or not last or MARKS[0] in rest or MARKS[1] in after:

@@ -80,7 +80,7 @@ def test_in_low_memory(models: dict[str, Path]) -> None:
         llm.eval(TOKENS)
         kept.append(np.array(llm.scores[: llm.n_tokens]))
         llm.close()
-    assert np.array_equal(*kept)
+    assert np.array_equal(kept[0], kept[1])
 
 
 @pytest.mark.parametrize("kernels", ["quick", "", 1, None])

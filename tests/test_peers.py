@@ -222,7 +222,19 @@ def test_page(tmp_path: Path) -> None:
 def test_end_to_end(run: Run, tiny: Path, tmp_path: Path) -> None:
     """On a tiny model beside a program that poses as llama-bench; then two more rounds, and what cannot be added."""
     peer, output = program(tmp_path / "llama-bench", LLAMA_BENCH), tmp_path / "peers.json"
-    common = (tiny, "--llama-bench", peer, "--kernels", "upstream", "--skip", "static:1,4", "-p", "16", "-n", "4")
+    common: tuple[str | Path, ...] = (
+        tiny,
+        "--llama-bench",
+        peer,
+        "--kernels",
+        "upstream",
+        "--skip",
+        "static:1,4",
+        "-p",
+        "16",
+        "-n",
+        "4",
+    )
     common = (*common, "-t", "1", "-o", output)
     first = run(*common, "--rounds", "1")
     assert (first.returncode, first.stdout) == (0, ""), first.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import re
 import subprocess
 import sys
@@ -14,14 +13,8 @@ from pathlib import Path
 
 import gguf
 import pytest
+import real
 from conftest import ROOT, make_random
-
-spec = importlib.util.spec_from_file_location("real", ROOT / "tools" / "models" / "real.py")
-assert spec is not None
-assert spec.loader is not None
-real = importlib.util.module_from_spec(spec)
-sys.modules["real"] = real
-spec.loader.exec_module(real)
 
 BYTES = bytes(range(256)) * 9
 

@@ -14,9 +14,13 @@
 
 namespace pyskip_cpu {
 
-constexpr int     MAX_PACKED  = 4; // so many columns are multiplied with weights as they are packed
-constexpr int     MAX_COLUMNS = PYSKIP_LANES == 16 ? 6 : 3;
-constexpr int     MAX_STRIPS  = 2;
+// How many columns and strips one pass computes, by the number of registers.
+constexpr int MAX_PACKED  = PYSKIP_LANES == 16 ? 5 : 4; // with weights as they are packed
+constexpr int MAX_COLUMNS = PYSKIP_LANES == 16 ? 5 : 3; // with expanded ones, MAX_STRIPS strips at a time
+constexpr int MAX_STRIPS  = 2;
+
+// From how many columns on it pays to expand weights.
+constexpr int FEW_COLUMNS = 16;
 
 // Columns of a product: where their activations and their results are.
 struct columns {
@@ -29,13 +33,18 @@ struct columns {
     int64_t         ne11;    // there, columns of a token: 1 or as many as experts
 
     const void * activations_of(int64_t c) const {
-        const int64_t i = experts ? experts[2 * c] % ne11 + experts[2 * c + 1] * ne11 : c;
-        return activations + i * activations_size;
+        if (experts) {
+            const int32_t i = ne11 == 1 ? 0 : experts[2 * c] % (int32_t) ne11;
+            c               = i + experts[2 * c + 1] * ne11;
+        }
+        return activations + c * activations_size;
     }
 
+    // divides only where it must: this is asked for often
     float * result_of(int64_t c, int64_t row) const {
         const size_t at = experts ? experts[2 * c] * nb1 + experts[2 * c + 1] * nb2
-                                  : c % ne1 * nb1 + c / ne1 % ne2 * nb2 + c / (ne1 * ne2) * nb3;
+                          : c < ne1 ? c * nb1
+                                    : c % ne1 * nb1 + c / ne1 % ne2 * nb2 + c / (ne1 * ne2) * nb3;
         return (float *) (dst + at) + row;
     }
 };

@@ -96,7 +96,7 @@ struct cut {
     cut(int64_t n_strip, int64_t n_column, int n_thread) : n_strip(n_strip), n_column(n_column) {
         constexpr int64_t per_thread = 8;
         const int64_t     pieces     = n_thread == 1 ? 1 : n_thread * per_thread;
-        by_strip = std::min(pieces, n_column > MAX_PACKED ? (n_strip + MAX_STRIPS - 1) / MAX_STRIPS : n_strip);
+        by_strip = std::min(pieces, n_column > FEW_COLUMNS ? (n_strip + MAX_STRIPS - 1) / MAX_STRIPS : n_strip);
         if (by_strip < 2 * n_thread && n_thread > 1) {
             by_column = std::clamp<int64_t>(2 * n_thread / by_strip, 1, (n_column + 4 * MAX_COLUMNS - 1) / (4 * MAX_COLUMNS));
         }
@@ -106,7 +106,7 @@ struct cut {
 
     // the begin of a piece, at a pair of strips
     int64_t strip(int64_t i) const {
-        return i == by_strip ? n_strip : n_strip * i / by_strip / (n_column > MAX_PACKED ? MAX_STRIPS : 1) * (n_column > MAX_PACKED ? MAX_STRIPS : 1);
+        return i == by_strip ? n_strip : n_strip * i / by_strip / (n_column > FEW_COLUMNS ? MAX_STRIPS : 1) * (n_column > FEW_COLUMNS ? MAX_STRIPS : 1);
     }
 
     int64_t column(int64_t i) const { return n_column * i / by_column; }

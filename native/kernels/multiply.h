@@ -21,29 +21,31 @@ template <int N, class Fn> inline void dispatch(int n, Fn fn) {
     fn(std::integral_constant<int, N>());
 }
 
+// Few columns: weights are read as they are packed, a strip at a time, which stays in the cache for all columns.
 template <class F>
 void multiply_few(const char * matrix, int64_t n_block, int64_t first, int64_t n_strip, int64_t n_row, const columns & columns, int64_t c0, int64_t c1) {
-    const void * activations[MAX_PACKED];
-    float *      out[MAX_PACKED];
-    const int    n = (int) (c1 - c0);
-    for (int c = 0; c < n; ++c) {
-        activations[c] = columns.activations_of(c0 + c);
-        out[c]         = columns.result_of(c0 + c, first * L);
-    }
-    dispatch<MAX_PACKED>(n, [&](auto nc) {
-        for (int64_t strip = first; strip < first + n_strip; ++strip) {
-            const int rows = (int) std::min<int64_t>(L, n_row - strip * L);
-            multiply_packed<F, nc>(matrix + strip * n_block * sizeof(typename F::block), n_block, activations, out, rows);
-            for (int c = 0; c < nc; ++c) {
-                out[c] += L;
+    const int64_t n_share = (c1 - c0 + MAX_PACKED - 1) / MAX_PACKED;
+    for (int64_t strip = first; strip < first + n_strip; ++strip) {
+        const int rows = (int) std::min<int64_t>(L, n_row - strip * L);
+        for (int64_t share = 0; share < n_share; ++share) { // of equal widths
+            const int64_t begin = c0 + (c1 - c0) * share / n_share;
+            const int64_t end   = c0 + (c1 - c0) * (share + 1) / n_share;
+            const void *  activations[MAX_PACKED];
+            float *       out[MAX_PACKED];
+            for (int64_t c = begin; c < end; ++c) {
+                activations[c - begin] = columns.activations_of(c);
+                out[c - begin]         = columns.result_of(c, strip * L);
             }
+            dispatch<MAX_PACKED>((int) (end - begin), [&](auto nc) {
+                multiply_packed<F, nc>(matrix + strip * n_block * sizeof(typename F::block), n_block, activations, out, rows);
+            });
         }
-    });
+    }
 }
 
 template <class F, int NS>
 void multiply_strips(const char * strips, int64_t n_block, const int * n_row, int64_t row, const columns & columns, int64_t c0, int64_t c1) {
-    constexpr int       N_BLOCK = 256 / F::activations::N;
+    constexpr int       N_BLOCK = 512 / F::activations::N;
     const size_t        size    = n_block * sizeof(typename F::block);
     expanded<F>         room[NS][N_BLOCK];
     const expanded<F> * blocks[NS];
@@ -66,6 +68,17 @@ void multiply_strips(const char * strips, int64_t n_block, const int * n_row, in
                 activations[c - begin] = columns.activations_of(c);
                 out[c - begin]         = columns.result_of(c, row);
             }
+            // the next columns are under way while these are computed
+            const int64_t next_end = c0 + (c1 - c0) * std::min(share + 2, n_share) / n_share;
+            for (int64_t c = end; c < next_end; ++c) {
+                const char * next = (const char *) columns.activations_of(c) + first * sizeof(typename F::activations);
+                for (size_t at = 0; at < n * sizeof(typename F::activations); at += 64) {
+                    __builtin_prefetch(next + at);
+                }
+                for (int s = 0; s < NS; ++s) {
+                    __builtin_prefetch(columns.result_of(c, row + s * L), 1);
+                }
+            }
             dispatch<MAX_COLUMNS>((int) (end - begin), [&](auto nc) {
                 multiply_expanded<F, NS, nc>(blocks, n, first == 0, first, activations, out, n_row);
             });
@@ -75,7 +88,7 @@ void multiply_strips(const char * strips, int64_t n_block, const int * n_row, in
 
 template <class F>
 void multiply(const char * matrix, int64_t n_block, int64_t first, int64_t n_strip, int64_t n_row, const columns & columns, int64_t c0, int64_t c1) {
-    if (c1 - c0 <= MAX_PACKED) {
+    if (c1 - c0 <= FEW_COLUMNS) {
         multiply_few<F>(matrix, n_block, first, n_strip, n_row, columns, c0, c1);
         return;
     }
