@@ -185,3 +185,24 @@ def test_two_profiles_in_one_context_are_refused(tiny: Path, profile: Profile) -
         raw.skip.set_policy(parse_skip(HELD), Profile(profile.path), 1)  # its own may be replaced
         with pytest.raises(PolicyError, match="another profile"):
             raw.skip.set_policy(parse_skip(HELD), profile, 2)
+
+
+def test_what_nobody_needs_is_not_in_the_graph(tiny: Path, profile: Profile) -> None:
+    """Gates are in a graph only if a token of its batch may use them."""
+    with Raw(tiny, taps=("pyskip_gate-",)) as raw:
+
+        def has_gates(tokens: list[Token]) -> bool:
+            raw.tapped.clear()
+            raw.decode(tokens)
+            return bool(raw.tapped)
+
+        raw.skip.set_policy(parse_skip(HELD), profile, 1)
+        raw.skip.set_generated_from(1, 20)
+        prompt, off = tiny_tokens(60, 20, 1), tiny_tokens(61, 20, 0)
+        assert not has_gates(prompt + off)
+        assert has_gates([(5, 20, 1), (5, 20, 0)])
+        assert not has_gates([(5, 21, 0)])
+        assert has_gates([(5, 21, 1)])
+        raw.skip.set_policy(parse_skip("static:1"), None, 1)
+        assert not has_gates([(5, 22, 1)])
+        assert raw.skip.stats(parse_skip(HELD), 0).n_tokens == 0  # of a policy that is off nothing is counted
