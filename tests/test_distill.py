@@ -85,7 +85,7 @@ def test_a_written_profile_computes_what_was_trained(distill: Any, demo: Path, d
     points = [replace(CURVE[0], threshold=made.thresholds[0.25])]
     write_profile(path, made.layers(), points, 0, replace(PROVENANCE, stand_in="gated", warmup=16), "F32")
     with Raw(demo_f32, exact=True) as raw:
-        raw.skip.set_policy(pyskip.Profiled(), Profile(path))
+        raw.skip.set_policy(pyskip.Profiled(hold=False), Profile(path))
         raw.skip.set_generated_from(0, 0)
         native = raw.decode([(int(t), i, 0) for i, t in enumerate(window)])
         skipped = raw.skip.take_trace(512).skipped[16:]

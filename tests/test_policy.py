@@ -47,6 +47,11 @@ def test_a_rate_for_prompts_goes_with_a_profile() -> None:
         parse_skip("static:3").with_prompt(0.2)
 
 
+def test_what_of_a_prompt_may_be_used_again() -> None:
+    rules = [parse_skip(spec).prompt_rule for spec in ("0.25", "profile:error=0.1,prefill=1", "profile:prompt=0.2")]
+    assert rules == ["profile", "profile:error=0.1,prefill=1", ""]
+
+
 def test_defaults_are_the_contract() -> None:
     assert str(Cosine()) == "cosine:threshold=0.98,run=1,cold_start=4,cold_end=4,warmup=16"
 

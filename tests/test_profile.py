@@ -67,8 +67,9 @@ def test_gates_and_stand_ins_equal_numpy(
     profile, w, norms = Profile(profiles[key]), weights(profiles[key]), norm_weights(tiny)
     tokens = tokens_of(3, 40, 320)
     n_skipped = n_run = 0
+    policy = Profiled(rate=0.5, hold=False)
     with Raw(tiny, taps=("ffn_inp-", "l_out-", "ffn_out-"), exact=True) as raw:
-        raw.skip.set_policy(Profiled(rate=0.5), profile)
+        raw.skip.set_policy(policy, profile)
         raw.skip.set_generated_from(0, 0)
         for part in [tokens] if batched else [[token] for token in tokens]:
             raw.decode(part)
@@ -81,7 +82,7 @@ def test_gates_and_stand_ins_equal_numpy(
                 score = xn @ gate[:-2] + gate[-2] * np.log(np.linalg.norm(x, axis=1)) + gate[-1]
                 np.testing.assert_allclose(trace.similarity[:, il], score, rtol=1e-3, atol=1e-4)
                 warm = np.array([pos for _, pos, _ in part]) >= profile.warmup
-                skipped = warm & (trace.similarity[:, il] < profile.threshold(Profiled(rate=0.5)))
+                skipped = warm & (trace.similarity[:, il] < profile.threshold(policy))
                 np.testing.assert_array_equal(trace.skipped[:, il], skipped)
                 expected = x + stand_in(w, il, xn)
                 np.testing.assert_allclose(z[skipped], expected[skipped], rtol=1e-3, atol=1e-3 * np.abs(expected).max())

@@ -17,12 +17,12 @@ struct pyskip_hold_point {
     float threshold;
 };
 
-// Of the layers' blocks of one token: how many there are, how many were skipped, and what the gates said.
+// What was decided for one token.
 struct pyskip_hold_token {
     int32_t pos;
     bool    is_prompt;
-    float   target;  // the share of the blocks that it owed
-    float   skipped; // that was
+    float   target;  // the share of its blocks that was due to be skipped
+    float   skipped; // the share that was
 };
 
 // The first place of the span that the n-th decided token lies in, n = 0, 1, ...
@@ -35,8 +35,9 @@ constexpr int32_t PYSKIP_HOLD_TAIL = 32;
 
 float pyskip_hold_prompt(float rate, int32_t pos, int32_t ahead, int32_t warmup);
 
-// The share of the blocks that the index-th generated token counts as owing: `rate`, and of the warm-up, which runs, the part
-// that later tokens make up for. All of it would push the tokens behind the warm-up too high for as long as it is in sight.
+// The share of its blocks that is due to be skipped for the index-th generated token: `rate`, or in the warm-up, which runs,
+// the part of it that later tokens make up for. If they made up for all of it, the tokens just after the warm-up would skip
+// more than `rate`.
 float pyskip_hold_generated(float rate, int32_t index, int32_t warmup);
 
 // The curve's threshold at a rate: straight between its points, below them falling without bound.

@@ -217,7 +217,8 @@ pyskip_need pyskip_rule_needs(const pyskip_rule & rule, const pyskip_token & tok
         case PYSKIP_POLICY_PROFILE:
         case PYSKIP_POLICY_RANDOM:
             if (rule.has_gates()) { // the warm-up's scores are shown, and say where a held rate begins
-                return is_generated || token.threshold > -INFINITY ? PYSKIP_NEED_GATES : PYSKIP_NEED_NOTHING;
+                const bool is_scored = is_generated && !(rule.hold && rule.rate == 0.0f);
+                return is_scored || token.threshold > -INFINITY ? PYSKIP_NEED_GATES : PYSKIP_NEED_NOTHING;
             }
             return is_generated && token.index >= rule.warmup ? PYSKIP_NEED_JOINS : PYSKIP_NEED_NOTHING;
         default: return PYSKIP_NEED_NOTHING;

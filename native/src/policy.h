@@ -89,7 +89,7 @@ enum pyskip_need {
 
 pyskip_need pyskip_rule_needs(const pyskip_rule & rule, const pyskip_token & token);
 
-// The share of its blocks that a token owes under a rule that holds a rate. 0: it runs dense.
+// The share of its blocks that is due to be skipped under a rule that holds a rate. 0: none is held, or it runs dense.
 float pyskip_rule_owes(const pyskip_rule & rule, const pyskip_token & token);
 
 // The threshold of a token's gates. -INFINITY: it runs dense. Profile only, and random with one. If the rule holds a rate

@@ -53,8 +53,9 @@ pyskip_token pyskip_state::plan_token(const llama_ubatch & ubatch, uint32_t i) {
     token.index          = std::numeric_limits<int32_t>::max();
     rules[i]             = sequences.rule(seq_id);
     for (int32_t s = 0; s < ubatch.n_seq_id[i]; ++s) {
-        token.index = std::min(token.index, sequences.index(ubatch.seq_id[i][s], token.pos));
-        if (!(*sequences.rule(ubatch.seq_id[i][s]) == *rules[i])) {
+        token.index      = std::min(token.index, sequences.index(ubatch.seq_id[i][s], token.pos));
+        const auto & own = sequences.rule(ubatch.seq_id[i][s]);
+        if (own != rules[i] && !(*own == *rules[i])) {
             rules[i] = std::make_shared<pyskip_rule>(); // off
         }
     }
@@ -62,11 +63,11 @@ pyskip_token pyskip_state::plan_token(const llama_ubatch & ubatch, uint32_t i) {
     if (token.index < 0) {
         token.ahead = std::max(sequences.from(seq_id) - token.pos, 0);
     }
-    token.threshold = pyskip_rule_threshold(*token.rule, token);
-    if (token.threshold > -INFINITY && pyskip_rule_owes(*token.rule, token) > 0.0f) {
-        const float owed = pyskip_rule_owes(*token.rule, token);
-        token.threshold  = sequences.history(seq_id).threshold(token.index < 0, sequences.span(seq_id, token.pos), owed,
-                                                               token.threshold);
+    token.threshold  = pyskip_rule_threshold(*token.rule, token);
+    const float owed = pyskip_rule_owes(*token.rule, token);
+    if (token.threshold > -INFINITY && owed > 0.0f) {
+        token.threshold = sequences.history(seq_id).threshold(token.index < 0, sequences.span(seq_id, token.pos), owed,
+                                                              token.threshold);
     }
     return token;
 }

@@ -191,6 +191,13 @@ static void test_held() {
     CHECK(pyskip_rule_threshold(rule, prompt) == -INFINITY);
     CHECK(pyskip_rule_needs(rule, prompt) == PYSKIP_NEED_NOTHING);
 
+    pyskip_token first;
+    first.index = 0;
+    CHECK(pyskip_rule_needs(rule, first) == PYSKIP_NEED_GATES); // its scores say where the threshold begins
+    pyskip_rule nothing = rule;
+    nothing.rate        = 0.0f;
+    CHECK(pyskip_rule_needs(nothing, first) == PYSKIP_NEED_NOTHING);
+
     pyskip_rule other = rule;
     CHECK(other == rule);
     other.curve[1].threshold = -0.9f;

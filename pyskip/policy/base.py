@@ -91,7 +91,8 @@ class Policy(ABC):
 
     @property
     def prompt_rule(self) -> str:
-        """What computes a prompt: under policies of one rule its values are the same."""
+        """What computes a prompt: under policies of one rule its values are the same. Empty: of two prompts that begin
+        alike they are not, since their lengths have a say."""
         return str(self)
 
     def n_dense(self, profile: Operating | None) -> int:

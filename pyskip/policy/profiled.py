@@ -95,7 +95,9 @@ class Profiled(Policy):
 
     @property
     def prompt_rule(self) -> str:
-        return str(self) if self.decides_prompt else self.kind
+        if not self.decides_prompt:
+            return self.kind
+        return "" if self.hold or self.prompt else str(self)
 
     def n_dense(self, profile: Operating | None) -> int:
         if profile is None:

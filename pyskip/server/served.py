@@ -117,7 +117,7 @@ class ServedLlama(Llama):
     def _keep_prefix(self, tokens: list[int]) -> None:
         """Have upstream, which uses the longest prefix again, find the blocks that are safe."""
         rule = self.skip.prompt_rule
-        n = min(self._kept, len(tokens) - 1) if rule == self._kept_rule else 0
+        n = min(self._kept, len(tokens) - 1) if rule and rule == self._kept_rule else 0
         n = self.longest_token_prefix(self.input_ids[:n].tolist(), tokens[:n])
         self.n_tokens = n - n % BLOCK
         self._kept, self._kept_rule = self.n_tokens, rule
