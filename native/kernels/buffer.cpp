@@ -24,6 +24,9 @@ ggml_backend_buffer_type_t pyskip_kernels_buffer_type(void) {
 
 #if defined(__linux__)
 #    include <sys/mman.h>
+
+#    include <cinttypes>
+#    include <cstdio>
 #endif
 
 using namespace pyskip_cpu;
@@ -86,6 +89,39 @@ void pack_strips(const kernel & k, const ggml_tensor * tensor, const char * data
     }
 }
 
+// Weights were read out of a mapped file for the last time: their pages need not count as this process's memory any more.
+// Only of read-only mappings of files is nothing lost by that.
+void drop_file_pages(const void * data, size_t size) {
+#if defined(__linux__)
+    FILE * maps = fopen("/proc/self/maps", "r");
+    if (maps == nullptr) {
+        return;
+    }
+    const uintptr_t begin = (uintptr_t) data;
+    char            line[512];
+    while (fgets(line, sizeof(line), maps)) {
+        uintptr_t from;
+        uintptr_t to;
+        char      permissions[8];
+        uint64_t  inode;
+        if (sscanf(line, "%" SCNxPTR "-%" SCNxPTR " %7s %*s %*s %" SCNu64, &from, &to, permissions, &inode) == 4 && from <= begin &&
+            begin + size <= to) {
+            constexpr uintptr_t page  = 4096;
+            const uintptr_t     first = (begin + page - 1) / page * page;
+            const uintptr_t     last  = (begin + size) / page * page;
+            if (permissions[1] == '-' && inode != 0 && first < last) {
+                madvise((void *) first, last - first, MADV_DONTNEED);
+            }
+            break;
+        }
+    }
+    fclose(maps);
+#else
+    GGML_UNUSED(data);
+    GGML_UNUSED(size);
+#endif
+}
+
 ggml_status init_tensor(ggml_backend_buffer_t, ggml_tensor * tensor) {
     tensor->extra = traits_of(tensor->type);
     return GGML_STATUS_SUCCESS;
@@ -97,7 +133,8 @@ void set_tensor(ggml_backend_buffer_t, ggml_tensor * tensor, const void * data, 
     const int64_t  n_strip = (tensor->ne[1] + L - 1) / L * tensor->ne[2] * tensor->ne[3];
 
     // small ones are done before a thread has started
-    const int64_t n_thread = size < 1 << 20 ? 1 : std::clamp<int64_t>(std::thread::hardware_concurrency(), 1, 16);
+    const bool    is_small = size < 1 << 20;
+    const int64_t n_thread = is_small ? 1 : std::clamp<int64_t>(std::thread::hardware_concurrency(), 1, 16);
 
     std::vector<std::thread> threads;
     for (int64_t t = 1; t < n_thread; ++t) {
@@ -106,6 +143,9 @@ void set_tensor(ggml_backend_buffer_t, ggml_tensor * tensor, const void * data, 
     pack_strips(k, tensor, (const char *) data, 0, n_strip / n_thread);
     for (std::thread & thread : threads) {
         thread.join();
+    }
+    if (!is_small) {
+        drop_file_pages(data, size);
     }
 }
 

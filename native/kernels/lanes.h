@@ -162,68 +162,78 @@ inline void store_some(float * p, f32v v, int n) {
 #endif
 }
 
-// A running dot product of 8-bit weights and 8-bit activations, four a lane and step. `step` counts from 0 to STEPS - 1
-// and is known when compiled. Without VNNI products are summed as 16-bit numbers for as long as the weights, at most MAX, allow that:
-// 127 MAX 2 times the number of steps must stay below 2^15. MAX = 255 means weights stored as signed numbers there,
-// since their products would not fit at all: STORED_SIGNED.
+// Weights beyond 127 are stored as signed numbers where products are summed in 16 bits.
 constexpr bool STORED_SIGNED = !PYSKIP_VNNI;
 
+// What a sub-block's dot product is multiplied with, in the form that dot_product wants.
+inline i32v factor_of(i32v scale) {
+#if PYSKIP_VNNI
+    return scale;
+#else
+    return (scale & 0xffff) | scale << 16;
+#endif
+}
+
+// total += factor * (start + the dot product of weights and activations), four 8-bit numbers of each a lane and step.
+// `step` counts from 0 to STEPS - 1 and is known when compiled, as is the largest weight, MAX.
+//
+// Without VNNI products are summed in 16 bits for as long as they fit: 127 MAX 2 times the number of steps must stay
+// below 2^15. MAX = 255: not even one fits, the weights are signed instead.
 template <int MAX, int STEPS> class dot_product {
   public:
     dot_product() = default;
+
+#if PYSKIP_VNNI
     explicit dot_product(i32v start) : sum(start) {}
 
-    void add(int step, u8v w, i32v a) {
-#if PYSKIP_VNNI && PYSKIP_LANES == 16
-        (void) step;
+    void add(int, u8v w, i32v a, i32v, i32v &) {
+#    if PYSKIP_LANES == 16
         sum = (i32v) _mm512_dpbusd_epi32((__m512i) sum, (__m512i) w, (__m512i) a);
-#elif PYSKIP_VNNI && defined(__AVX512VNNI__)
-        (void) step;
+#    elif defined(__AVX512VNNI__)
         sum = (i32v) _mm256_dpbusd_epi32((__m256i) sum, (__m256i) w, (__m256i) a);
-#elif PYSKIP_VNNI
-        (void) step;
+#    else
         sum = (i32v) _mm256_dpbusd_avx_epi32((__m256i) sum, (__m256i) w, (__m256i) a);
+#    endif
+    }
+
+    void finish(i32v factor, i32v & total) const { total += sum * factor; }
+
+  private:
+    i32v sum;
 #else
+    explicit dot_product(i32v) {}
+
+    void add(int step, u8v w, i32v a, i32v factor, i32v & total) {
         constexpr int fit = MAX <= 15 ? 8 : MAX <= 31 ? 4 : MAX <= 63 ? 2 : 1;
         constexpr int n   = fit < STEPS ? fit : STEPS;
         const u16v    p   = products(w, a);
         part              = step % n == 0 ? p : part + p;
+        asm("" : "+v"(part)); // in this order: the compiler would add in pairs, and run out of registers
         if (step % n == n - 1) {
-            sum += ones(part);
+            total = dot_pairs(total, (i32v) part, factor);
         }
-#endif
     }
 
-    i32v value() const { return sum; }
+    void finish(i32v, i32v &) const {}
 
   private:
-    i32v sum;
-#if !PYSKIP_VNNI
-    u16v part = {};
+    u16v part;
 
     static u16v products(u8v w, i32v a) {
-#if PYSKIP_LANES == 16
+#    if PYSKIP_LANES == 16
         if (MAX == 255) {
             const __mmask64 negative = _mm512_movepi8_mask((__m512i) w);
             a = (i32v) _mm512_mask_sub_epi8((__m512i) a, negative, _mm512_setzero_si512(), (__m512i) a);
             w = (u8v) _mm512_abs_epi8((__m512i) w);
         }
         return (u16v) _mm512_maddubs_epi16((__m512i) w, (__m512i) a);
-#else
+#    else
         if (MAX == 255) {
             a = (i32v) _mm256_sign_epi8((__m256i) a, (__m256i) w);
             w = (u8v) _mm256_abs_epi8((__m256i) w);
         }
         return (u16v) _mm256_maddubs_epi16((__m256i) w, (__m256i) a);
-#endif
-    }
-
-    static i32v ones(u16v x) {
-#if PYSKIP_LANES == 16
-        return (i32v) _mm512_madd_epi16((__m512i) x, _mm512_set1_epi16(1));
-#else
-        return (i32v) _mm256_madd_epi16((__m256i) x, _mm256_set1_epi16(1));
-#endif
+#    endif
     }
 #endif
 };

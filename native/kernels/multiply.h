@@ -68,17 +68,6 @@ void multiply_strips(const char * strips, int64_t n_block, const int * n_row, in
                 activations[c - begin] = columns.activations_of(c);
                 out[c - begin]         = columns.result_of(c, row);
             }
-            // the next columns are under way while these are computed
-            const int64_t next_end = c0 + (c1 - c0) * std::min(share + 2, n_share) / n_share;
-            for (int64_t c = end; c < next_end; ++c) {
-                const char * next = (const char *) columns.activations_of(c) + first * sizeof(typename F::activations);
-                for (size_t at = 0; at < n * sizeof(typename F::activations); at += 64) {
-                    __builtin_prefetch(next + at);
-                }
-                for (int s = 0; s < NS; ++s) {
-                    __builtin_prefetch(columns.result_of(c, row + s * L), 1);
-                }
-            }
             dispatch<MAX_COLUMNS>((int) (end - begin), [&](auto nc) {
                 multiply_expanded<F, NS, nc>(blocks, n, first == 0, first, activations, out, n_row);
             });

@@ -94,10 +94,17 @@ PYSKIP_INLINE inline void add_block(f32v (&acc)[NS][NC], const View * const (&vi
         unrolled<N_SUB>([&](auto sub) PYSKIP_INLINE {
             const int                      s8 = N_SUB * u + sub;
             dot_product<F::MAX, 8 / N_SUB> dot[NS][NC];
+            i32v                           factor[NS];
+            for (int s = 0; s < NS; ++s) {
+                factor[s] = factor_of(view[s]->scale(s8));
+            }
             for (int c = 0; c < NC; ++c) {
                 const i32v start = F::OFFSET ? minus_sum<F>(*a[c], s8) : i32v{};
                 for (int s = 0; s < NS; ++s) {
                     dot[s][c] = dot_product<F::MAX, 8 / N_SUB>(start);
+                    if (!PYSKIP_VNNI && F::OFFSET) {
+                        sum[s][c] += start * view[s]->scale(s8);
+                    }
                 }
             }
             unrolled<8 / N_SUB>([&](auto step) PYSKIP_INLINE {
@@ -109,14 +116,13 @@ PYSKIP_INLINE inline void add_block(f32v (&acc)[NS][NC], const View * const (&vi
                 for (int c = 0; c < NC; ++c) {
                     const i32v q = broadcast_bytes(a[c]->q + 32 * u + 4 * g);
                     for (int s = 0; s < NS; ++s) {
-                        dot[s][c].add(step, w[s], q);
+                        dot[s][c].add(step, w[s], q, factor[s], sum[s][c]);
                     }
                 }
             });
             for (int s = 0; s < NS; ++s) {
-                const i32v scale = view[s]->scale(s8);
                 for (int c = 0; c < NC; ++c) {
-                    sum[s][c] += dot[s][c].value() * scale;
+                    dot[s][c].finish(factor[s], sum[s][c]);
                 }
             }
         });
@@ -144,11 +150,14 @@ PYSKIP_INLINE inline void add_block(f32v (&acc)[NS][NC], const View * const (&vi
 
 template <class F, int NS, int NC, class View>
 PYSKIP_INLINE inline void add_block(f32v (&acc)[NS][NC], const View * const (&view)[NS], const activations_32 * const (&a)[NC]) {
+    const i32v             one = factor_of(i32v{} + 1);
     dot_product<F::MAX, 8> dot[NS][NC];
+    i32v                   sum[NS][NC];
     for (int c = 0; c < NC; ++c) {
         const i32v start = F::OFFSET ? broadcast(&a[c]->minus_sum) * F::OFFSET : i32v{};
         for (int s = 0; s < NS; ++s) {
             dot[s][c] = dot_product<F::MAX, 8>(start);
+            sum[s][c] = PYSKIP_VNNI ? i32v{} : start;
         }
     }
     unrolled<8>([&](auto g) PYSKIP_INLINE {
@@ -159,14 +168,15 @@ PYSKIP_INLINE inline void add_block(f32v (&acc)[NS][NC], const View * const (&vi
         for (int c = 0; c < NC; ++c) {
             const i32v q = broadcast_bytes(a[c]->q + 4 * g);
             for (int s = 0; s < NS; ++s) {
-                dot[s][c].add(g, w[s], q);
+                dot[s][c].add(g, w[s], q, one, sum[s][c]);
             }
         }
     });
     for (int s = 0; s < NS; ++s) {
         const f32v d = view[s]->d();
         for (int c = 0; c < NC; ++c) {
-            acc[s][c] = multiply_add(to_float(dot[s][c].value()), d * broadcast(a[c]->d), acc[s][c]);
+            dot[s][c].finish(one, sum[s][c]); // by 1: the compiler leaves the multiplication out
+            acc[s][c] = multiply_add(to_float(sum[s][c]), d * broadcast(a[c]->d), acc[s][c]);
         }
         if constexpr (F::HAS_MIN) {
             const f32v minimum = view[s]->minimum();
