@@ -31,7 +31,7 @@ template <class B> inline void codes_of_5(uint8_t * codes, const B & in) {
     codes_of_4(codes, in);
     for (int i = 0; i < 4; ++i) {
         // bit j of a byte comes to byte j, where adding 127 carries it to the highest place
-        const uint64_t bits = (in.qh[i] * 0x0101010101010101) & 0x8040201008040201;
+        const uint64_t bits = (in.qh[i] * 0x0101010101010101u) & 0x8040201008040201;
         const uint64_t high = ((bits + 0x7f7f7f7f7f7f7f7f) & 0x8080808080808080) >> 3;
         store(codes + 8 * i, load<uint64_t>(codes + 8 * i) | high);
     }
