@@ -290,6 +290,7 @@ void pyskip_gather_get(const pyskip_gather * gather, int32_t il, pyskip_gather_s
         sums->cross   = layer.neurons.data();
         sums->n_row   = 1;
         sums->n_cross = (int64_t) layer.neurons.size();
+        sums->activation = layer.activation;
     }
 }
 

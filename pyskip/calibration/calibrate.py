@@ -114,6 +114,7 @@ class Run:
         self.info = llm.engine.info
         self.rank = min(settings.rank or self.n_embd, self.n_embd)
         self.stand_in = "gated" if settings.distill else "linear"
+        self.activation, self.hidden_norm = "silu", False
         self.layers: list[LayerFit | None] = [None] * self.n_layer
         self.stand_in_r2: dict[int, float] = {}
         self.gate_r2: dict[int, float] = {}
@@ -177,12 +178,14 @@ class Run:
 
         def choose(il: int, sums: LayerSums) -> None:
             found = neurons.strongest(il, sums.cross[0], width)
-            if found is not None:
+            activation = sums.activation or self.activation
+            if found is not None and (not own or activation == self.activation):  # one for all layers
+                self.activation = activation
                 gate_up, own[il] = found
                 self._set_stand_in(il, {"skip_gate_up": gate_up, "skip_down": own[il]})
 
         def fit(il: int, sums: LayerSums) -> None:
-            fitted, layer = fit_gated_stand_in(sums, own.pop(il)), self.layers[il]
+            fitted, layer = fit_gated_stand_in(sums, own.pop(il), is_normed=self.hidden_norm), self.layers[il]
             assert layer is not None
             self.stand_in_r2[il] = fitted.explained
             stored = quantise(fitted.matrices["skip_down"], self.settings.quantisation)
@@ -190,7 +193,7 @@ class Run:
 
         self._gather(self.text.fitted[:N_CHOOSE], Kind.NEURONS, choose, "neurons")
         if own:
-            self.stand_in, self.rank = "gated", width
+            self.stand_in, self.rank, self.hidden_norm = "gated", width, neurons.has_post_norm()
             self._gather(self.text.fitted, Kind.HIDDEN, fit, "stand-ins")
 
     def _fit_linear(self) -> None:
@@ -271,5 +274,7 @@ class Run:
             n_tokens=self.text.n_tokens,
             warmup=WARMUP,
             made_by=f"pyskip {__version__}",
+            activation=self.activation,
+            hidden_norm=self.hidden_norm,
         )
         write_profile(path, self.layers, points, recommended, provenance, self.settings.quantisation)
