@@ -29,7 +29,8 @@ __all__ = ["Calibration", "Settings", "calibrate"]
 N_WINDOW = 512  # tokens; the model's own context where that is less
 WARMUP = 16
 N_FIT, N_FIT_SAMPLED, ALL = 16, 160, 1 << 30
-N_CHOOSE = 2  # windows that neurons are chosen on
+N_CHOOSE = 4  # windows that neurons are chosen on
+SAMPLE_SHARE = 0.3  # of the time; the passes over what is written, and measuring, take the rest
 
 F32 = npt.NDArray[np.float32]
 Progress = Callable[[str, int, int, str], None]  # stage, done, total, what to show
@@ -44,6 +45,7 @@ class Settings:
     width: neurons of gated ones.
     n_fit, n_curve: windows of N_WINDOW tokens to fit on, and to measure on. n_fit None: N_FIT; to distill, all of a
         text or N_FIT_SAMPLED of the model's own.
+    minutes: that the closed form may take in all, about; then there is as much of the model's own text as fits.
     n_harm: of those to fit on, windows that the harm is measured on; 0: gates predict the error alone.
     distill: seconds of end-to-end training instead of the closed form; 0: none.
     """
@@ -53,6 +55,7 @@ class Settings:
     quantisation: str = "Q4_0"
     n_fit: int | None = None
     n_curve: int = 3
+    minutes: float | None = None
     n_harm: int = 4
     seed: int = 1
     distill: float = 0.0
@@ -145,7 +148,8 @@ class Run:
             n_fit = s.n_fit or (ALL if s.distill else N_FIT)
             return read_text(self.llm, s.text, self.llm.n_ctx(), n_fit, s.n_curve, s.seed)
         n_fit = s.n_fit or (N_FIT_SAMPLED if s.distill else N_FIT)
-        return sample_text(self.llm, self.llm.n_ctx(), n_fit, s.n_curve, s.seed, self.progress)
+        seconds = 60 * s.minutes * SAMPLE_SHARE if s.minutes else None
+        return sample_text(self.llm, self.llm.n_ctx(), n_fit, s.n_curve, s.seed, self.progress, seconds)
 
     # Closed form
 
@@ -173,7 +177,8 @@ class Run:
 
     def _fit_gated(self) -> None:
         """The strongest of each block's own neurons, and a skip_down that makes up for the rest."""
-        neurons, own = Neurons(self.llm.model_path), {}
+        neurons = Neurons(self.llm.model_path)
+        own: dict[int, F32] = {}  # the down of those that were chosen
         width = self.settings.width or default_width(self.info.n_ff)
 
         def choose(il: int, sums: LayerSums) -> None:

@@ -1,4 +1,4 @@
-"""What the model is asked to write where it is calibrated on its own text: many kinds of text, none of them any test's."""
+"""What the model is asked to write when it is calibrated on its own text: many kinds, none of them any test's."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ LANGUAGES = (
     "Écris un article de journal sur une découverte scientifique.",
     "Escribe un cuento corto sobre un viaje.",
     "Scrivi una guida per installare un programma.",
-    "Напиши статью о космосе.",
+    "Напиши рассказ про космос.",
     "写一篇关于历史的文章。",
     "日本の四季について説明してください。",
     "인공지능에 대해 설명해 주세요.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -73,19 +74,29 @@ def read_text(llm: Llama, paths: Sequence[Path], n_window: int, n_fit: int, n_he
     return _split([windows[i] for i in order], n_fit, n_held, source, digest.hexdigest())
 
 
-def sample_text(llm: Llama, n_window: int, n_fit: int, n_held: int, seed: int, progress: Progress) -> CalibrationText:
+def sample_text(
+    llm: Llama, n_window: int, n_fit: int, n_held: int, seed: int, progress: Progress, seconds: float | None = None
+) -> CalibrationText:
     """Windows that the model writes at temperature 1: every fourth from nothing, the others as answers to PROMPTS, the
-    next as soon as one is answered."""
-    rng = np.random.default_rng(seed)
+    next as soon as one is answered.
+
+    seconds: for as long, whatever n_fit, but N_SEQ windows at least.
+    """
+    rng, begin = np.random.default_rng(seed), time.monotonic()
     windows: list[Tokens] = []
-    n_round = -(-(n_fit + n_held) // N_SEQ)
-    n_seq = -(-(n_fit + n_held) // n_round)
+    n_round = 1 if seconds else -(-(n_fit + n_held) // N_SEQ)
+    n_seq = N_SEQ if seconds else -(-(n_fit + n_held) // n_round)
     starts = _Starts(llm, rng)
     with BatchContext(llm, n_seq, n_window, n_seq) as context:
-        for i in range(n_round):
+        i = 0
+        while i < n_round:
             context.clear()
-            windows += _sample(context, starts, llm.engine.is_eog, n_seq, n_window, rng, lambda done, i=i: progress(  # type: ignore[misc]
-                "sample", i * n_window + done, n_round * n_window, ""))  # fmt: skip
+            windows += _sample(context, starts, llm.engine.is_eog, n_seq, n_window, rng, lambda done: progress(
+                "sample", i * n_window + done, n_round * n_window, ""))  # noqa: B023  # fmt: skip
+            i += 1
+            if seconds:
+                n_round = max(i, int(seconds * i / (time.monotonic() - begin)))
+    n_fit = len(windows) - n_held if seconds else n_fit
     order = rng.permutation(len(windows))
     digest = hashlib.sha256(np.concatenate(windows).tobytes()).hexdigest()
     return _split([windows[i] for i in order], n_fit, n_held, f"sampled from the model, seed {seed}", digest)
