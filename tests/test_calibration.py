@@ -19,7 +19,8 @@ from pyskip.calibration.fit import fit_gate, fit_gated_stand_in, fit_linear_stan
 from pyskip.calibration.gather import Kind, LayerSums, gather
 from pyskip.calibration.harm import N_MASK, Observed, layer_harm, observe
 from pyskip.calibration.neurons import Neurons
-from pyskip.calibration.text import CalibrationText, sample_text
+from pyskip.calibration.prompts import CODE, PROMPTS
+from pyskip.calibration.text import N_SEQ, CalibrationText, sample_text
 from pyskip.models.profile import Profile, path_beside
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -278,14 +279,20 @@ def test_a_score_is_the_error_against_the_next_blocks_stream(tiny: Path, tmp_pat
 
 
 def test_a_model_samples_its_own_text(tiny: Path) -> None:
-    llm = pyskip.Llama(tiny, n_ctx=64, verbose=False)
-    a, b, c = (sample_text(llm, 48, 40, 3, seed, lambda *_: None) for seed in (1, 1, 2))
+    llm = pyskip.Llama(tiny, n_ctx=64, n_threads=1, n_threads_batch=1, verbose=False)
+    a, b, c = (sample_text(llm, 120, 25, 3, seed, lambda *_: None) for seed in (1, 1, 2))
+    brief = sample_text(llm, 120, 1, 3, 1, lambda *_: None, seconds=1e-3)
+    prompts = [bytes(llm.detokenize(w[:90].tolist())) for w in a.fitted]
     llm.close()
-    assert len(a.fitted) == 40
+    assert len(a.fitted) == 25
     assert len(a.held_out) == 3
-    assert {len(w) for w in (*a.fitted, *a.held_out)} == {48}
+    assert len(brief.fitted) == N_SEQ - 3  # one round, whatever the time
+    assert {len(w) for w in (*a.fitted, *a.held_out)} == {120}
     assert a.sha256 == b.sha256 != c.sha256
-    assert len({w.tobytes() for w in (*a.fitted, *a.held_out)}) == 43  # no window twice
+    assert len({w.tobytes() for w in (*a.fitted, *a.held_out)}) == 28  # no window twice
+    asked = [p for p in PROMPTS if any(p.encode()[:40] in text for text in prompts)]
+    assert len(asked) > 10
+    assert {p in CODE for p in asked} == {True, False}
 
 
 # The command

@@ -21,7 +21,7 @@ def default_width(n_ff: int) -> int:
 
 
 class Neurons:
-    """The FFN weights of a model whose blocks are activation(gate) * up: `ffn_gate` and `ffn_up`, or both in `ffn_up`."""
+    """The weights of FFN blocks that are activation(gate) * up: `ffn_gate` and `ffn_up`, or both in `ffn_up`."""
 
     def __init__(self, model_path: str | os.PathLike[str]) -> None:
         tensors = gguf.GGUFReader(model_path).tensors
@@ -38,8 +38,8 @@ class Neurons:
         return gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
 
     def strongest(self, il: int, squares: F32, width: int) -> tuple[F32, F32] | None:
-        """(gate_up [2*width, n_embd], down [n_embd, width]) of the neurons with the most output energy. Of a block with a
-        post-norm, `down` holds the norm's gains and lacks each token's scale.
+        """(gate_up [2*width, n_embd], down [n_embd, width]) of the neurons with the most output energy. Of a block with
+        a post-norm, `down` holds the norm's gains and lacks each token's scale.
 
         squares: [n_ff], the sums of Kind.NEURONS. None where the file does not hold the weights as plain matrices, or
         there are no more neurons than `width`.
