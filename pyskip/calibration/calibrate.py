@@ -41,7 +41,7 @@ class Settings:
     """What `pyskip calibrate` may be asked for.
 
     rank: of linear stand-ins, at most n_embd (the default: one matrix of full rank), which otherwise serve only blocks
-        that are no silu(gate) * up.
+        that are no activation(gate) * up.
     width: neurons of gated ones.
     n_fit, n_curve: windows of N_WINDOW tokens to fit on, and to measure on. n_fit None: N_FIT; to distill, all of a
         text or N_FIT_SAMPLED of the model's own.

@@ -26,7 +26,7 @@ __all__ = ["calibrate"]
     "--rank",
     type=click.IntRange(1, 1 << 17),
     metavar="R",
-    help="Linear stand-ins, of this rank. [default: gated ones where the block is silu(gate) * up, else full rank]",
+    help="Linear stand-ins, of this rank. [default: gated ones if the block is activation(gate) * up, else full rank]",
 )
 @click.option("-o", "--output", metavar="FILE", help="The profile. [default: MODEL.skip.gguf, beside the model]")
 @click.option(
