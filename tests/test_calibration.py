@@ -19,7 +19,8 @@ from pyskip.calibration.fit import fit_gate, fit_gated_stand_in, fit_linear_stan
 from pyskip.calibration.gather import Kind, LayerSums, gather
 from pyskip.calibration.harm import N_MASK, Observed, layer_harm, observe
 from pyskip.calibration.neurons import Neurons
-from pyskip.calibration.text import CalibrationText, sample_text
+from pyskip.calibration.prompts import CODE, PROMPTS
+from pyskip.calibration.text import N_SEQ, CalibrationText, sample_text
 from pyskip.models.profile import Profile, path_beside
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -198,10 +199,13 @@ def test_native_sums_equal_numpy(tiny: Path, tmp_path: Path, stand_in: str | Non
         assert found[il].energy == pytest.approx(expected.energy, rel=1e-3)
 
 
-def test_native_sums_of_neurons_equal_numpy(tiny: Path, tmp_path: Path) -> None:
-    """Neurons: the squares of silu(gate) * up. Hidden: the same of a stand-in."""
+@pytest.mark.parametrize(("activation", "is_normed"), [("silu", False), ("gelu", True), ("relu", True)])
+def test_native_sums_of_neurons_equal_numpy(tiny: Path, tmp_path: Path, activation: str, is_normed: bool) -> None:
+    """Neurons: the squares of silu(gate) * up. Hidden: what a stand-in's skip_down reads, with its own activation."""
     path = tmp_path / "p.skip.gguf"
-    make_profile.make_profile(tiny, path, stand_in="gated", rank=32, kind="f32")
+    make_profile.make_profile(
+        tiny, path, stand_in="gated", rank=32, kind="f32", activation=activation, hidden_norm=is_normed
+    )
     window = np.random.default_rng(1).integers(3, 320, 40).astype(np.int32)
     llm = pyskip.Llama(tiny, n_ctx=64, verbose=False)
 
@@ -210,7 +214,9 @@ def test_native_sums_of_neurons_equal_numpy(tiny: Path, tmp_path: Path) -> None:
 
         def keep(il: int, sums: LayerSums) -> None:
             if il == 2:
-                found.append(LayerSums(sums.gram.copy(), sums.cross.copy(), sums.energy, sums.n_tokens))
+                found.append(
+                    LayerSums(sums.gram.copy(), sums.cross.copy(), sums.energy, sums.n_tokens, sums.activation)
+                )
 
         gather(llm, [window], kind, keep, warmup=4, profile=profile, progress=lambda *_: None)
         return found[0]
@@ -227,13 +233,22 @@ def test_native_sums_of_neurons_equal_numpy(tiny: Path, tmp_path: Path) -> None:
         x, y = (raw.tapped[f"{n}-2"].reshape(40, -1)[4:].astype(np.float64) for n in ("ffn_inp", "ffn_out"))
     xn = x / np.sqrt((x * x).mean(1, keepdims=True) + 1e-5) * w["blk.2.ffn_norm.weight"]
 
-    def swiglu(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
-        g = xn @ gate.T
-        return np.asarray(g / (1 + np.exp(-g)) * (xn @ up.T))
+    acts = {
+        "silu": lambda g: g / (1 + np.exp(-g)),
+        "gelu": lambda g: 0.5 * g * (1 + np.tanh(np.sqrt(2 / np.pi) * (g + 0.044715 * g**3))),
+        "relu": lambda g: np.maximum(g, 0),
+    }
 
-    block = swiglu(w["blk.2.ffn_gate.weight"], w["blk.2.ffn_up.weight"])
+    def glu(gate: np.ndarray, up: np.ndarray, activation: str) -> np.ndarray:
+        return np.asarray(acts[activation](xn @ gate.T) * (xn @ up.T))
+
+    block = glu(w["blk.2.ffn_gate.weight"], w["blk.2.ffn_up.weight"], "silu")
+    assert neurons.activation == "silu"
     np.testing.assert_allclose(neurons.cross[0], (block**2).sum(0), rtol=1e-2, atol=1e-3 * (block**2).sum(0).max())
-    own = np.c_[swiglu(*np.split(w["blk.2.skip_gate_up.weight"], 2)), np.ones(36)]
+    read = glu(*np.split(w["blk.2.skip_gate_up.weight"], 2), activation)  # type: ignore[call-arg]
+    if is_normed:
+        read /= np.sqrt((read**2).mean(1, keepdims=True))
+    own = np.c_[read, np.ones(36)]
     np.testing.assert_allclose(hidden.gram, own.T @ own, rtol=1e-2, atol=2e-3 * np.abs(own.T @ own).max())
     np.testing.assert_allclose(hidden.cross, own.T @ y, rtol=1e-2, atol=2e-3 * np.abs(own.T @ y).max())
     assert hidden.energy == pytest.approx(float((y**2).sum()), rel=1e-2)
@@ -266,14 +281,20 @@ def test_a_score_is_the_error_against_the_next_blocks_stream(tiny: Path, tmp_pat
 
 @pytest.mark.slow
 def test_a_model_samples_its_own_text(tiny: Path) -> None:
-    llm = pyskip.Llama(tiny, n_ctx=64, verbose=False)
-    a, b, c = (sample_text(llm, 48, 40, 3, seed, lambda *_: None) for seed in (1, 1, 2))
+    llm = pyskip.Llama(tiny, n_ctx=64, n_threads=1, n_threads_batch=1, verbose=False)
+    a, b, c = (sample_text(llm, 120, 25, 3, seed, lambda *_: None) for seed in (1, 1, 2))
+    brief = sample_text(llm, 120, 1, 3, 1, lambda *_: None, seconds=1e-3)
+    prompts = [bytes(llm.detokenize(w[:90].tolist())) for w in a.fitted]
     llm.close()
-    assert len(a.fitted) == 40
+    assert len(a.fitted) == 25
     assert len(a.held_out) == 3
-    assert {len(w) for w in (*a.fitted, *a.held_out)} == {48}
+    assert len(brief.fitted) == N_SEQ - 3  # one round, whatever the time
+    assert {len(w) for w in (*a.fitted, *a.held_out)} == {120}
     assert a.sha256 == b.sha256 != c.sha256
-    assert len({w.tobytes() for w in (*a.fitted, *a.held_out)}) == 43  # no window twice
+    assert len({w.tobytes() for w in (*a.fitted, *a.held_out)}) == 28  # no window twice
+    asked = [p for p in PROMPTS if any(p.encode()[:40] in text for text in prompts)]
+    assert len(asked) > 10
+    assert {p in CODE for p in asked} == {True, False}
 
 
 # The command

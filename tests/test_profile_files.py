@@ -70,6 +70,7 @@ BROKEN: dict[str, tuple[list[LayerFit | None], dict[str, object], str]] = {
     ),
     "kind": ([full()], {"stand_in": "cubic"}, r"pyskip\.stand_in: found cubic"),
     "other kind": ([full()], {"stand_in": "gated"}, r"skip_gate_up\.weight or \.skip_down\.weight: found none"),
+    "activation": ([full()], {"stand_in": "gated", "activation": "cubic"}, r"pyskip\.activation: found cubic"),
     "none with": ([full()], {"stand_in": "none"}, r"tensors: found 3, expected 2"),
     "nan": ([replace(full(), gate=np.full(N_EMBD + 2, np.nan, np.float32))], {}, r"skip_gate\.weight: .* not finite"),
     "inf": ([layer(skip_up=np.full((N_EMBD, N_EMBD), np.inf, np.float32))], {}, r"skip_up\.weight: .* not finite"),
@@ -105,10 +106,14 @@ def test_curves_that_are_none(tmp_path: Path, points: list[Point], recommended: 
 
 
 def test_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyskip.calibration.write.PROFILE_VERSION", 2)
-    path = tmp_path / "next.skip.gguf"
+    path = tmp_path / "other.skip.gguf"
+    for version in (0, 3):
+        monkeypatch.setattr("pyskip.calibration.write.PROFILE_VERSION", version)
+        write_profile(path, [full()], CURVE, 0, PROVENANCE)
+        refused(path, rf"pyskip\.profile_version: found {version}, expected 1 to 2")
+    monkeypatch.setattr("pyskip.calibration.write.PROFILE_VERSION", 1)
     write_profile(path, [full()], CURVE, 0, PROVENANCE)
-    refused(path, r"pyskip\.profile_version: found 2, expected 1 to 1")
+    assert len(Profile(path).curve) == len(CURVE)
 
 
 def test_files_that_are_no_profile(tmp_path: Path, tiny: Path) -> None:

@@ -27,8 +27,9 @@ struct llama_vocab;
 struct pyskip_profile;
 struct pyskip_gather;
 
-// The version of the profile's fields, "pyskip.profile_version".
-#define PYSKIP_PROFILE_VERSION 1
+// The newest version of the profile's fields, "pyskip.profile_version"; older ones are read too. 2 brought the
+// activation of gated stand-ins and their normed hidden values.
+#define PYSKIP_PROFILE_VERSION 2
 
 enum pyskip_status {
     PYSKIP_STATUS_OK          = 0,
@@ -285,7 +286,7 @@ PYSKIP_API void pyskip_profile_get_bytes(const struct pyskip_profile * profile, 
 // that stream normed, y the block's output.
 enum pyskip_gather_kind {
     PYSKIP_GATHER_OUTPUTS = 0, // f = (xn, log(|x|), 1), t = y: for linear stand-ins
-    PYSKIP_GATHER_NEURONS = 1, // f = 1, t = h^2, h being what ffn_down reads; only of blocks that are silu(gate) * up
+    PYSKIP_GATHER_NEURONS = 1, // f = 1, t = h^2, h being what ffn_down reads; only of blocks that are act(gate) * up
     PYSKIP_GATHER_HIDDEN  = 2, // f = (the h of the profile's gated stand-in, 1), t = y
     PYSKIP_GATHER_ERRORS  = 3, // f = (xn, log(|x|), 1), t = log(|y - stand-in|)
 };
@@ -295,8 +296,17 @@ struct pyskip_gather_sums {
     const float * cross; // [n_cross, n_row]
     int64_t       n_row;
     int64_t       n_cross;
-    double        energy;   // sum of |t|^2; 0 for the neurons
-    int64_t       n_tokens; // 0 if the layer lacks the gathered quantity
+    int32_t       activation; // enum pyskip_activation, for the neurons
+    double        energy;     // sum of |t|^2; 0 for the neurons
+    int64_t       n_tokens;   // 0 if the layer lacks the gathered quantity
+};
+
+// What a gated block does to its gate before the product with `up`.
+enum pyskip_activation {
+    PYSKIP_ACTIVATION_NONE = 0, // the block is no such product
+    PYSKIP_ACTIVATION_SILU = 1,
+    PYSKIP_ACTIVATION_GELU = 2, // the tanh approximation, as ggml's GEGLU
+    PYSKIP_ACTIVATION_RELU = 3,
 };
 
 // From the next llama_decode() the context runs dense, and sums are gathered over its generated tokens at index >=

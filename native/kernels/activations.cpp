@@ -4,7 +4,7 @@
 
 #ifdef PYSKIP_LANES
 
-#include <cfloat>
+#    include <cfloat>
 
 namespace pyskip_cpu {
 
@@ -19,8 +19,8 @@ float largest(const float * x, int n) {
         largest = _mm256_max_ps(largest, _mm256_andnot_ps(_mm256_set1_ps(-0.0f), _mm256_loadu_ps(x + i)));
     }
     __m128 m = _mm_max_ps(_mm256_castps256_ps128(largest), _mm256_extractf128_ps(largest, 1));
-    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
-    m = _mm_max_ss(m, _mm_movehdup_ps(m));
+    m        = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    m        = _mm_max_ss(m, _mm_movehdup_ps(m));
     return _mm_cvtss_f32(m);
 }
 
@@ -35,8 +35,8 @@ int32_t round_16(const float * x, float scale, int8_t * q) {
 
     const __m256i pairs = _mm256_madd_epi16(_mm256_cvtepi8_epi16(b), _mm256_set1_epi16(1));
     __m128i       sum   = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
-    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
-    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1));
+    sum                 = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
+    sum                 = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1));
     return _mm_cvtsi128_si32(sum);
 }
 

@@ -10,31 +10,31 @@ ggml_backend_buffer_type_t pyskip_kernels_buffer_type(void) {
 
 #else
 
-#include "ggml-backend-impl.h"
-#include "ggml-cpu.h"
-#include "ggml-impl.h"
-#include "mul-mat.h"
-#include "pyskip.h"
-#include "traits.h"
+#    include "ggml-backend-impl.h"
+#    include "ggml-cpu.h"
+#    include "ggml-impl.h"
+#    include "mul-mat.h"
+#    include "pyskip.h"
+#    include "traits.h"
 
-#include <algorithm>
-#include <memory>
-#include <thread>
-#include <vector>
+#    include <algorithm>
+#    include <memory>
+#    include <thread>
+#    include <vector>
 
-#if defined(__linux__)
-#    include <sys/mman.h>
+#    if defined(__linux__)
+#        include <sys/mman.h>
 
-#    include <cinttypes>
-#    include <cstdio>
-#endif
+#        include <cinttypes>
+#        include <cstdio>
+#    endif
 
 using namespace pyskip_cpu;
 
 namespace {
 
 class traits : public ggml::cpu::tensor_traits {
-  public:
+public:
     explicit traits(const kernel & k) : k(k) {}
 
     bool work_size(int, const ggml_tensor * op, size_t & size) override {
@@ -92,7 +92,7 @@ void pack_strips(const kernel & k, const ggml_tensor * tensor, const char * data
 // Weights were read out of a mapped file for the last time: their pages need not count as this process's memory any more.
 // Only of read-only mappings of files is nothing lost by that.
 void drop_file_pages(const void * data, size_t size) {
-#if defined(__linux__)
+#    if defined(__linux__)
     FILE * maps = fopen("/proc/self/maps", "r");
     if (maps == nullptr) {
         return;
@@ -104,8 +104,8 @@ void drop_file_pages(const void * data, size_t size) {
         uintptr_t to;
         char      permissions[8];
         uint64_t  inode;
-        if (sscanf(line, "%" SCNxPTR "-%" SCNxPTR " %7s %*s %*s %" SCNu64, &from, &to, permissions, &inode) == 4 && from <= begin &&
-            begin + size <= to) {
+        if (sscanf(line, "%" SCNxPTR "-%" SCNxPTR " %7s %*s %*s %" SCNu64, &from, &to, permissions, &inode) == 4 &&
+            from <= begin && begin + size <= to) {
             constexpr uintptr_t page  = 4096;
             const uintptr_t     first = (begin + page - 1) / page * page;
             const uintptr_t     last  = (begin + size) / page * page;
@@ -116,10 +116,10 @@ void drop_file_pages(const void * data, size_t size) {
         }
     }
     fclose(maps);
-#else
+#    else
     GGML_UNUSED(data);
     GGML_UNUSED(size);
-#endif
+#    endif
 }
 
 ggml_status init_tensor(ggml_backend_buffer_t, ggml_tensor * tensor) {
@@ -138,7 +138,8 @@ void set_tensor(ggml_backend_buffer_t, ggml_tensor * tensor, const void * data, 
 
     std::vector<std::thread> threads;
     for (int64_t t = 1; t < n_thread; ++t) {
-        threads.emplace_back(pack_strips, std::cref(k), tensor, (const char *) data, n_strip * t / n_thread, n_strip * (t + 1) / n_thread);
+        threads.emplace_back(pack_strips, std::cref(k), tensor, (const char *) data, n_strip * t / n_thread,
+                             n_strip * (t + 1) / n_thread);
     }
     pack_strips(k, tensor, (const char *) data, 0, n_strip / n_thread);
     for (std::thread & thread : threads) {
@@ -158,7 +159,7 @@ ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t buft, size_t size)
     if (buffer == nullptr) {
         return nullptr;
     }
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
+#    if defined(__linux__) && defined(MADV_HUGEPAGE)
     // every token reads all of it: with pages of 2 MiB a tenth less time goes by
     constexpr uintptr_t page  = 2 << 20;
     const uintptr_t     base  = (uintptr_t) ggml_backend_buffer_get_base(buffer);
@@ -167,7 +168,7 @@ ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t buft, size_t size)
     if (begin < end) {
         madvise((void *) begin, end - begin, MADV_HUGEPAGE);
     }
-#endif
+#    endif
     buffer->buft              = buft;
     buffer->iface.init_tensor = init_tensor;
     buffer->iface.set_tensor  = set_tensor;
@@ -186,7 +187,7 @@ bool is_product(const ggml_tensor * op) {
 }
 
 class extra_buffer_type : public ggml::cpu::extra_buffer_type {
-  public:
+public:
     // Asked for a weight before it is loaded, when it has no data yet, and for every node of a graph.
     bool supports_op(ggml_backend_dev_t, const ggml_tensor * op) override {
         const ggml_tensor * weights = op->src[0];

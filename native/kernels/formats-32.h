@@ -55,7 +55,7 @@ struct format_q4_0 {
 
         explicit view(const block & b) : b(b) {}
         template <int G> u8v group() const { return unpack_low_4<G>(b.qs); }
-        f32v d() const { return load_f16(b.d); }
+        f32v                 d() const { return load_f16(b.d); }
     };
 
     static void pack(block & out, const source * const in[L]) {
@@ -87,8 +87,8 @@ struct format_q4_1 {
 
         explicit view(const block & b) : b(b) {}
         template <int G> u8v group() const { return unpack_low_4<G>(b.qs); }
-        f32v d() const { return load_f16(b.d); }
-        f32v minimum() const { return load_f16(b.m); }
+        f32v                 d() const { return load_f16(b.d); }
+        f32v                 minimum() const { return load_f16(b.m); }
     };
 
     static void pack(block & out, const source * const in[L]) {
@@ -121,7 +121,7 @@ struct format_q5_0 {
 
         explicit view(const block & b) : b(b) {}
         template <int G> u8v group() const { return unpack_low_4<G>(b.qs) | unpack_bit<4, G>(b.qh); }
-        f32v d() const { return load_f16(b.d); }
+        f32v                 d() const { return load_f16(b.d); }
     };
 
     static void pack(block & out, const source * const in[L]) {
@@ -155,8 +155,8 @@ struct format_q5_1 {
 
         explicit view(const block & b) : b(b) {}
         template <int G> u8v group() const { return unpack_low_4<G>(b.qs) | unpack_bit<4, G>(b.qh); }
-        f32v d() const { return load_f16(b.d); }
-        f32v minimum() const { return load_f16(b.m); }
+        f32v                 d() const { return load_f16(b.d); }
+        f32v                 minimum() const { return load_f16(b.m); }
     };
 
     static void pack(block & out, const source * const in[L]) {
@@ -189,7 +189,7 @@ struct format_q8_0 {
 
         explicit view(const block & b) : b(b) {}
         template <int G> u8v group() const { return load<u8v>(b.q[G]); }
-        f32v d() const { return load_f16(b.d); }
+        f32v                 d() const { return load_f16(b.d); }
     };
 
     static void pack(block & out, const source * const in[L]) {
@@ -222,7 +222,7 @@ struct format_iq4_nl {
 
         explicit view(const block & b) : b(b) {}
         template <int G> u8v group() const { return look_up(IQ4_CODES, unpack_low_4<G>(b.qs)); }
-        f32v d() const { return load_f16(b.d); }
+        f32v                 d() const { return load_f16(b.d); }
     };
 
     static void pack(block & out, const source * const in[L]) {
@@ -240,7 +240,8 @@ static_assert(sizeof(format_q4_1::block) == L * sizeof(block_q4_1), "interleaved
 static_assert(sizeof(format_q5_0::block) == L * sizeof(block_q5_0), "interleaved blocks have the bytes of the file's");
 static_assert(sizeof(format_q5_1::block) == L * sizeof(block_q5_1), "interleaved blocks have the bytes of the file's");
 static_assert(sizeof(format_q8_0::block) == L * sizeof(block_q8_0), "interleaved blocks have the bytes of the file's");
-static_assert(sizeof(format_iq4_nl::block) == L * sizeof(block_iq4_nl), "interleaved blocks have the bytes of the file's");
+static_assert(sizeof(format_iq4_nl::block) == L * sizeof(block_iq4_nl),
+              "interleaved blocks have the bytes of the file's");
 
 } // namespace pyskip_cpu
 

@@ -39,7 +39,7 @@ struct scales_and_minimums {
         for (int row = 0; row < L; ++row) {
             const uint8_t * s = in[row];
             for (int i = 0; i < 8; ++i) {
-                sc[i * L + row] = i < 4 ? s[i] & 63 : (s[i + 4] & 15) | (s[i - 4] >> 6 << 4);
+                sc[i * L + row]                   = i < 4 ? s[i] & 63 : (s[i + 4] & 15) | (s[i - 4] >> 6 << 4);
                 mn[(i / 2 * L + row) * 2 + i % 2] = i < 4 ? s[i + 4] & 63 : (s[i + 4] >> 4) | (s[i] >> 6 << 4);
             }
         }
@@ -132,7 +132,9 @@ struct format_q5_K {
         const block & b;
 
         explicit view(const block & b) : scales_and_minimums_view(b.scales), b(b) {}
-        template <int G> u8v group(int u) const { return unpack_low_4<G>(b.units[u].qs) | unpack_bit<4, G>(b.units[u].qh); }
+        template <int G> u8v group(int u) const {
+            return unpack_low_4<G>(b.units[u].qs) | unpack_bit<4, G>(b.units[u].qh);
+        }
     };
 
     static void pack(block & out, const source * const in[L]) {
@@ -178,7 +180,9 @@ struct format_q6_K {
         const block & b;
 
         explicit view(const block & b) : b(b) {}
-        template <int G> u8v group(int u) const { return unpack_low_4<G>(b.units[u].ql) | unpack_2_bits<4, G>(b.units[u].qh); }
+        template <int G> u8v group(int u) const {
+            return unpack_low_4<G>(b.units[u].ql) | unpack_2_bits<4, G>(b.units[u].qh);
+        }
         i32v scale(int s) const { return load_i8(b.scales[s]); }
         f32v d() const { return load_f16(b.d); }
     };

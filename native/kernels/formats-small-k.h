@@ -60,10 +60,10 @@ struct format_q2_K {
         }
 
         template <int G> u8v group(int u) const { return unpack_2_bits<0, G>(b.qs[u]); }
-        i32v scale(int s) const { return load_u8(sc + s * L); }
-        i32v minimum(int p) const { return load_u8_pairs(mn + p * 2 * L); }
-        f32v d() const { return load_f16(b.d); }
-        f32v d_min() const { return load_f16(b.d_min); }
+        i32v                 scale(int s) const { return load_u8(sc + s * L); }
+        i32v                 minimum(int p) const { return load_u8_pairs(mn + p * 2 * L); }
+        f32v                 d() const { return load_f16(b.d); }
+        f32v                 d_min() const { return load_f16(b.d_min); }
     };
 
     static void pack(block & out, const source * const in[L]) {
@@ -72,9 +72,9 @@ struct format_q2_K {
             out.d[row]     = in[row]->data.data.d;
             out.d_min[row] = in[row]->data.data.dmin;
             for (int s = 0; s < 8; ++s) {
-                const uint8_t low  = in[row]->scales[s];
-                const uint8_t high = in[row]->scales[s + 8];
-                out.scales[s * L + row]                      = (uint8_t) ((low & 15) | (high & 15) << 4);
+                const uint8_t low                           = in[row]->scales[s];
+                const uint8_t high                          = in[row]->scales[s + 8];
+                out.scales[s * L + row]                     = (uint8_t) ((low & 15) | (high & 15) << 4);
                 out.minimums[(s / 2 * L + row) * 2 + s % 2] = (uint8_t) (low >> 4 | (high >> 4) << 4);
             }
             codes_of_2(codes[row], *in[row]);
@@ -113,7 +113,9 @@ struct format_q3_K {
             unpack_6(sc + 8 * L, b.scales[1]);
         }
 
-        template <int G> u8v group(int u) const { return unpack_2_bits<0, G>(b.units[u].qs) | unpack_bit<2, G>(b.units[u].qh); }
+        template <int G> u8v group(int u) const {
+            return unpack_2_bits<0, G>(b.units[u].qs) | unpack_bit<2, G>(b.units[u].qh);
+        }
         i32v scale(int s) const { return load_u8(sc + s * L) - 32; }
         f32v d() const { return load_f16(b.d); }
     };
@@ -167,8 +169,8 @@ struct format_iq4_xs {
 
         explicit view(const block & b) : b(b) { unpack_6(sc, b.scales); }
         template <int G> u8v group(int u) const { return look_up(IQ4_CODES, unpack_low_4<G>(b.qs[u])); }
-        i32v scale(int s) const { return load_u8(sc + s * L) - 32; }
-        f32v d() const { return load_f16(b.d); }
+        i32v                 scale(int s) const { return load_u8(sc + s * L) - 32; }
+        f32v                 d() const { return load_f16(b.d); }
     };
 
     static void pack(block & out, const source * const in[L]) {
@@ -197,7 +199,8 @@ struct format_iq4_xs {
 
 static_assert(sizeof(format_q2_K::block) == L * sizeof(block_q2_K), "interleaved blocks have the bytes of the file's");
 static_assert(sizeof(format_q3_K::block) == L * sizeof(block_q3_K), "interleaved blocks have the bytes of the file's");
-static_assert(sizeof(format_iq4_xs::block) == L * sizeof(block_iq4_xs), "interleaved blocks have the bytes of the file's");
+static_assert(sizeof(format_iq4_xs::block) == L * sizeof(block_iq4_xs),
+              "interleaved blocks have the bytes of the file's");
 
 } // namespace pyskip_cpu
 

@@ -7,10 +7,10 @@
 
 #ifdef PYSKIP_LANES
 
-#include "ggml.h"
+#    include "ggml.h"
 
-#include <cstddef>
-#include <cstdint>
+#    include <cstddef>
+#    include <cstdint>
 
 namespace pyskip_cpu {
 
@@ -42,7 +42,7 @@ struct columns {
 
     // divides only where it must: this is asked for often
     float * result_of(int64_t c, int64_t row) const {
-        const size_t at = experts ? experts[2 * c] * nb1 + experts[2 * c + 1] * nb2
+        const size_t at = experts   ? experts[2 * c] * nb1 + experts[2 * c + 1] * nb2
                           : c < ne1 ? c * nb1
                                     : c % ne1 * nb1 + c / ne1 % ne2 * nb2 + c / (ne1 * ne2) * nb3;
         return (float *) (dst + at) + row;
@@ -60,7 +60,8 @@ struct kernel {
 
     // Strips [first, first + n_strip) of a matrix of n_row rows, all columns of [c0, c1). No strip has more rows than the
     // matrix; the last may have fewer than L.
-    void (*multiply)(const char * matrix, int64_t n_block, int64_t first, int64_t n_strip, int64_t n_row, const columns & columns, int64_t c0, int64_t c1);
+    void (*multiply)(const char * matrix, int64_t n_block, int64_t first, int64_t n_strip, int64_t n_row,
+                     const columns & columns, int64_t c0, int64_t c1);
 };
 
 // NULL where there is none for the type.

@@ -2,10 +2,10 @@
 
 #ifdef PYSKIP_LANES
 
-#include "ggml-cpu-impl.h"
-#include "ggml-impl.h"
+#    include "ggml-cpu-impl.h"
+#    include "ggml-impl.h"
 
-#include <algorithm>
+#    include <algorithm>
 
 namespace pyskip_cpu {
 
@@ -98,7 +98,8 @@ struct cut {
         const int64_t     pieces     = n_thread == 1 ? 1 : n_thread * per_thread;
         by_strip = std::min(pieces, n_column > FEW_COLUMNS ? (n_strip + MAX_STRIPS - 1) / MAX_STRIPS : n_strip);
         if (by_strip < 2 * n_thread && n_thread > 1) {
-            by_column = std::clamp<int64_t>(2 * n_thread / by_strip, 1, (n_column + 4 * MAX_COLUMNS - 1) / (4 * MAX_COLUMNS));
+            by_column =
+                std::clamp<int64_t>(2 * n_thread / by_strip, 1, (n_column + 4 * MAX_COLUMNS - 1) / (4 * MAX_COLUMNS));
         }
     }
 
@@ -106,13 +107,16 @@ struct cut {
 
     // the begin of a piece, at a pair of strips
     int64_t strip(int64_t i) const {
-        return i == by_strip ? n_strip : n_strip * i / by_strip / (n_column > FEW_COLUMNS ? MAX_STRIPS : 1) * (n_column > FEW_COLUMNS ? MAX_STRIPS : 1);
+        return i == by_strip ? n_strip
+                             : n_strip * i / by_strip / (n_column > FEW_COLUMNS ? MAX_STRIPS : 1) *
+                                   (n_column > FEW_COLUMNS ? MAX_STRIPS : 1);
     }
 
     int64_t column(int64_t i) const { return n_column * i / by_column; }
 };
 
-void compute_chunk(const kernel & k, const ggml_tensor * weights, const char * matrix, const cut & cut, int64_t chunk, const columns & columns, int64_t c0) {
+void compute_chunk(const kernel & k, const ggml_tensor * weights, const char * matrix, const cut & cut, int64_t chunk,
+                   const columns & columns, int64_t c0) {
     const int64_t s     = chunk % cut.by_strip;
     const int64_t c     = chunk / cut.by_strip;
     const int64_t first = cut.strip(s);

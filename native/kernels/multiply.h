@@ -7,7 +7,7 @@
 
 #ifdef PYSKIP_LANES
 
-#include <algorithm>
+#    include <algorithm>
 
 namespace pyskip_cpu {
 
@@ -23,7 +23,8 @@ template <int N, class Fn> inline void dispatch(int n, Fn fn) {
 
 // Few columns: weights are read as they are packed, a strip at a time, which stays in the cache for all columns.
 template <class F>
-void multiply_few(const char * matrix, int64_t n_block, int64_t first, int64_t n_strip, int64_t n_row, const columns & columns, int64_t c0, int64_t c1) {
+void multiply_few(const char * matrix, int64_t n_block, int64_t first, int64_t n_strip, int64_t n_row,
+                  const columns & columns, int64_t c0, int64_t c1) {
     const int64_t n_share = (c1 - c0 + MAX_PACKED - 1) / MAX_PACKED;
     for (int64_t strip = first; strip < first + n_strip; ++strip) {
         const int rows = (int) std::min<int64_t>(L, n_row - strip * L);
@@ -37,14 +38,16 @@ void multiply_few(const char * matrix, int64_t n_block, int64_t first, int64_t n
                 out[c - begin]         = columns.result_of(c, strip * L);
             }
             dispatch<MAX_PACKED>((int) (end - begin), [&](auto nc) {
-                multiply_packed<F, nc>(matrix + strip * n_block * sizeof(typename F::block), n_block, activations, out, rows);
+                multiply_packed<F, nc>(matrix + strip * n_block * sizeof(typename F::block), n_block, activations, out,
+                                       rows);
             });
         }
     }
 }
 
 template <class F, int NS>
-void multiply_strips(const char * strips, int64_t n_block, const int * n_row, int64_t row, const columns & columns, int64_t c0, int64_t c1) {
+void multiply_strips(const char * strips, int64_t n_block, const int * n_row, int64_t row, const columns & columns,
+                     int64_t c0, int64_t c1) {
     constexpr int       N_BLOCK = 512 / F::activations::N;
     const size_t        size    = n_block * sizeof(typename F::block);
     expanded<F>         room[NS][N_BLOCK];
@@ -76,7 +79,8 @@ void multiply_strips(const char * strips, int64_t n_block, const int * n_row, in
 }
 
 template <class F>
-void multiply(const char * matrix, int64_t n_block, int64_t first, int64_t n_strip, int64_t n_row, const columns & columns, int64_t c0, int64_t c1) {
+void multiply(const char * matrix, int64_t n_block, int64_t first, int64_t n_strip, int64_t n_row,
+              const columns & columns, int64_t c0, int64_t c1) {
     if (c1 - c0 <= FEW_COLUMNS) {
         multiply_few<F>(matrix, n_block, first, n_strip, n_row, columns, c0, c1);
         return;
@@ -88,14 +92,20 @@ void multiply(const char * matrix, int64_t n_block, int64_t first, int64_t n_str
         for (int s = 0; s < n; ++s) {
             rows[s] = (int) std::min<int64_t>(L, n_row - (strip + s) * L);
         }
-        dispatch<MAX_STRIPS>(n, [&](auto ns) { multiply_strips<F, ns>(strips, n_block, rows, strip * L, columns, c0, c1); });
+        dispatch<MAX_STRIPS>(
+            n, [&](auto ns) { multiply_strips<F, ns>(strips, n_block, rows, strip * L, columns, c0, c1); });
     }
 }
 
 template <class F> const kernel * make_kernel() {
     static const kernel k = {
-        F::activations::N, sizeof(typename F::source), sizeof(typename F::block), sizeof(typename F::activations),
-        [](void * out, const void * const * in) { F::pack(*(typename F::block *) out, (const typename F::source * const *) in); },
+        F::activations::N,
+        sizeof(typename F::source),
+        sizeof(typename F::block),
+        sizeof(typename F::activations),
+        [](void * out, const void * const * in) {
+            F::pack(*(typename F::block *) out, (const typename F::source * const *) in);
+        },
         [](const float * x, void * block) { quantize(x, (typename F::activations *) block); },
         multiply<F>,
     };

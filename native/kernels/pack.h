@@ -90,7 +90,7 @@ inline void unpack_6(uint8_t numbers[8 * L], const uint8_t * in) {
 }
 
 // The weights that IQ4_NL and IQ4_XS store as codes; not negative, since 128 are added, where products need that.
-constexpr int     CODE_SHIFT   = STORED_SIGNED ? 0 : 128;
+constexpr int     CODE_SHIFT    = STORED_SIGNED ? 0 : 128;
 constexpr uint8_t IQ4_CODES[16] = {
     uint8_t(CODE_SHIFT - 127), uint8_t(CODE_SHIFT - 104), uint8_t(CODE_SHIFT - 83), uint8_t(CODE_SHIFT - 65),
     uint8_t(CODE_SHIFT - 49),  uint8_t(CODE_SHIFT - 35),  uint8_t(CODE_SHIFT - 22), uint8_t(CODE_SHIFT - 10),

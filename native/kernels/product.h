@@ -10,10 +10,10 @@
 
 #ifdef PYSKIP_LANES
 
-#include <type_traits>
-#include <utility>
+#    include <type_traits>
+#    include <utility>
 
-#define PYSKIP_INLINE __attribute__((always_inline))
+#    define PYSKIP_INLINE __attribute__((always_inline))
 
 namespace pyskip_cpu {
 
@@ -86,7 +86,8 @@ template <class F> inline i32v minus_sum(const activations_256 & a, int sub_bloc
 
 // acc[s][c] += strip s times column c
 template <class F, int NS, int NC, class View>
-PYSKIP_INLINE inline void add_block(f32v (&acc)[NS][NC], const View * const (&view)[NS], const activations_256 * const (&a)[NC]) {
+PYSKIP_INLINE inline void add_block(f32v (&acc)[NS][NC], const View * const (&view)[NS],
+                                    const activations_256 * const (&a)[NC]) {
     constexpr int N_SUB = 32 / F::SUB; // sub-blocks a unit
 
     i32v sum[NS][NC] = {};
@@ -137,7 +138,7 @@ PYSKIP_INLINE inline void add_block(f32v (&acc)[NS][NC], const View * const (&vi
         for (int s = 0; s < NS; ++s) {
             const f32v d_min = view[s]->d_min();
             for (int c = 0; c < NC; ++c) {
-                const int16_t * sums = F::SUB == 16 ? a[c]->sum_16 : a[c]->sum_32;
+                const int16_t * sums    = F::SUB == 16 ? a[c]->sum_16 : a[c]->sum_32;
                 i32v            sum_min = {};
                 for (int p = 0; p < 128 / F::SUB; ++p) {
                     sum_min = dot_pairs(sum_min, view[s]->minimum(p), broadcast_bytes(sums + 2 * p));
@@ -149,7 +150,8 @@ PYSKIP_INLINE inline void add_block(f32v (&acc)[NS][NC], const View * const (&vi
 }
 
 template <class F, int NS, int NC, class View>
-PYSKIP_INLINE inline void add_block(f32v (&acc)[NS][NC], const View * const (&view)[NS], const activations_32 * const (&a)[NC]) {
+PYSKIP_INLINE inline void add_block(f32v (&acc)[NS][NC], const View * const (&view)[NS],
+                                    const activations_32 * const (&a)[NC]) {
     const i32v             one = factor_of(i32v{} + 1);
     dot_product<F::MAX, 8> dot[NS][NC];
     i32v                   sum[NS][NC];
@@ -188,7 +190,9 @@ PYSKIP_INLINE inline void add_block(f32v (&acc)[NS][NC], const View * const (&vi
 }
 
 // A block of NC columns of the product, for strips whose weights are read as they are packed.
-template <class F, int NC> void multiply_packed(const char * strip, int64_t n_block, const void * const * activations, float * const * out, int n_row) {
+template <class F, int NC>
+void multiply_packed(const char * strip, int64_t n_block, const void * const * activations, float * const * out,
+                     int n_row) {
     typedef typename F::activations A;
     const typename F::block *       blocks = (const typename F::block *) strip;
 
@@ -216,9 +220,9 @@ void multiply_expanded(const expanded<F> * const * blocks, int n_block, bool is_
                        const void * const * activations, float * const * out, const int * n_row) {
     typedef typename F::activations A;
 
-    f32v              acc[NS][NC];
+    f32v                acc[NS][NC];
     const expanded<F> * view[NS];
-    const A *         a[NC];
+    const A *           a[NC];
     for (int s = 0; s < NS; ++s) {
         view[s] = blocks[s];
         for (int c = 0; c < NC; ++c) {

@@ -331,9 +331,10 @@ void pyskip_gather_get(const pyskip_gather * gather, int32_t il, pyskip_gather_s
         sums->n_row   = layer.cross->ne[0];
         sums->n_cross = layer.cross->ne[1];
     } else {
-        sums->cross   = layer.neurons.data();
-        sums->n_row   = 1;
-        sums->n_cross = (int64_t) layer.neurons.size();
+        sums->cross      = layer.neurons.data();
+        sums->n_row      = 1;
+        sums->n_cross    = (int64_t) layer.neurons.size();
+        sums->activation = layer.activation;
     }
 }
 

@@ -150,17 +150,27 @@ void neurons_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
     }
 }
 
-// What the block's ffn_down reads if the block is silu(gate) * up of its input, and nothing more; else nullptr.
-ggml_tensor * swiglu_of(const pyskip_block & block) {
+pyskip_activation activation_of(const ggml_tensor * h) {
+    if (h->op != GGML_OP_GLU || h->op_params[1] != 0 /* swapped */) {
+        return PYSKIP_ACTIVATION_NONE;
+    }
+    switch (ggml_get_glu_op(h)) {
+        case GGML_GLU_OP_SWIGLU: return PYSKIP_ACTIVATION_SILU;
+        case GGML_GLU_OP_GEGLU: return PYSKIP_ACTIVATION_GELU;
+        case GGML_GLU_OP_REGLU: return PYSKIP_ACTIVATION_RELU;
+        default: return PYSKIP_ACTIVATION_NONE;
+    }
+}
+
+// What the block's ffn_down reads if that is activation(gate) * up of the block's input, and nothing more; else nullptr.
+ggml_tensor * glu_of(const pyskip_block & block) {
     const auto is_projection = [&](const ggml_tensor * t) {
         return t == nullptr || (t->op == GGML_OP_MUL_MAT && t->src[1] == block.input);
     };
     for (const ggml_tensor * node : block.region) {
         if (node->op == GGML_OP_MUL_MAT && pyskip_ffn_down_layer(node->src[0]->name) == block.il) {
             ggml_tensor * h = node->src[1];
-            return h->op == GGML_OP_GLU && ggml_get_glu_op(h) == GGML_GLU_OP_SWIGLU &&
-                           h->op_params[1] == 0 /* not swapped */ && is_projection(h->src[0]) &&
-                           is_projection(h->src[1])
+            return activation_of(h) != PYSKIP_ACTIVATION_NONE && is_projection(h->src[0]) && is_projection(h->src[1])
                        ? h
                        : nullptr;
         }
@@ -176,10 +186,11 @@ std::vector<ggml_tensor *> pyskip_gather_build(ggml_context * ctx, pyskip_gather
     layer.slot                  = &slot;
 
     if (gather.kind == PYSKIP_GATHER_NEURONS) {
-        ggml_tensor * hidden = swiglu_of(slot.block);
+        ggml_tensor * hidden = glu_of(slot.block);
         if (hidden == nullptr) {
             return {};
         }
+        layer.activation = activation_of(hidden);
         layer.neurons.resize(hidden->ne[0]);
         return { pyskip_operator(ctx, 1, 1, { hidden }, neurons_compute, &layer) };
     }

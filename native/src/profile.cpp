@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <cstring>
 #include <memory>
+#include <utility>
 
 namespace {
 
@@ -83,7 +84,7 @@ private:
             return fail("general.architecture", kind, "pyskip (a profile, not a model)");
         }
         int64_t version;
-        if (!number("pyskip.profile_version", PYSKIP_PROFILE_VERSION, PYSKIP_PROFILE_VERSION, version) ||
+        if (!number("pyskip.profile_version", 1, PYSKIP_PROFILE_VERSION, version) ||
             !number("pyskip.block_count", 1, MAX_LAYER, n_layer) ||
             !number("pyskip.embedding_length", 1, MAX_EMBD, n_embd) || !number("pyskip.warmup", 0, INT32_MAX, warmup) ||
             !number("pyskip.calibration.n_tokens", 0, UINT32_MAX, n_tokens) ||
@@ -101,11 +102,32 @@ private:
         if (!is_gated && !is_linear && std::strcmp(info.stand_in, "none") != 0) {
             return fail("pyskip.stand_in", info.stand_in, "linear, gated or none");
         }
+        if (is_gated && version >= 2 && !read_activation()) {
+            return false;
+        }
         info.n_layer  = (int32_t) n_layer;
         info.n_embd   = (int32_t) n_embd;
         info.warmup   = (int32_t) warmup;
         info.n_tokens = n_tokens;
         return true;
+    }
+
+    bool read_activation() {
+        char    name[8];
+        int64_t is_one;
+        if (!text("pyskip.activation", name, sizeof(name), true) || !number("pyskip.hidden_norm", 0, 1, is_one)) {
+            return false;
+        }
+        is_normed = is_one == 1;
+        for (const auto & [known, value] :
+             { std::pair("silu", PYSKIP_ACTIVATION_SILU), std::pair("gelu", PYSKIP_ACTIVATION_GELU),
+               std::pair("relu", PYSKIP_ACTIVATION_RELU) }) {
+            if (std::strcmp(name, known) == 0) {
+                activation = value;
+                return true;
+            }
+        }
+        return fail("pyskip.activation", name, "silu, gelu or relu");
     }
 
     // A float32 array of as many values as the curve has points.
@@ -223,7 +245,9 @@ private:
             return fail("tensor blk." + std::to_string(il) + ".skip_gate_up.weight or .skip_down.weight", "none",
                         "both, beside the gate");
         }
-        own.rank = own.down->ne[0];
+        own.activation = activation;
+        own.is_normed  = is_normed;
+        own.rank       = own.down->ne[0];
         if (own.rank < 1 || own.rank > 4 * n_embd) {
             return fail("tensor " + std::string(own.down->name), "width " + std::to_string(own.rank),
                         "1 to 4 x n_embd");
@@ -330,6 +354,9 @@ private:
     pyskip_gguf_ptr gguf;
     bool            is_gated  = false;
     bool            is_linear = false;
+    bool            is_normed = false;
+
+    pyskip_activation activation = PYSKIP_ACTIVATION_SILU;
 
     std::vector<ggml_tensor *> gates;
     std::vector<ggml_tensor *> biases;

@@ -16,7 +16,7 @@
 struct ggml_tensor;
 
 // One layer's gate and stand-in, weights in the CPU's memory. Kinds: linear (down, then up; up alone if it has full
-// rank), gated (silu(gate) * up, then down), none (bias alone).
+// rank), gated (activation(gate) * up, then down), none (bias alone).
 struct pyskip_stand_in {
     const float * gate = nullptr; // [n_embd + 2]: on the normed input, on log(|x|), constant; nullptr: never skipped
     const float * bias = nullptr; // [n_embd]
@@ -24,6 +24,9 @@ struct pyskip_stand_in {
     ggml_tensor * down    = nullptr; // linear: [n_embd, rank]; gated: [width, n_embd]
     ggml_tensor * up      = nullptr; // linear: [rank, n_embd], or [n_embd, n_embd] without down
     ggml_tensor * gate_up = nullptr; // gated: [n_embd, 2*width]
+
+    pyskip_activation activation = PYSKIP_ACTIVATION_SILU; // gated
+    bool              is_normed  = false;                  // gated: `down` reads hidden values of root mean square 1
 
     int64_t bytes = 0; // what skipping one block reads in place of the block
     int64_t rank  = 0; // or width

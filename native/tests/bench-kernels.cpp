@@ -39,7 +39,8 @@ struct arm {
     }
 };
 
-static bool fill(const cpu & cpu, arm & arm, bool is_ours, ggml_type type, int64_t n_embd, int64_t n_row, int64_t n_column, const std::vector<char> & data) {
+static bool fill(const cpu & cpu, arm & arm, bool is_ours, ggml_type type, int64_t n_embd, int64_t n_row,
+                 int64_t n_column, const std::vector<char> & data) {
     for (ggml_backend_buffer_type_t buft : cpu.buffer_types()) {
         if ((strcmp(ggml_backend_buft_name(buft), "CPU_PYSKIP") == 0) != is_ours) {
             continue;
@@ -72,8 +73,9 @@ int main(int argc, char ** argv) {
     const int64_t n_embd = 1536;
     const int64_t n_row  = 8960;
 
-    const ggml_type types[] = { GGML_TYPE_Q4_K, GGML_TYPE_Q5_K, GGML_TYPE_Q6_K, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0,
-                                GGML_TYPE_Q5_1, GGML_TYPE_IQ4_XS, GGML_TYPE_IQ4_NL, GGML_TYPE_Q3_K, GGML_TYPE_Q2_K };
+    const ggml_type types[] = { GGML_TYPE_Q4_K,   GGML_TYPE_Q5_K,   GGML_TYPE_Q6_K, GGML_TYPE_Q8_0,
+                                GGML_TYPE_Q4_0,   GGML_TYPE_Q4_1,   GGML_TYPE_Q5_0, GGML_TYPE_Q5_1,
+                                GGML_TYPE_IQ4_XS, GGML_TYPE_IQ4_NL, GGML_TYPE_Q3_K, GGML_TYPE_Q2_K };
     printf("%-7s %4s %12s %12s %8s %8s %8s\n", "type", "n", "upstream us", "fast us", "GB/s", "GMAC/s", "ratio");
     for (ggml_type type : types) {
         bool is_wanted = argc <= 2;
@@ -83,9 +85,9 @@ int main(int argc, char ** argv) {
         if (!is_wanted) {
             continue;
         }
-        std::vector<float>                  rows(n_embd * 64);
-        std::mt19937                        random(1);
-        std::normal_distribution<float>     normal;
+        std::vector<float>              rows(n_embd * 64);
+        std::mt19937                    random(1);
+        std::normal_distribution<float> normal;
         for (float & w : rows) {
             w = normal(random);
         }
@@ -97,15 +99,17 @@ int main(int argc, char ** argv) {
         for (int64_t n_column : { 1, 2, 4, 6, 8, 16, 64, 256 }) {
             arm upstream;
             arm fast;
-            if (!fill(cpu, upstream, false, type, n_embd, n_row, n_column, data) || !fill(cpu, fast, true, type, n_embd, n_row, n_column, data)) {
+            if (!fill(cpu, upstream, false, type, n_embd, n_row, n_column, data) ||
+                !fill(cpu, fast, true, type, n_embd, n_row, n_column, data)) {
                 continue;
             }
             for (int round = 0; round < 7; ++round) {
                 upstream.run(cpu, n_threads);
                 fast.run(cpu, n_threads);
             }
-            printf("%-7s %4d %12.0f %12.0f %8.1f %8.0f %8.2f\n", ggml_type_name(type), (int) n_column, 1e6 * upstream.median(), 1e6 * fast.median(),
-                   data.size() / fast.median() / 1e9, 1e-9 * n_embd * n_row * n_column / fast.median(), upstream.median() / fast.median());
+            printf("%-7s %4d %12.0f %12.0f %8.1f %8.0f %8.2f\n", ggml_type_name(type), (int) n_column,
+                   1e6 * upstream.median(), 1e6 * fast.median(), data.size() / fast.median() / 1e9,
+                   1e-9 * n_embd * n_row * n_column / fast.median(), upstream.median() / fast.median());
             fflush(stdout);
         }
     }

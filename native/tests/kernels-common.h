@@ -60,8 +60,8 @@ struct product {
     ggml_cgraph *           graph;
 
     // n_expert > 0: so many matrices, n_used of them for each column
-    product(const cpu & cpu, ggml_backend_buffer_type_t type_of_buffer, ggml_type type, int64_t n_embd, int64_t n_row, int64_t n_column,
-            int64_t n_expert = 0, int64_t n_used = 0) {
+    product(const cpu & cpu, ggml_backend_buffer_type_t type_of_buffer, ggml_type type, int64_t n_embd, int64_t n_row,
+            int64_t n_column, int64_t n_expert = 0, int64_t n_used = 0) {
         const ggml_init_params params = { 16 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true };
         weights_ctx.reset(ggml_init(params));
         ctx.reset(ggml_init(params));

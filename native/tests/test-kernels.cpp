@@ -10,8 +10,9 @@
 #include <random>
 #include <string>
 
-static const ggml_type TYPES[] = { GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1,   GGML_TYPE_Q8_0,   GGML_TYPE_IQ4_NL,
-                                   GGML_TYPE_Q2_K, GGML_TYPE_Q3_K, GGML_TYPE_Q4_K, GGML_TYPE_Q5_K, GGML_TYPE_Q6_K, GGML_TYPE_IQ4_XS };
+static const ggml_type TYPES[] = { GGML_TYPE_Q4_0, GGML_TYPE_Q4_1,   GGML_TYPE_Q5_0, GGML_TYPE_Q5_1,
+                                   GGML_TYPE_Q8_0, GGML_TYPE_IQ4_NL, GGML_TYPE_Q2_K, GGML_TYPE_Q3_K,
+                                   GGML_TYPE_Q4_K, GGML_TYPE_Q5_K,   GGML_TYPE_Q6_K, GGML_TYPE_IQ4_XS };
 
 // upstream's own bound for products, tests/test-backend-ops.cpp
 static constexpr double MAX_NMSE = 5e-4;
@@ -27,14 +28,17 @@ static float uniform(float lo, float hi) {
 // Where a block of the type holds f16 numbers, in bytes; -1: no second one.
 static void scales_of(ggml_type type, int & d, int & m) {
     const int size = (int) ggml_type_size(type);
-    d = 0;
-    m = -1;
+    d              = 0;
+    m              = -1;
     switch (type) {
         case GGML_TYPE_Q4_1:
         case GGML_TYPE_Q5_1:
         case GGML_TYPE_Q4_K:
         case GGML_TYPE_Q5_K: m = 2; break;
-        case GGML_TYPE_Q2_K: d = size - 4; m = size - 2; break;
+        case GGML_TYPE_Q2_K:
+            d = size - 4;
+            m = size - 2;
+            break;
         case GGML_TYPE_Q3_K:
         case GGML_TYPE_Q6_K: d = size - 2; break;
         default: break;
@@ -59,7 +63,9 @@ static std::vector<uint8_t> make_weights(ggml_type type, content content, int64_
     int d, m;
     scales_of(type, d, m);
     for (size_t block = 0; block < data.size(); block += ggml_type_size(type)) {
-        const float scale = content == ZEROS ? 0.0f : content == LARGEST ? 1.0f : uniform(-1.0f, 1.0f) * std::pow(10.0f, uniform(-4.0f, 0.0f));
+        const float scale = content == ZEROS     ? 0.0f
+                            : content == LARGEST ? 1.0f
+                                                 : uniform(-1.0f, 1.0f) * std::pow(10.0f, uniform(-4.0f, 0.0f));
         for (int at : { d, m }) {
             if (at >= 0) {
                 const ggml_fp16_t half = ggml_fp32_to_fp16(at == d ? scale : uniform(-1.0f, 1.0f) * scale);
@@ -73,7 +79,9 @@ static std::vector<uint8_t> make_weights(ggml_type type, content content, int64_
 static std::vector<float> make_activations(content content, int64_t n_embd, int64_t n) {
     std::vector<float> x(n_embd * n);
     for (size_t i = 0; i < x.size(); ++i) {
-        x[i] = content == LARGEST ? (i % 3 ? 1.0f : -1.0f) : content == ZEROS && i % 512 < 256 ? 0.0f : uniform(-1.0f, 1.0f);
+        x[i] = content == LARGEST                  ? (i % 3 ? 1.0f : -1.0f)
+               : content == ZEROS && i % 512 < 256 ? 0.0f
+                                                   : uniform(-1.0f, 1.0f);
         if (content == ANY_BITS && i % 97 == 0) {
             x[i] *= 30.0f; // an outlier, as real activations have
         }
@@ -95,8 +103,9 @@ static double nmse(const std::vector<float> & y, const std::vector<double> & exp
 }
 
 // The product's result, computed into memory with a guard on both sides of it.
-static std::vector<float> compute(const cpu & cpu, product & p, const std::vector<uint8_t> & weights, const std::vector<float> & x,
-                                  const std::vector<int32_t> & ids, int64_t shortened_to = 0) {
+static std::vector<float> compute(const cpu & cpu, product & p, const std::vector<uint8_t> & weights,
+                                  const std::vector<float> & x, const std::vector<int32_t> & ids,
+                                  int64_t shortened_to = 0) {
     ggml_backend_tensor_set(p.weights, weights.data(), 0, weights.size());
     memcpy(p.x->data, x.data(), ggml_nbytes(p.x));
     if (p.ids) {
@@ -135,7 +144,8 @@ struct shape {
 static void test(const cpu & cpu, ggml_type type, content content, const shape & s) {
     const int64_t n_matrix = std::max<int64_t>(1, s.n_expert);
     product       fast(cpu, cpu.buffer_type("CPU_PYSKIP"), type, s.n_embd, s.n_row, s.n_column, s.n_expert, s.n_used);
-    product       upstream(cpu, ggml_backend_dev_buffer_type(cpu.dev), type, s.n_embd, s.n_row, s.n_column, s.n_expert, s.n_used);
+    product       upstream(cpu, ggml_backend_dev_buffer_type(cpu.dev), type, s.n_embd, s.n_row, s.n_column, s.n_expert,
+                           s.n_used);
     CHECK(fast.is_supported);
     if (!fast.is_supported) {
         return;
@@ -171,8 +181,8 @@ static void test(const cpu & cpu, ggml_type type, content content, const shape &
     const double upstream_error = nmse(compute(cpu, upstream, weights, x, ids, s.shortened_to), expected);
     // where terms cancel, upstream itself is beyond its bound
     if (!(error <= std::max(MAX_NMSE, 1.5 * upstream_error))) {
-        printf("%s, content %d, %d x %d by %d columns, %d experts: NMSE %g, upstream's %g\n", ggml_type_name(type), content, (int) s.n_row,
-               (int) s.n_embd, (int) s.n_column, (int) s.n_expert, error, upstream_error);
+        printf("%s, content %d, %d x %d by %d columns, %d experts: NMSE %g, upstream's %g\n", ggml_type_name(type),
+               content, (int) s.n_row, (int) s.n_embd, (int) s.n_column, (int) s.n_expert, error, upstream_error);
         CHECK(error <= std::max(MAX_NMSE, 1.5 * upstream_error));
     }
 }
@@ -200,7 +210,7 @@ static void test_columns_are_independent(const cpu & cpu, ggml_type type) {
 static void test_switch(const cpu & cpu) {
     ggml_backend_buffer_type_t buft = cpu.buffer_type("CPU_PYSKIP");
 
-    product                    before(cpu, buft, GGML_TYPE_Q4_K, 256, 32, 3);
+    product before(cpu, buft, GGML_TYPE_Q4_K, 256, 32, 3);
     CHECK(pyskip_kernels_set((enum pyskip_kernels) 7) == PYSKIP_STATUS_INVALID);
     CHECK(pyskip_kernels_get() == PYSKIP_KERNELS_FAST);
     CHECK(pyskip_kernels_set(PYSKIP_KERNELS_UPSTREAM) == PYSKIP_STATUS_OK);

@@ -29,7 +29,8 @@ __all__ = ["Calibration", "Settings", "calibrate"]
 N_WINDOW = 512  # tokens; the model's own context if that is less
 WARMUP = 16
 N_FIT, N_FIT_SAMPLED, ALL = 16, 160, 1 << 30
-N_CHOOSE = 2  # windows that neurons are chosen on
+N_CHOOSE = 4  # windows that neurons are chosen on
+SAMPLE_SHARE = 0.3  # of the time; the passes over what is written, and measuring, take the rest
 
 F32 = npt.NDArray[np.float32]
 Progress = Callable[[str, int, int, str], None]  # stage, done, total, what to show
@@ -40,10 +41,11 @@ class Settings:
     """What `pyskip calibrate` may be asked for.
 
     rank: of linear stand-ins, at most n_embd (the default: one matrix of full rank), which otherwise serve only blocks
-        that are no silu(gate) * up.
+        that are no activation(gate) * up.
     width: neurons of gated ones.
     n_fit, n_curve: windows of N_WINDOW tokens to fit on, and to measure on. n_fit None: N_FIT; to distill, all of a
         text or N_FIT_SAMPLED of the model's own.
+    minutes: that the closed form may take in all, about; then there is as much of the model's own text as fits.
     n_harm: of those to fit on, windows that the harm is measured on; 0: gates predict the error alone.
     distill: seconds of end-to-end training instead of the closed form; 0: none.
     """
@@ -53,6 +55,7 @@ class Settings:
     quantisation: str = "Q4_0"
     n_fit: int | None = None
     n_curve: int = 3
+    minutes: float | None = None
     n_harm: int = 4
     seed: int = 1
     distill: float = 0.0
@@ -114,6 +117,7 @@ class Run:
         self.info = llm.engine.info
         self.rank = min(settings.rank or self.n_embd, self.n_embd)
         self.stand_in = "gated" if settings.distill else "linear"
+        self.activation, self.hidden_norm = "silu", False
         self.layers: list[LayerFit | None] = [None] * self.n_layer
         self.stand_in_r2: dict[int, float] = {}
         self.gate_r2: dict[int, float] = {}
@@ -144,7 +148,8 @@ class Run:
             n_fit = s.n_fit or (ALL if s.distill else N_FIT)
             return read_text(self.llm, s.text, self.llm.n_ctx(), n_fit, s.n_curve, s.seed)
         n_fit = s.n_fit or (N_FIT_SAMPLED if s.distill else N_FIT)
-        return sample_text(self.llm, self.llm.n_ctx(), n_fit, s.n_curve, s.seed, self.progress)
+        seconds = 60 * s.minutes * SAMPLE_SHARE if s.minutes else None
+        return sample_text(self.llm, self.llm.n_ctx(), n_fit, s.n_curve, s.seed, self.progress, seconds)
 
     # Closed form
 
@@ -172,17 +177,20 @@ class Run:
 
     def _fit_gated(self) -> None:
         """The strongest of each block's own neurons, and a skip_down that makes up for the rest."""
-        neurons, own = Neurons(self.llm.model_path), {}
+        neurons = Neurons(self.llm.model_path)
+        own: dict[int, F32] = {}  # the down of those that were chosen
         width = self.settings.width or default_width(self.info.n_ff)
 
         def choose(il: int, sums: LayerSums) -> None:
             found = neurons.strongest(il, sums.cross[0], width)
-            if found is not None:
+            activation = sums.activation or self.activation
+            if found is not None and (not own or activation == self.activation):  # one for all layers
+                self.activation = activation
                 gate_up, own[il] = found
                 self._set_stand_in(il, {"skip_gate_up": gate_up, "skip_down": own[il]})
 
         def fit(il: int, sums: LayerSums) -> None:
-            fitted, layer = fit_gated_stand_in(sums, own.pop(il)), self.layers[il]
+            fitted, layer = fit_gated_stand_in(sums, own.pop(il), is_normed=self.hidden_norm), self.layers[il]
             assert layer is not None
             self.stand_in_r2[il] = fitted.explained
             stored = quantise(fitted.matrices["skip_down"], self.settings.quantisation)
@@ -190,7 +198,7 @@ class Run:
 
         self._gather(self.text.fitted[:N_CHOOSE], Kind.NEURONS, choose, "neurons")
         if own:
-            self.stand_in, self.rank = "gated", width
+            self.stand_in, self.rank, self.hidden_norm = "gated", width, neurons.has_post_norm()
             self._gather(self.text.fitted, Kind.HIDDEN, fit, "stand-ins")
 
     def _fit_linear(self) -> None:
@@ -271,5 +279,7 @@ class Run:
             n_tokens=self.text.n_tokens,
             warmup=WARMUP,
             made_by=f"pyskip {__version__}",
+            activation=self.activation,
+            hidden_norm=self.hidden_norm,
         )
         write_profile(path, self.layers, points, recommended, provenance, self.settings.quantisation)

@@ -47,6 +47,12 @@ def _mean_diagonal(gram: F64) -> float:
     return float(np.trace(gram)) / len(gram)
 
 
+def _scale(start: F64, gram: F64, cross: F64) -> float:
+    """What the map from features to outputs is best multiplied with."""
+    own = float((start * (gram @ start)).sum())
+    return float((start * cross).sum()) / own if own > 0 else 1.0
+
+
 def _explained(fitted: F64, gram: F64, cross: F64, energy: float) -> float:
     missed = energy - 2 * float((fitted * cross).sum()) + float((fitted * (gram @ fitted)).sum())
     return 1 - missed / energy if energy > 0 else 0.0
@@ -78,11 +84,13 @@ def fit_linear_stand_in(sums: LayerSums, rank: int) -> StandInFit | None:
     return StandInFit(fitted[n_embd].astype(np.float32), matrices, explained)
 
 
-def fit_gated_stand_in(sums: LayerSums, down: F32) -> StandInFit:
+def fit_gated_stand_in(sums: LayerSums, down: F32, *, is_normed: bool = False) -> StandInFit:
     """From Kind.HIDDEN: skip_down [n_embd, width] and the bias with the least squared error, drawn back to `down`, the
-    columns that the block itself has for these neurons."""
+    columns that the block itself has for these neurons; of normed hidden values, up to a scale."""
     gram, cross = sums.gram.astype(np.float64), sums.cross.astype(np.float64)
     start = np.concatenate([down.T.astype(np.float64), np.zeros((1, len(down)))])  # [width + 1, n_embd]
+    if is_normed:
+        start *= _scale(start, gram, cross)
     diagonal = gram.diagonal()
     penalty = GATED_RIDGE * diagonal + 1e-6 * diagonal.mean()
     penalty[-1] = 0  # the bias is free

@@ -29,6 +29,9 @@ class Kind(enum.IntEnum):
     ERRORS = lib.PYSKIP_GATHER_ERRORS
 
 
+ACTIVATIONS = (None, "silu", "gelu", "relu")  # enum pyskip_activation
+
+
 @dataclass(frozen=True)
 class LayerSums:
     """Sums over tokens of features f and targets t, which are, x being the stream and xn the normed input of a block:
@@ -43,6 +46,7 @@ class LayerSums:
     cross: npt.NDArray[np.float32]  # [n_row, n_target], sum of f t'
     energy: float  # sum of |t|^2; 0 for NEURONS
     n_tokens: int
+    activation: str | None = None  # of the NEURONS: silu, gelu or relu
 
 
 def gather(
@@ -99,4 +103,5 @@ def _take(native: object, il: int) -> LayerSums | None:
         return np.frombuffer(ffi.buffer(data, rows * sums.n_row * 4), np.float32).reshape(rows, sums.n_row)
 
     gram = view(sums.gram, sums.n_row) if sums.gram != ffi.NULL else np.empty((0, 0), np.float32)
-    return LayerSums(gram, view(sums.cross, sums.n_cross).T, float(sums.energy), int(sums.n_tokens))
+    cross, activation = view(sums.cross, sums.n_cross).T, ACTIVATIONS[sums.activation]
+    return LayerSums(gram, cross, float(sums.energy), int(sums.n_tokens), activation)

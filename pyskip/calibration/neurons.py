@@ -10,6 +10,8 @@ import numpy.typing as npt
 
 __all__ = ["Neurons", "default_width"]
 
+POST_NORM = "post_ffw_norm"
+
 F32 = npt.NDArray[np.float32]
 
 
@@ -19,10 +21,15 @@ def default_width(n_ff: int) -> int:
 
 
 class Neurons:
-    """The FFN weights of a model whose blocks are silu(gate) * up: `ffn_gate` and `ffn_up`, or both in `ffn_up`."""
+    """The weights of FFN blocks that are activation(gate) * up: `ffn_gate` and `ffn_up`, or both in `ffn_up`."""
 
     def __init__(self, model_path: str | os.PathLike[str]) -> None:
-        self._tensors = {t.name: t for t in gguf.GGUFReader(model_path).tensors if ".ffn_" in t.name}
+        tensors = gguf.GGUFReader(model_path).tensors
+        self._tensors = {t.name: t for t in tensors if ".ffn_" in t.name or POST_NORM in t.name}
+
+    def has_post_norm(self) -> bool:
+        """Whether a norm lies between the block's last matrix and the stream (Gemma 2 and 3, OLMo 2)."""
+        return any(POST_NORM in name for name in self._tensors)
 
     def _matrix(self, il: int, name: str) -> F32 | None:
         tensor = self._tensors.get(f"blk.{il}.{name}.weight")
@@ -31,7 +38,8 @@ class Neurons:
         return gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
 
     def strongest(self, il: int, squares: F32, width: int) -> tuple[F32, F32] | None:
-        """(gate_up [2*width, n_embd], down [n_embd, width]) of the neurons with the most output energy.
+        """(gate_up [2*width, n_embd], down [n_embd, width]) of the neurons with the most output energy. Of a block with
+        a post-norm, `down` holds the norm's gains and lacks each token's scale.
 
         squares: [n_ff], the sums of Kind.NEURONS. None if the file does not hold the weights as plain matrices, or
         there are no more neurons than `width`.
@@ -47,5 +55,8 @@ class Neurons:
         n_ff = len(squares)
         if width >= n_ff or len(gate) != n_ff or len(up) != n_ff or down.shape[1] != n_ff:
             return None
+        gain = self._tensors.get(f"blk.{il}.{POST_NORM}.weight")
+        if gain is not None:
+            down = down * gguf.dequantize(gain.data, gain.tensor_type).astype(np.float32)[:, None]
         chosen = np.argsort(-squares * (down**2).sum(axis=0))[:width]
         return np.concatenate([gate[chosen], up[chosen]]), np.ascontiguousarray(down[:, chosen])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from ..errors import DecodeError, PyskipError
 from ..runtime.batch import BatchContext
 from ..runtime.generation import chat_tokens
 from ..runtime.llama import Llama
+from .prompts import PROMPTS
 
 __all__ = ["CalibrationText", "Tokens", "read_text", "sample_text"]
 
@@ -71,53 +74,82 @@ def read_text(llm: Llama, paths: Sequence[Path], n_window: int, n_fit: int, n_he
     return _split([windows[i] for i in order], n_fit, n_held, source, digest.hexdigest())
 
 
-def sample_text(llm: Llama, n_window: int, n_fit: int, n_held: int, seed: int, progress: Progress) -> CalibrationText:
-    """Windows that the model writes at temperature 1: half from nothing, half as a user's turn that it then answers."""
-    rng = np.random.default_rng(seed)
-    starts = _starts(llm)
+def sample_text(
+    llm: Llama, n_window: int, n_fit: int, n_held: int, seed: int, progress: Progress, seconds: float | None = None
+) -> CalibrationText:
+    """Windows that the model writes at temperature 1: every fourth from nothing, the others as answers to PROMPTS, the
+    next as soon as one is answered.
+
+    seconds: for as long, whatever n_fit, but N_SEQ windows at least.
+    """
+    rng, begin = np.random.default_rng(seed), time.monotonic()
     windows: list[Tokens] = []
-    n_round = -(-(n_fit + n_held) // N_SEQ)
-    n_seq = -(-(n_fit + n_held) // n_round)
+    n_round = 1 if seconds else -(-(n_fit + n_held) // N_SEQ)
+    n_seq = N_SEQ if seconds else -(-(n_fit + n_held) // n_round)
+    starts = _Starts(llm, rng)
     with BatchContext(llm, n_seq, n_window, n_seq) as context:
-        for i in range(n_round):
+        i = 0
+        while i < n_round:
             context.clear()
-            prefixes = [starts[s % len(starts)] for s in range(n_seq)]
-            windows += _sample(context, prefixes, n_window, rng, lambda done, i=i: progress(  # type: ignore[misc]
-                "sample", i * n_window + done, n_round * n_window, ""))  # fmt: skip
+            windows += _sample(context, starts, llm.engine.is_eog, n_seq, n_window, rng, lambda done: progress(
+                "sample", i * n_window + done, n_round * n_window, ""))  # noqa: B023  # fmt: skip
+            i += 1
+            if seconds:
+                n_round = max(i, int(seconds * i / (time.monotonic() - begin)))
+    n_fit = len(windows) - n_held if seconds else n_fit
     order = rng.permutation(len(windows))
     digest = hashlib.sha256(np.concatenate(windows).tobytes()).hexdigest()
     return _split([windows[i] for i in order], n_fit, n_held, f"sampled from the model, seed {seed}", digest)
 
 
-def _starts(llm: Llama) -> list[list[int]]:
-    empty = llm.token_eos() if llm.token_bos() < 0 or not llm.engine.adds_bos else llm.token_bos()
-    starts = [[empty if empty >= 0 else 0]]
-    try:
-        a, b = (chat_tokens(llm, [{"role": "user", "content": text}]) for text in ("A", "The"))
-    except DecodeError:
-        return starts
-    n_same = next((i for i, (s, t) in enumerate(zip(a, b, strict=False)) if s != t), 0)
-    return [*starts, a[:n_same]] if n_same else starts
+class _Starts:
+    """What a sequence begins with, and goes on with where the model has said all that it wants to."""
+
+    def __init__(self, llm: Llama, rng: np.random.Generator) -> None:
+        empty = llm.token_eos() if llm.token_bos() < 0 or not llm.engine.adds_bos else llm.token_bos()
+        self._empty = [empty if empty >= 0 else 0]
+        self._prompts = [self._tokens(llm, PROMPTS[i]) for i in rng.permutation(len(PROMPTS))]
+        self._next = 0
+
+    def _tokens(self, llm: Llama, prompt: str) -> list[int]:
+        """By the chat template; a model without one, or whose template wants something else, goes on from the text."""
+        with suppress(DecodeError):
+            if llm.metadata.get("tokenizer.chat_template"):
+                return chat_tokens(llm, [{"role": "user", "content": prompt}])
+        return [*self._empty, *llm.tokenize(f"{prompt}\n\n".encode(), add_bos=False, special=False)]
+
+    def take(self, s: int) -> list[int]:
+        """For sequence s."""
+        if s % 4 == 0:
+            return list(self._empty)
+        self._next += 1
+        return list(self._prompts[self._next % len(self._prompts)])
 
 
 def _sample(
     context: BatchContext,
-    prefixes: list[list[int]],
+    starts: _Starts,
+    is_eog: Callable[[int], bool],
+    n_seq: int,
     n_window: int,
     rng: np.random.Generator,
     progress: Callable[[int], None],
 ) -> list[Tokens]:
-    n_seq = len(prefixes)
     tokens = np.zeros((n_seq, n_window), np.int32)
-    known = np.zeros((n_seq, n_window), bool)
-    for s, prefix in enumerate(prefixes):
-        n = min(len(prefix), n_window)
-        tokens[s, :n], known[s, :n] = prefix[:n], True
+    given = [starts.take(s) for s in range(n_seq)]  # what is still to come of a start, by sequence
     wanted = np.ones(n_seq, bool)
+    for s in range(n_seq):
+        tokens[s, 0] = given[s].pop(0)
     for pos in range(n_window - 1):
         logits = context.decode(tokens[:, pos].tolist(), [pos] * n_seq, range(n_seq), wanted)
         drawn = _draw(logits, rng)
-        tokens[:, pos + 1] = np.where(known[:, pos + 1], tokens[:, pos + 1], drawn)
+        for s in range(n_seq):
+            if given[s]:
+                tokens[s, pos + 1] = given[s].pop(0)
+                continue
+            tokens[s, pos + 1] = drawn[s]
+            if is_eog(int(drawn[s])):
+                given[s] = starts.take(s)
         progress(pos + 2)
     return list(tokens)
 

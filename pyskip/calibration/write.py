@@ -17,7 +17,7 @@ from ..replace import replacing
 
 __all__ = ["LayerFit", "Provenance", "Quantised", "quantise", "write_profile"]
 
-PROFILE_VERSION = 1
+PROFILE_VERSION = 2
 F32 = npt.NDArray[np.float32]
 
 
@@ -57,6 +57,8 @@ class Provenance:
     n_tokens: int
     warmup: int
     made_by: str
+    activation: str = "silu"  # of gated stand-ins: silu, gelu or relu
+    hidden_norm: bool = False  # whether their skip_down reads hidden values of root mean square 1
 
 
 def quantise(matrix: F32, quantisation: str) -> Quantised:
@@ -103,11 +105,12 @@ def _write(
     for key, number in (
         ("profile_version", PROFILE_VERSION), ("block_count", len(layers)), ("embedding_length", n_embd),
         ("warmup", provenance.warmup), ("recommended", recommended), ("calibration.n_tokens", provenance.n_tokens),
+        ("hidden_norm", int(provenance.hidden_norm)),
     ):  # fmt: skip
         writer.add_uint32(f"pyskip.{key}", number)
     for key, text in (
         ("model_fingerprint", provenance.fingerprint), ("model_name", provenance.model),
-        ("stand_in", provenance.stand_in),
+        ("stand_in", provenance.stand_in), ("activation", provenance.activation),
         ("calibration.method", provenance.method), ("calibration.text", provenance.text),
         ("calibration.text_sha256", provenance.text_sha256), ("calibration.version", provenance.made_by),
     ):  # fmt: skip

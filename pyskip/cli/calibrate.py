@@ -26,7 +26,7 @@ __all__ = ["calibrate"]
     "--rank",
     type=click.IntRange(1, 1 << 17),
     metavar="R",
-    help="Linear stand-ins, of this rank. [default: gated ones if the block is silu(gate) * up, else full rank]",
+    help="Linear stand-ins, of this rank. [default: gated ones if the block is activation(gate) * up, else full rank]",
 )
 @click.option("-o", "--output", metavar="FILE", help="The profile. [default: MODEL.skip.gguf, beside the model]")
 @click.option(
@@ -42,6 +42,12 @@ __all__ = ["calibrate"]
     type=click.IntRange(1, 1 << 20),
     metavar="N",
     help="Windows of 512 tokens to fit on. [default: 16; to distill, all of a text, or 160 of the model's own]",
+)
+@click.option(
+    "--minutes",
+    type=click.FloatRange(1, 1e5),
+    metavar="N",
+    help="Let the model write as much text as about N minutes in all allow, instead of --fit.",
 )
 @click.option(
     "--curve",
@@ -93,6 +99,7 @@ def calibrate(
     output: str | None,
     quantisation: str,
     n_fit: int | None,
+    minutes: float | None,
     n_curve: int,
     n_harm: int,
     distill: float | None,
@@ -114,6 +121,7 @@ def calibrate(
         rank=rank,
         quantisation=quantisation.upper(),
         n_fit=n_fit,
+        minutes=minutes,
         n_curve=n_curve,
         n_harm=n_harm,
         seed=seed,

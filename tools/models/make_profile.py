@@ -44,6 +44,8 @@ def make_profile(
     kind: str = "q4_0",
     seed: int = 0,
     scale: float = 0.3,
+    activation: str = "silu",
+    hidden_norm: bool = False,
 ) -> None:
     """A profile that the model accepts. The thresholds of its curve run from -2 to 2 over rates from 0.05 to 0.95."""
     info = pyskip.inspect(model)
@@ -52,7 +54,7 @@ def make_profile(
     curve = [Point(rate, 4 * rate - 2, 1.0, 0.0, 0.0, 0.0, 1.0) for rate in np.linspace(0.05, 0.95, 10).tolist()]
     provenance = Provenance(
         model=info.name, fingerprint=info.fingerprint, stand_in=stand_in, method="random", text="none", text_sha256="",
-        n_tokens=0, warmup=4, made_by=f"pyskip {pyskip.__version__}",
+        n_tokens=0, warmup=4, made_by=f"pyskip {pyskip.__version__}", activation=activation, hidden_norm=hidden_norm,
     )  # fmt: skip
     write_profile(output, layers, curve, 2, provenance, kind.upper())
 
