@@ -186,8 +186,8 @@ PYSKIP_API size_t pyskip_take_trace(struct llama_context * ctx, size_t n, struct
 // it was called with false before.
 PYSKIP_API enum pyskip_status pyskip_set_abort(struct llama_context * ctx, bool abort);
 
-// Between (ctx, true) and (ctx, false) SIGINT makes the llama_decode() of this context stop, as pyskip_set_abort() does, and
-// then goes to the handler that was there before. For one context at a time, once pyskip_set_abort(ctx, false) was called.
+// Between (ctx, true) and (ctx, false) SIGINT makes the llama_decode() of this context stop, as pyskip_set_abort() does; the
+// handler that was there before gets it then. For one context at a time, once pyskip_set_abort(ctx, false) was called.
 PYSKIP_API void pyskip_watch_interrupt(struct llama_context * ctx, bool begin);
 
 // For models larger than memory, mapped from their file: under a policy other than off, from the next llama_decode() on,

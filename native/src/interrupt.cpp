@@ -15,14 +15,8 @@ std::atomic<bool>         sigint_heard{ false };
 
 struct sigaction sigint_before {};
 
-// Only what a signal handler may call.
-void on_interrupt(int signal, siginfo_t * info, void * context) {
+void on_interrupt(int) {
     sigint_heard = true;
-    if (sigint_before.sa_flags & SA_SIGINFO) {
-        sigint_before.sa_sigaction(signal, info, context);
-    } else if (sigint_before.sa_handler != SIG_DFL && sigint_before.sa_handler != SIG_IGN) {
-        sigint_before.sa_handler(signal); // Python's: it makes a note and returns
-    }
 }
 
 } // namespace
@@ -37,6 +31,9 @@ void pyskip_watch_interrupt(llama_context * ctx, bool begin) {
         if (sigint_state.load() == state) {
             sigaction(SIGINT, &sigint_before, nullptr);
             sigint_state = nullptr;
+            if (sigint_heard.exchange(false)) {
+                raise(SIGINT); // Python's turn, now that no callback of llama.cpp's swallows its exception
+            }
         }
         return;
     }
@@ -46,7 +43,7 @@ void pyskip_watch_interrupt(llama_context * ctx, bool begin) {
     sigint_heard   = false;
     sigint_state = state;
     struct sigaction action {};
-    action.sa_sigaction = on_interrupt;
-    action.sa_flags     = SA_SIGINFO | SA_RESTART;
+    action.sa_handler = on_interrupt;
+    action.sa_flags   = SA_RESTART;
     sigaction(SIGINT, &action, &sigint_before);
 }
