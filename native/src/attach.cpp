@@ -62,6 +62,10 @@ void pyskip_attach(pyskip_state & state, ggml_cgraph * gf, const llama_ubatch & 
     state.slots.clear();
     state.extra.reset();
     if (state.rule.type == PYSKIP_POLICY_OFF && !state.gather) {
+        if (!state.first_weights.empty()) {
+            state.first_weights.clear();
+            pyskip_stream_end(gf);
+        }
         return;
     }
     std::vector<pyskip_block> blocks = pyskip_graph_find(gf);
