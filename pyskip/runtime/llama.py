@@ -29,10 +29,11 @@ from .interrupt import interruptible
 from .model_file import ModelFile
 from .reuse import CacheLog, Origin
 from .skipping import Skipping
+from .template import TEMPLATE, check_template, usable_metadata
 
 __all__ = ["Llama"]
 
-OWN_ARGUMENTS = ("skip", "profile", "target_tps", "max_skip", "low_memory", "kernels")
+OWN_ARGUMENTS = ("skip", "profile", "target_tps", "max_skip", "low_memory", "kernels", "chat_template")
 
 
 @guarded
@@ -54,6 +55,9 @@ class Llama(Completion, Skipping, llama_cpp.Llama):  # type: ignore[misc]
 
     low_memory: for a model larger than memory. Weights stay in the mapped file, and under a policy other than off only
         those of blocks that run are read.
+
+    chat_template: Jinja, in the place of the model's own. Where neither can be parsed a warning says so, and chats use
+        ChatML.
 
     kernels: "fast", pyskip's own where it has them for a weight's type and the processor, or "upstream", whose logits
         are those of unpatched llama.cpp to the last bit.
@@ -84,6 +88,7 @@ class Llama(Completion, Skipping, llama_cpp.Llama):  # type: ignore[misc]
         max_skip: float | None = None,
         low_memory: bool = False,
         kernels: str = "fast",
+        chat_template: str | None = None,
         n_ctx: int = 512,
         n_threads: int | None = None,
         n_threads_batch: int | None = None,
@@ -93,6 +98,8 @@ class Llama(Completion, Skipping, llama_cpp.Llama):  # type: ignore[misc]
         check_names(kwargs, OWN_ARGUMENTS)
         policy = parse_skip(skip)
         check_kernels(kernels)
+        check_template(chat_template)
+        self._chat_template = chat_template
         path = os.fsdecode(resolve(model_path) if isinstance(model_path, str) else model_path)
         vocab_only = bool(kwargs.get("vocab_only"))
         file = ModelFile(path) if kwargs.get("use_mmap", True) else None
@@ -124,6 +131,8 @@ class Llama(Completion, Skipping, llama_cpp.Llama):  # type: ignore[misc]
             raise ModelLoadError(f"{path}: llama.cpp cannot load it ({reason})") from error
         self._engine = Engine(self.model, self.ctx, info, file, max(self.n_threads, self.n_threads_batch))
         self._n_ctx = self.n_ctx()
+        if self._lost_template and kwargs.get("chat_format") is None and self.chat_handler is None:
+            self.chat_format = "chatml"  # upstream would take LLaMA 2's
         self.set_seed(-1 if seed is None else seed)
         self.engine.skip.set_abort(False)  # llama.cpp asks from now on
         try:
@@ -154,6 +163,17 @@ class Llama(Completion, Skipping, llama_cpp.Llama):  # type: ignore[misc]
         if self._low_memory:
             params.use_extra_bufts = False  # repacked weights are copies in memory
         self._model_params = params
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the model's file says, without chat templates that cannot be parsed; llama_cpp.Llama sets it when the model
+        is loaded, and then makes handlers of the templates."""
+        return self._metadata
+
+    @metadata.setter
+    def metadata(self, found: dict[str, str]) -> None:
+        self._metadata = usable_metadata(found, self._chat_template, self.model_path)
+        self._lost_template = TEMPLATE in found and TEMPLATE not in self._metadata
 
     def n_ctx(self) -> int:
         """Tokens that the context holds. llama.cpp rounds up what was asked for, upstream's own arrays do not; and it
@@ -411,6 +431,7 @@ class Llama(Completion, Skipping, llama_cpp.Llama):  # type: ignore[misc]
     def __getstate__(self) -> dict[str, Any]:
         state = {**super().__getstate__(), "skip": str(self._policy), "profile": self._profile_path}
         state |= {"low_memory": self._low_memory, "kernels": self._kernels, "seed": self._own_seed}
+        state["chat_template"] = self._chat_template
         if self._pace is None:
             return state
         pace = {"target_tps": self._pace.target_tps, "max_skip": self._pace.max_skip}
