@@ -12,8 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from llama_cpp.llama import LogitsProcessorList
 
 import pyskip
+
+import llama_cpp  # isort: skip
 
 
 @pytest.fixture
@@ -123,3 +126,40 @@ def test_embeddings_are_unit_vectors(tiny: Path, pooling_type: int) -> None:
             np.testing.assert_allclose(other, embedded)
             norms = np.linalg.norm(other, axis=-1, keepdims=True)
             np.testing.assert_allclose(np.asarray(one) * norms, other, rtol=1e-5)
+
+
+def test_chat_logprobs(small: pyskip.Llama) -> None:
+    for top in (None, 2):
+        answer = small.create_chat_completion(
+            [{"role": "user", "content": "w1"}], max_tokens=3, temperature=0, logprobs=True, top_logprobs=top
+        )
+        content = json.loads(json.dumps(answer))["choices"][0]["logprobs"]["content"]
+        assert len(content) == answer["usage"]["completion_tokens"]
+        assert all(item["logprob"] <= 0 for item in content)
+
+
+def test_bias_beside_a_processor(small: pyskip.Llama) -> None:
+    """Upstream's list.extend() returns None, and both were gone."""
+    seen: list[int] = []
+
+    def process(tokens: Any, scores: Any) -> Any:
+        seen.append(len(tokens))
+        return scores
+
+    kwargs: dict[str, Any] = {"max_tokens": 3, "temperature": 0, "logit_bias": {9: 1e4}}
+    expected = small.create_completion("w1", **kwargs)["choices"][0]["text"]
+    both = small.create_completion("w1", logits_processor=LogitsProcessorList([process]), **kwargs)
+    assert both["choices"][0]["text"] == expected
+    assert small._taken[1] == [9, 9, 9]
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("spm", [False, True])
+def test_infill(small: pyskip.Llama, monkeypatch: pytest.MonkeyPatch, spm: bool) -> None:
+    for part, token in (("pre", 20), ("suf", 21), ("mid", 22)):
+        monkeypatch.setattr(llama_cpp, f"llama_vocab_fim_{part}", lambda _, token=token: token)
+    small.spm_infill = spm
+    small.create_completion("w1", suffix="w2", max_tokens=1)
+    before, after = (small.tokenize(text, add_bos=False) for text in (b"w1", b"w2"))
+    start, end = [20, *before], [21, *after]
+    assert small._taken[0] == [small.token_bos(), *(end + start if spm else start + end), 22]

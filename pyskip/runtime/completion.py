@@ -4,7 +4,7 @@ schemas, unit vectors."""
 from __future__ import annotations
 
 import secrets
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
         detokenize: Any
         token_bos: Any
         engine: Any
+        spm_infill: bool
 
     # Seeds
 
@@ -89,6 +90,12 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
             if not self._logits_all:
                 raise DecodeError("logprobs found logits_all=False, expected the logits of every token: load with logits_all=True")
             kwargs["logprobs"] = None
+        if kwargs.get("logit_bias") and kwargs.get("logits_processor"):  # upstream loses both
+            bias = llama_cpp.LogitsProcessorList([_biased(kwargs["logit_bias"])])
+            kwargs["logits_processor"] = llama_cpp.LogitsProcessorList([*kwargs["logits_processor"], *bias])
+            kwargs["logit_bias"] = None
+        if kwargs.get("suffix") is not None:
+            kwargs["prompt"], kwargs["suffix"] = self._infill(prompt, kwargs["suffix"]), None
         first = True
         for answer in self._checked(super()._create_completion(*args, **kwargs)):  # type: ignore[misc]
             if echo and first:
@@ -102,6 +109,17 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
                 answer["choices"][0]["logprobs"] = self._logprobs(prompt, int(logprobs), bool(echo))
             first = False
             yield answer
+
+    def _infill(self, prompt: str | list[int], suffix: str) -> list[int]:
+        """A prompt for what stands between the two, by the vocabulary's own tokens; upstream's are token 0."""
+        vocab = self.engine.vocab
+        pre, suf, mid = (getattr(llama_cpp, f"llama_vocab_fim_{part}")(vocab) for part in ("pre", "suf", "mid"))
+        if min(pre, suf, mid) < 0:
+            raise DecodeError("suffix found a vocabulary without fill-in-the-middle tokens, expected a model that was trained to fill in")
+        before = self.tokenize(prompt.encode(), add_bos=False, special=False) if isinstance(prompt, str) else prompt
+        start, end = [pre, *before], [suf, *self.tokenize(suffix.encode(), add_bos=False, special=False)]
+        bos = [self.token_bos()] if self.engine.adds_bos else []
+        return [*bos, *end, *start, mid] if self.spm_infill else [*bos, *start, *end, mid]
 
     def _checked(self, answers: Iterator[Any]) -> Iterator[Any]:
         try:
@@ -154,6 +172,8 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
                     raise DecodeError("response_format and grammar were both given, expected one of them")
                 kwargs["grammar"] = llama_cpp.LlamaGrammar.from_string(grammar, verbose=False)
             kwargs["response_format"] = None
+        if kwargs.get("logprobs") and kwargs.get("top_logprobs") is None:
+            kwargs["top_logprobs"] = 0  # upstream then forgets the token's own
         return super().create_chat_completion(messages, *args, **kwargs)  # type: ignore[misc]
 
     # Embeddings
@@ -165,6 +185,18 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
             for item in answer["data"]:
                 item["embedding"] = _unit(item["embedding"])
         return answer
+
+
+def _biased(logit_bias: Mapping[Any, float]) -> Any:
+    """A logits processor that adds what is given by token."""
+
+    def process(_tokens: Any, scores: Any) -> Any:
+        scores = np.copy(scores)
+        for token, bias in logit_bias.items():
+            scores[int(token)] += float(bias)
+        return scores
+
+    return process
 
 
 def _unit(vector: Any) -> Any:
