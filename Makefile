@@ -137,7 +137,7 @@ architectures: $(VENV)/.built build/reference/.built build/native-tests/.built
 	$(BIN)/python tools/architectures_page.py -o docs/architectures.md
 
 compatibility: $(VENV)/.built
-	$(BIN)/python tools/compatibility.py -o docs/compatibility.md
+	$(BIN)/python tests/support/compatibility.py -o docs/compatibility.md
 
 # $(VENV)/.built has the tree unpacked; CMake finds it as it is.
 wheel wheel-aarch64: $(VENV)/.built $(VENV)/.wheel

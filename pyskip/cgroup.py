@@ -32,7 +32,7 @@ def cpu_quota(root: Path = ROOT) -> float | None:
     quotas: list[float] = []
     for version, folder in _groups(root, "cpu"):
         if version == 2:
-            quota, period = (_words(folder / "cpu.max") + ["", ""])[:2]
+            quota, _, period = _text(folder / "cpu.max").partition(" ")
         else:
             quota, period = (_text(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
         if quota.isdigit() and period.isdigit() and int(period) > 0:  # "max", "-1": none
@@ -44,7 +44,10 @@ def _memory(root: Path) -> Iterator[tuple[int, int]]:
     """(limit, used without the cache of files) of each group that has a limit."""
     for version, folder in _groups(root, "memory"):
         if version == 2:  # above memory.high a process is only slowed down, to a crawl
-            texts, used = [_text(folder / f"memory.{name}") for name in ("max", "high")], _text(folder / "memory.current")
+            texts, used = (
+                [_text(folder / f"memory.{name}") for name in ("max", "high")],
+                _text(folder / "memory.current"),
+            )
         else:
             texts, used = [_text(folder / "memory.limit_in_bytes")], _text(folder / "memory.usage_in_bytes")
         limit = min((int(text) for text in texts if text.isdigit()), default=NO_LIMIT)
@@ -97,7 +100,3 @@ def _text(path: Path) -> str:
         return path.read_text().strip()
     except (OSError, ValueError):
         return ""
-
-
-def _words(path: Path) -> list[str]:
-    return _text(path).split()

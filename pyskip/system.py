@@ -33,8 +33,8 @@ def governor() -> str:
 
 
 def physical_cores(root: Path = Path("/"), allowed: Iterable[int] | None = None) -> int:
-    """Physical cores that the process may use, at least 1: decoding collapses when threads outnumber them, and when fast
-    ones wait for slow ones. Where a processor has both, the performance cores (as llama.cpp counts on x86)."""
+    """Physical cores that the process may use, at least 1: decoding collapses when threads outnumber them, and when
+    fast ones wait for slow ones. Where a processor has both, the performance cores (as llama.cpp counts on x86)."""
     if allowed is None:
         allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     cpus = set(allowed)

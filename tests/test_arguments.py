@@ -25,8 +25,9 @@ from pyskip.runtime.arguments import OTHER_NAMES, TAKEN
     ],
 )
 def test_unknown_keyword(tiny: Path, name: str, near: str) -> None:
+    argument: dict[str, Any] = {name: 1}
     with pytest.raises(TypeError, match=f"no argument '{name}': did you mean {near}"):
-        pyskip.Llama(tiny, verbose=False, **{name: 1})
+        pyskip.Llama(tiny, verbose=False, **argument)
 
 
 def test_a_keyword_like_no_other(tiny: Path) -> None:

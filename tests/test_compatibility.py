@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from pathlib import Path
 from typing import Any
 
+import compatibility
 import pytest
 
+import pyskip
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "tools"))
-import compatibility  # noqa: E402
-
-import pyskip  # noqa: E402
-
 PAIRS = [(member, argument) for member, arguments in compatibility.members().items() for argument in arguments]
 
 

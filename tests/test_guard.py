@@ -113,13 +113,14 @@ def test_second_thread(small: pyskip.Llama, name: str) -> None:
     first = Slow(small)
     try:
         with pytest.raises(pyskip.DecodeError, match="another thread"):
-            result = getattr(small, name)(*CALLS.get(name, ()))
-            next(iter(result))
+            next(iter(getattr(small, name)(*CALLS.get(name, ()))))
     finally:
         first.stop()
     assert first.error is None
     assert first.n > 0
-    assert small.create_completion("w1", max_tokens=2, temperature=0)["usage"]["completion_tokens"] > 0  # it is free again
+    assert (
+        small.create_completion("w1", max_tokens=2, temperature=0)["usage"]["completion_tokens"] > 0
+    )  # it is free again
 
 
 def test_policy_of_a_second_thread(small: pyskip.Llama) -> None:

@@ -16,7 +16,9 @@ from pyskip.models.verify import NAME, has_sha256
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-@pytest.mark.parametrize("path", ["../../evil-Q4_0.gguf", "/tmp/evil-Q4_0.gguf", "a/../../e.gguf", "..\\e.gguf", "a//e.gguf", "c:/e.gguf"])
+@pytest.mark.parametrize(
+    "path", ["../../evil-Q4_0.gguf", "/tmp/evil-Q4_0.gguf", "a/../../e.gguf", "..\\e.gguf", "a//e.gguf", "c:/e.gguf"]
+)
 def test_paths_out_of_the_repository(hub_cli: Run, hub: Hub, path: str) -> None:
     hub.repos["some-one/Tiny-GGUF"].files[path] = b"x"
     for name in ("some-one/Tiny-GGUF", "some-one/Tiny-GGUF:Q8_0"):

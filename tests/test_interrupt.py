@@ -175,7 +175,7 @@ assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 @pytest.mark.parametrize("call", ["llm.eval(tokens)", "next(llm.generate(tokens))"])
 def test_a_python_program(demo: Path, call: str) -> None:
-    """Without threads or handlers of its own: one decode of some twenty seconds stops within one, and can be repeated."""
+    """Without threads or handlers of its own: a decode of some twenty seconds stops, and can be repeated."""
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM.replace("{call}", call), str(demo)],
         stdout=subprocess.PIPE,

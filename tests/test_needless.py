@@ -1,4 +1,4 @@
-"""What was refused, or lost, without need: templates that cannot be parsed, prompts from stdin, states after a failure."""
+"""What was refused, or lost, without need: bad chat templates, prompts from stdin, states after a failed decode."""
 
 from __future__ import annotations
 

@@ -50,13 +50,15 @@ def test_what_is_no_model_is_left_out() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "mtp-main-Q4_0.gguf", "main-draft-Q4_K_M.gguf", "Drafter-Q4_0.gguf", "main-EAGLE3-Q4_K_M.gguf", "eagle-3_main-Q4_0.gguf",
-        "main.imatrix.gguf", "imatrix_unsloth.gguf", "main-mmproj-Q8_0.gguf", "ggml-vocab-llama-bpe.gguf", "main-vocab.gguf",
-        "main-lora-Q4_0.gguf",
+        "mtp-main-Q4_0.gguf", "main-draft-Q4_K_M.gguf", "Drafter-Q4_0.gguf", "main-EAGLE3-Q4_K_M.gguf",
+        "eagle-3_main-Q4_0.gguf", "main.imatrix.gguf", "imatrix_unsloth.gguf", "main-mmproj-Q8_0.gguf",
+        "ggml-vocab-llama-bpe.gguf", "main-vocab.gguf", "main-lora-Q4_0.gguf",
     ],
 )  # fmt: skip
 def test_what_drafts_or_helps_is_no_model(name: str) -> None:
-    assert [model.path for model in models_in(RepoFile(path, 1) for path in ("main-Q8_0.gguf", name))] == ["main-Q8_0.gguf"]
+    assert [model.path for model in models_in(RepoFile(path, 1) for path in ("main-Q8_0.gguf", name))] == [
+        "main-Q8_0.gguf"
+    ]
 
 
 @pytest.mark.parametrize("name", ["Eagle-7B-Q4_0.gguf", "m-imatrix-Q4_K_M.gguf", "draft-Q4_0.gguf"])

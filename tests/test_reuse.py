@@ -1,4 +1,4 @@
-"""A prompt that is in the cache is used again only where this policy, LoRA and control vector would compute the same."""
+"""What is in the cache is used again only where this policy, LoRA and control vector would compute the same."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def evaluated(llm: pyskip.Llama, prompt: list[int] = PROMPT) -> int:
     generator = llm.generate(prompt, temp=0)
     next(generator)
     generator.close()
-    return len(prompt) - llm.engine.n_cached
+    return len(prompt) - int(llm.engine.n_cached)
 
 
 def test_equal_prompt_under_another_policy(tiny: Path, small: pyskip.Llama) -> None:
@@ -72,7 +72,9 @@ def test_a_conversation_keeps_what_was_generated(small: pyskip.Llama) -> None:
     small.reset()
     small.skip = "cosine:threshold=-1,run=1,cold_start=1,cold_end=1,warmup=0"
     answer = take(small, n=4)
-    assert evaluated(small, [*PROMPT, *answer[:3]]) == 1  # its last token was generated, and the next one is of a prompt
+    assert (
+        evaluated(small, [*PROMPT, *answer[:3]]) == 1
+    )  # its last token was generated, and the next one is of a prompt
 
 
 def test_prefill(tiny: Path, tmp_path: Path) -> None:

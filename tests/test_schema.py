@@ -25,9 +25,12 @@ HELD: list[dict[str, Any]] = [
     {"type": "array", "prefixItems": [{"type": "null"}, {"const": 7}]},
     {"type": "object", "properties": {"a": {"enum": ["x", 1, None]}}, "required": ["a"], "additionalProperties": False},
     {"$ref": "#/$defs/node", "$defs": {"node": LIST}},
-    {"anyOf": [{"const": "é\\\"😀"}, {"type": "null"}]},
+    {"anyOf": [{"const": 'é\\"😀'}, {"type": "null"}]},
     {"allOf": [{"type": "string", "maxLength": 1}]},
-    {"allOf": [{"$ref": "#/$defs/a"}, {"properties": {"y": {"const": 2}}}], "$defs": {"a": {"properties": {"x": {"const": 1}}}}},
+    {
+        "allOf": [{"$ref": "#/$defs/a"}, {"properties": {"y": {"const": 2}}}],
+        "$defs": {"a": {"properties": {"x": {"const": 1}}}},
+    },
     {"type": ["string", "null"], "maxLength": 2, "title": "T", "description": "d", "default": None},
     {"type": "object", "properties": {"type": {"const": "x"}, "format": {"const": 1}}, "required": ["type"]},
 ]
@@ -109,7 +112,11 @@ def test_nested_too_deep() -> None:
 
 @pytest.mark.parametrize("form", ["json_schema", "json_object", "beside"])
 def test_chat_holds_it(small: pyskip.Llama, form: str) -> None:
-    schema = {"type": "object", "properties": {"a": {"type": "integer", "minimum": 3, "maximum": 12}}, "required": ["a"]}
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "integer", "minimum": 3, "maximum": 12}},
+        "required": ["a"],
+    }
     formats: dict[str, dict[str, Any]] = {
         "json_schema": {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": schema}},
         "json_object": {"type": "json_object", "schema": schema},
@@ -121,13 +128,18 @@ def test_chat_holds_it(small: pyskip.Llama, form: str) -> None:
 
 def test_text_and_json_object(small: pyskip.Llama) -> None:
     plain = answer(small, {"type": "text"}, temperature=0)
-    assert plain == small.create_chat_completion(
-        [{"role": "user", "content": "w1"}], max_tokens=60, temperature=0
-    )["choices"][0]["message"]["content"]
+    assert (
+        plain
+        == small.create_chat_completion([{"role": "user", "content": "w1"}], max_tokens=60, temperature=0)["choices"][
+            0
+        ]["message"]["content"]
+    )
     assert answer(small, {"type": "json_object"}, temperature=0).startswith("{")
 
 
-@pytest.mark.parametrize("bad", [{"type": "xml"}, {"type": "json_schema"}, {"type": "json_schema", "json_schema": {}}, {}])
+@pytest.mark.parametrize(
+    "bad", [{"type": "xml"}, {"type": "json_schema"}, {"type": "json_schema", "json_schema": {}}, {}]
+)
 def test_bad_format(small: pyskip.Llama, bad: dict[str, Any]) -> None:
     with pytest.raises(pyskip.DecodeError, match="response_format has"):
         answer(small, bad)

@@ -129,7 +129,9 @@ def test_siblings_are_one_core(root: Root) -> None:
 
 def test_performance_cores(root: Root) -> None:
     """Intel's hybrids: two P-cores of two threads each, four E-cores."""
-    at = root({**cpus([0, 0, 1, 1, 2, 3, 4, 5]), "sys/devices/cpu_core/cpus": "0-3", "sys/devices/cpu_atom/cpus": "4-7"})
+    at = root(
+        {**cpus([0, 0, 1, 1, 2, 3, 4, 5]), "sys/devices/cpu_core/cpus": "0-3", "sys/devices/cpu_atom/cpus": "4-7"}
+    )
     assert physical_cores(at, range(8)) == 2
     assert physical_cores(at, [3, 4, 5]) == 1
     assert physical_cores(at, [4, 5, 6]) == 3  # no others are allowed
@@ -141,12 +143,14 @@ def test_big_and_little(root: Root) -> None:
     assert physical_cores(at, range(4)) == 4
 
 
-@pytest.mark.parametrize(("quota", "expected"), [("200000 100000", 2), ("50000 100000", 1), ("max 100000", 4), ("junk", 4)])
+@pytest.mark.parametrize(
+    ("quota", "expected"), [("200000 100000", 2), ("50000 100000", 1), ("max 100000", 4), ("junk", 4)]
+)
 def test_quota(root: Root, quota: str, expected: int) -> None:
     files = {"proc/self/cgroup": "0::/a", "proc/self/mountinfo": V2.format(top="/"), "sys/fs/cgroup/a/cpu.max": quota}
     assert physical_cores(root({**cpus([0, 1, 2, 3]), **files}), range(4)) == expected
 
 
 def test_of_this_machine() -> None:
-    assert 1 <= physical_cores()
+    assert physical_cores() >= 1
     assert total_memory() is None or 0 < (available_memory() or 1) <= (total_memory() or 0)

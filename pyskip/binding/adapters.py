@@ -1,5 +1,5 @@
-"""Whether a context's LoRAs or its control vector were changed: llama.cpp does not tell, so its two functions are listened
-to where programs call them."""
+"""Whether a context's LoRAs or its control vector were changed: llama.cpp does not tell, so its two functions are
+listened to where programs call them."""
 
 from __future__ import annotations
 

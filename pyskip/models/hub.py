@@ -64,8 +64,8 @@ def _cached(repo: str, asked: str | None, sha256: str | None, tell: Tell) -> Pat
     if sha256 is not None and not has_sha256(snapshot / model.path, sha256, _store(repo)):
         if is_offline_mode():
             raise ModelLoadError(
-                f"{snapshot / model.path}: not the file of the catalogue (sha256 {sha256}), and HF_HUB_OFFLINE is set: unset "
-                f"it to download, or take it as it is with hf:{repo}:{model.path}"
+                f"{snapshot / model.path}: not the file of the catalogue (sha256 {sha256}), and HF_HUB_OFFLINE is set: "
+                f"unset it to download, or take it as it is with hf:{repo}:{model.path}"
             )
         tell(f"hf:{repo}: {model.path} in the cache is not the catalogue's (sha256 differs)")
         return None
@@ -95,8 +95,8 @@ def _store(repo: str) -> Path:
 
 
 def _remember(repo: str, revision: str) -> None:
-    """That this is what the repository had when it was looked at last: where _snapshot() looks. (huggingface-hub writes it
-    only if it is asked for a branch, which may have moved between the list of files and the last of them.)"""
+    """That this is what the repository had when it was looked at last: where _snapshot() looks. (huggingface-hub writes
+    it only if it is asked for a branch, which may have moved between the list of files and the last of them.)"""
     if revision == constants.DEFAULT_REVISION:
         return
     refs = _store(repo) / "refs"
@@ -140,8 +140,8 @@ def _listing(repo: str) -> tuple[str, list[RepoFile]]:
     outside = next((file.path for file in files if not _is_inside(file.path)), None)
     if outside is not None or not REVISION.fullmatch(revision):
         raise ModelLoadError(
-            f"{constants.ENDPOINT} lists {outside or revision!r}, expected files inside the repository and a commit: do not use "
-            "this server (HF_ENDPOINT)"
+            f"{constants.ENDPOINT} lists {outside or revision!r}, expected files inside the repository and a commit: "
+            "do not use this server (HF_ENDPOINT)"
         )
     return revision, files
 

@@ -1,7 +1,7 @@
 """Whether a file is the one that was promised, by its sha256. Called by hub.py and download.py.
 
-Hashing a large model takes seconds, so what was found is kept beside the cache's blobs, for as long as the file's size and
-times are what they were."""
+Hashing a large model takes seconds, so what was found is kept beside the cache's blobs, for as long as the file's size
+and times are what they were."""
 
 from __future__ import annotations
 

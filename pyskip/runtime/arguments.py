@@ -58,8 +58,8 @@ FOR_GPUS: dict[str, Any] = {
 
 
 def check_names(given: Mapping[str, Any], own: Iterable[str]) -> None:
-    """Raises TypeError, as for a function of Python, for an argument that neither llama_cpp.Llama nor pyskip.Llama (own)
-    takes: upstream drops what it does not know. Warns of those that are about a GPU."""
+    """Raises TypeError, as for a function of Python, for an argument that neither llama_cpp.Llama nor pyskip.Llama
+    (own) takes: upstream drops what it does not know. Warns of those that are about a GPU."""
     known = TAKEN | set(own)
     for name in given:
         if name not in known:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..binding.library import llama_cpp
 from ..errors import DecodeError
+from .engine import Engine
 from .schema import grammar_for_format
 
 __all__ = ["Completion"]
@@ -34,8 +35,10 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
         tokenize: Any
         detokenize: Any
         token_bos: Any
-        engine: Any
         spm_infill: bool
+
+        @property
+        def engine(self) -> Engine: ...
 
     # Seeds
 
@@ -88,7 +91,9 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
         kwargs["echo"] = False
         if logprobs is not None and not stream:
             if not self._logits_all:
-                raise DecodeError("logprobs found logits_all=False, expected the logits of every token: load with logits_all=True")
+                raise DecodeError(
+                    "logprobs found logits_all=False, expected the logits of every token: load with logits_all=True"
+                )
             kwargs["logprobs"] = None
         if kwargs.get("logit_bias") and kwargs.get("logits_processor"):  # upstream loses both
             bias = llama_cpp.LogitsProcessorList([_biased(kwargs["logit_bias"])])
@@ -97,7 +102,7 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
         if kwargs.get("suffix") is not None:
             kwargs["prompt"], kwargs["suffix"] = self._infill(prompt, kwargs["suffix"]), None
         first = True
-        for answer in self._checked(super()._create_completion(*args, **kwargs)):  # type: ignore[misc]
+        for answer in self._checked(super()._create_completion(*args, **kwargs)):
             if echo and first:
                 head = prompt if isinstance(prompt, str) else self.detokenize(prompt).decode("utf-8", "ignore")
                 choice = answer["choices"][0]
@@ -115,7 +120,10 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
         vocab = self.engine.vocab
         pre, suf, mid = (getattr(llama_cpp, f"llama_vocab_fim_{part}")(vocab) for part in ("pre", "suf", "mid"))
         if min(pre, suf, mid) < 0:
-            raise DecodeError("suffix found a vocabulary without fill-in-the-middle tokens, expected a model that was trained to fill in")
+            raise DecodeError(
+                "suffix found a vocabulary without fill-in-the-middle tokens, expected a model that was trained for "
+                "it: leave it out"
+            )
         before = self.tokenize(prompt.encode(), add_bos=False, special=False) if isinstance(prompt, str) else prompt
         start, end = [pre, *before], [suf, *self.tokenize(suffix.encode(), add_bos=False, special=False)]
         bos = [self.token_bos()] if self.engine.adds_bos else []
@@ -137,7 +145,9 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
         start = 0 if echo else len(before)
         if echo and before[:1] == [self.token_bos()]:
             start = 1  # not part of the text
-        offset = 0 if echo else len(prompt if isinstance(prompt, str) else self.detokenize(prompt).decode("utf-8", "ignore"))
+        offset = (
+            0 if echo else len(prompt if isinstance(prompt, str) else self.detokenize(prompt).decode("utf-8", "ignore"))
+        )
         found: dict[str, list[Any]] = {"tokens": [], "text_offset": [], "token_logprobs": [], "top_logprobs": []}
         for i in range(start, len(tokens)):
             text = str(self.detokenize([tokens[i]], tokens[:i]).decode("utf-8", "ignore"))
@@ -152,7 +162,9 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
                 continue
             row = llama_cpp.Llama.logits_to_logprobs(self.scores[i - 1])
             best = np.argsort(row)[::-1][:n_top]
-            top = {self.detokenize([int(token)], tokens[:i]).decode("utf-8", "ignore"): float(row[token]) for token in best}
+            top = {
+                self.detokenize([int(token)], tokens[:i]).decode("utf-8", "ignore"): float(row[token]) for token in best
+            }
             found["token_logprobs"].append(float(row[tokens[i]]))
             found["top_logprobs"].append({**top, text: float(row[tokens[i]])})
         return found
@@ -174,13 +186,13 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
             kwargs["response_format"] = None
         if kwargs.get("logprobs") and kwargs.get("top_logprobs") is None:
             kwargs["top_logprobs"] = 0  # upstream then forgets the token's own
-        return super().create_chat_completion(messages, *args, **kwargs)  # type: ignore[misc]
+        return super().create_chat_completion(messages, *args, **kwargs)
 
     # Embeddings
 
     def create_embedding(self, input: str | list[str], model: str | None = None, *, normalize: bool = True) -> Any:
         """Vectors of length 1, as OpenAI's and the server's; normalize=False: as the model has them, like embed()."""
-        answer = super().create_embedding(input, model)  # type: ignore[misc]
+        answer = super().create_embedding(input, model)
         if normalize:
             for item in answer["data"]:
                 item["embedding"] = _unit(item["embedding"])

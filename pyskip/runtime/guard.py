@@ -15,7 +15,9 @@ __all__ = ["ANY_TIME", "DECODES", "Guard", "guarded", "steps"]
 C = TypeVar("C", bound=type)
 
 # What needs neither model nor context, or sees to itself.
-ANY_TIME = frozenset({"close", "from_pretrained", "logits_to_logprobs", "longest_token_prefix", "set_cache", "set_seed"})
+ANY_TIME = frozenset(
+    {"close", "from_pretrained", "logits_to_logprobs", "longest_token_prefix", "set_cache", "set_seed"}
+)
 # What decodes, or changes what a decode reads.
 DECODES = frozenset(
     {"embed", "eval", "keep_pace", "load_state", "reset", "restore_sequence", "sample", "save_sequence", "save_state"}
@@ -78,7 +80,9 @@ class Guard:
         )
 
 
-def steps(guard: Guard, inner: Generator[int, Sequence[int] | None, None]) -> Generator[int, Sequence[int] | None, None]:
+def steps(
+    guard: Guard, inner: Generator[int, Sequence[int] | None, None]
+) -> Generator[int, Sequence[int] | None, None]:
     """The same generator, each of its steps by the guard's leave."""
     generation = object()
     sent: Sequence[int] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -166,8 +166,8 @@ class Llama(Completion, Skipping, llama_cpp.Llama):  # type: ignore[misc]
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What the model's file says, without chat templates that cannot be parsed; llama_cpp.Llama sets it when the model
-        is loaded, and then makes handlers of the templates."""
+        """What the model's file says, without chat templates that cannot be parsed; llama_cpp.Llama sets it when the
+        model is loaded, and then makes handlers of the templates."""
         return self._metadata
 
     @metadata.setter
@@ -418,7 +418,7 @@ class Llama(Completion, Skipping, llama_cpp.Llama):  # type: ignore[misc]
         if guard is None:
             self._free()
             return
-        with guard.closing(self.set_abort if self._engine is not None else bool) as was_open:
+        with guard.closing(self.set_abort) as was_open:
             if was_open:
                 self._free()
 

@@ -28,8 +28,8 @@ BY_TYPE |= {"number": frozenset(), "boolean": frozenset(), "null": frozenset()}
 
 
 def grammar_for_format(response_format: Mapping[str, Any]) -> str | None:
-    """Of create_chat_completion(response_format=): {"type": "text"}, {"type": "json_object"} with or without "schema", or
-    {"type": "json_schema", "json_schema": {"schema": ...}}. None for text. Raises DecodeError."""
+    """Of create_chat_completion(response_format=): {"type": "text"}, {"type": "json_object"} with or without "schema",
+    or {"type": "json_schema", "json_schema": {"schema": ...}}. None for text. Raises DecodeError."""
     kind = response_format.get("type") if isinstance(response_format, Mapping) else None
     if kind == "text":
         return None
@@ -40,7 +40,9 @@ def grammar_for_format(response_format: Mapping[str, Any]) -> str | None:
         inner = response_format.get("json_schema", response_format)  # some put the schema beside the type
         schema = inner.get("schema") if isinstance(inner, Mapping) else None
         if schema is None:
-            raise DecodeError('response_format has no schema, expected {"type": "json_schema", "json_schema": {"schema": ...}}')
+            raise DecodeError(
+                'response_format has no schema, expected {"type": "json_schema", "json_schema": {"schema": ...}}'
+            )
         return grammar_for_schema(schema)
     raise DecodeError(f"response_format has the type {kind!r}, expected text, json_object or json_schema")
 
@@ -63,7 +65,9 @@ def grammar_for_schema(schema: Any) -> str:
     grammar = _convert(text)
     for where, pattern in _patterns(schema, "#"):
         if "root ::= string\n" in _convert(json.dumps({"type": "string", "pattern": pattern}).encode()):
-            raise _not_held(where, "pattern", f"{pattern!r}: use ^...$ without look-around, classes such as \\d and anchors inside")
+            raise _not_held(
+                where, "pattern", f"{pattern!r}: use ^...$ without look-around, classes such as \\d and anchors inside"
+            )
     return grammar
 
 
@@ -81,8 +85,8 @@ def _convert(schema: bytes) -> str:
 
 def _not_held(where: str, keyword: str, why: str = "") -> DecodeError:
     return DecodeError(
-        f"the schema's {keyword} at {where} cannot be held by a grammar{why and ' (' + why + ')'}: leave it out and check "
-        "the answer for it"
+        f"the schema's {keyword} at {where} cannot be held by a grammar{why and ' (' + why + ')'}: leave it out and "
+        "check the answer for it"
     )
 
 
@@ -189,7 +193,8 @@ def _simple(schema: Any, root: Any, where: str) -> Any:
         if any(kind not in ("properties", "enum") for kind in kinds) or len(set(kinds)) != 1:
             raise _not_held(where, "allOf", "expected objects with properties only, or enums only")
     return {
-        key: value if key in ("const", "enum") else _simple(value, root, f"{where}/{key}") for key, value in schema.items()
+        key: value if key in ("const", "enum") else _simple(value, root, f"{where}/{key}")
+        for key, value in schema.items()
     }
 
 

@@ -1,4 +1,4 @@
-"""Chat templates: of a model's file or of the caller's; one that cannot be parsed must not keep a model from being loaded."""
+"""Chat templates: of a model's file or of the caller's. One that cannot be parsed must not keep a model out."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What becomes of every argument of llama_cpp.Llama in pyskip.Llama, and docs/compatibility.md: compatibility.py -o FILE
+"""What becomes of every argument of llama_cpp.Llama in pyskip.Llama: compatibility.py -o docs/compatibility.md
 
-`make compatibility` calls it. tests/test_compatibility.py fails for an argument that has no place here, and for one that
-upstream does not have any more.
+`make compatibility` calls it. tests/test_compatibility.py fails for an argument that has no place here, and for one
+that upstream does not have any more.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import argparse
 import inspect
 from pathlib import Path
 
-import pyskip
+import pyskip as pyskip
 
 import llama_cpp  # isort: skip  (behind pyskip)
 
@@ -18,21 +18,31 @@ __all__ = ["COMMON", "LOADING", "MEMBERS", "members", "page", "place"]
 
 WORKS, WARNS, REFUSES, NOTHING, OTHER = "works", "warns", "refuses", "does nothing", "differs"
 
+
+def _names(text: str) -> list[str]:
+    return text.split()
+
+
 # What is alike wherever it is taken.
-COMMON: dict[str, tuple[str, str]] = {
-    name: (WORKS, "")
-    for name in (
-        "temperature temp top_p min_p typical_p top_k frequency_penalty presence_penalty repeat_penalty mirostat_mode "
-        "mirostat_tau mirostat_eta stop stream model stopping_criteria prompt max_tokens tokens messages functions "
-        "function_call tools tool_choice input text add_bos special prev_tokens idx cache axis a b repo_id filename "
-        "additional_files local_dir cache_dir truncate return_count logits"
-    ).split()
-}
+COMMON: dict[str, tuple[str, str]] = dict.fromkeys(
+    _names(
+        """
+    temperature temp top_p min_p typical_p top_k frequency_penalty presence_penalty repeat_penalty mirostat_mode
+    mirostat_tau mirostat_eta stop stream model stopping_criteria prompt max_tokens tokens messages functions
+    function_call tools tool_choice input text add_bos special prev_tokens idx cache axis a b repo_id filename
+    additional_files local_dir cache_dir truncate return_count logits
+    """
+    ),
+    (WORKS, ""),
+)
 COMMON |= {
     "tfs_z": (NOTHING, "llama.cpp has this sampler no more"),
     "penalize_nl": (NOTHING, "llama.cpp has this setting no more"),
     "local_dir_use_symlinks": (NOTHING, "huggingface-hub has this setting no more"),
-    "seed": (OTHER, "random unless given (upstream: the same in every process); that of one call does not become the next one's"),
+    "seed": (
+        OTHER,
+        "random unless given (upstream: the same in every process); that of one call does not become the next one's",
+    ),
     "logprobs": (OTHER, "plain floats, each beside its token; needs `logits_all=True`, else `DecodeError`"),
     "top_logprobs": (OTHER, "may be left out beside `logprobs=True`"),
     "echo": (OTHER, "in streams, too, and for prompts of tokens"),
@@ -42,21 +52,24 @@ COMMON |= {
     "grammar": (OTHER, "`DecodeError` for one that llama.cpp cannot read (upstream: a crash)"),
     "response_format": (
         OTHER,
-        "`json_schema` as well as `json_object`, by llama.cpp's own converter; `DecodeError` names what a grammar cannot hold",
+        "`json_schema` as well as `json_object`, by llama.cpp's own converter; `DecodeError` names what it cannot hold",
     ),
     "normalize": (WORKS, "of `embed()`; `create_embedding()` has it, too, and there it is on"),
     "reset": (WORKS, ""),
     "state": (WORKS, ""),
 }
 GPU = (WARNS, "pyskip decodes on the CPU; a warning unless it asks for none")
-LOADING: dict[str, tuple[str, str]] = {
-    name: (WORKS, "")
-    for name in (
-        "vocab_only use_mmap use_mlock kv_overrides rope_scaling_type pooling_type attention_type rope_freq_base "
-        "rope_freq_scale yarn_ext_factor yarn_attn_factor yarn_beta_fast yarn_beta_slow yarn_orig_ctx logits_all embedding "
-        "flash_attn swa_full no_perf last_n_tokens_size numa chat_format chat_handler draft_model tokenizer spm_infill verbose"
-    ).split()
-}
+LOADING: dict[str, tuple[str, str]] = dict.fromkeys(
+    _names(
+        """
+    vocab_only use_mmap use_mlock kv_overrides rope_scaling_type pooling_type attention_type rope_freq_base
+    rope_freq_scale yarn_ext_factor yarn_attn_factor yarn_beta_fast yarn_beta_slow yarn_orig_ctx logits_all embedding
+    flash_attn swa_full no_perf last_n_tokens_size numa chat_format chat_handler draft_model tokenizer spm_infill
+    verbose
+    """
+    ),
+    (WORKS, ""),
+)
 LOADING |= dict.fromkeys(("n_gpu_layers", "split_mode", "main_gpu", "tensor_split"), GPU)
 LOADING |= {
     "model_path": (OTHER, "all that names a model at the command line, too: [models by name](models.md)"),
@@ -135,14 +148,14 @@ def place(member: str, argument: str) -> tuple[str, str]:
 
 INTRO = """# Compatibility with llama-cpp-python
 
-`pyskip.Llama` is a subclass of `llama_cpp.Llama` (llama-cpp-python {version}): this page has every argument, and what is
-other than there. `make compatibility` writes it of the signatures; a test fails until a new argument has a place here.
+`pyskip.Llama` is a subclass of `llama_cpp.Llama` (llama-cpp-python {version}): this page has every argument, and what
+is other than there. `make compatibility` writes it of the signatures; a test fails until a new argument has a place.
 
 *works*: as upstream. *differs*: more, or other, as said. *warns*: a `UserWarning`. *refuses*: an error for some values.
 *does nothing*: here or anywhere.
 
-For all methods: once the model was closed they raise `ModelLoadError`, streams that are open too; a second thread gets a
-`DecodeError` (upstream crashes for both). Errors are those of [pyskip](reference/api.md), which are `ValueError` and
+For all methods: once the model was closed they raise `ModelLoadError`, streams that are open too; a second thread gets
+a `DecodeError` (upstream crashes for both). Errors are those of [pyskip](reference/api.md), which are `ValueError` and
 `RuntimeError` where upstream raises these.
 """
 
@@ -174,4 +187,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-
