@@ -163,3 +163,13 @@ def test_infill(small: pyskip.Llama, monkeypatch: pytest.MonkeyPatch, spm: bool)
     before, after = (small.tokenize(text, add_bos=False) for text in (b"w1", b"w2"))
     start, end = [20, *before], [21, *after]
     assert small._taken[0] == [small.token_bos(), *(end + start if spm else start + end), 22]
+
+
+@pytest.mark.parametrize("pooling_type", [0, 1])
+def test_embeddings_of_several_texts_are_those_of_each(tiny: Path, pooling_type: int) -> None:
+    with closing(pyskip.Llama(tiny, embedding=True, pooling_type=pooling_type, n_ctx=64, verbose=False)) as llm:
+        texts = ["w1 w2", "w3 w4 w5", "w6"]
+        both, n = llm.embed(texts, return_count=True)
+        assert n == sum(len(llm.tokenize(text.encode())) for text in texts)
+        for text, found in zip(texts, both, strict=True):
+            np.testing.assert_allclose(found, llm.embed(text), rtol=1e-4, atol=1e-5)

@@ -36,6 +36,7 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
         detokenize: Any
         token_bos: Any
         spm_infill: bool
+        pooling_type: Any
 
         @property
         def engine(self) -> Engine: ...
@@ -189,6 +190,17 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
         return super().create_chat_completion(messages, *args, **kwargs)
 
     # Embeddings
+
+    def embed(
+        self, input: str | list[str], normalize: bool = False, truncate: bool = True, return_count: bool = False
+    ) -> Any:
+        """llama_cpp.Llama.embed; of several texts without pooling, too, where upstream returns rows that no token has."""
+        pooled = self.pooling_type() != llama_cpp.LLAMA_POOLING_TYPE_NONE
+        if isinstance(input, str) or pooled or len(input) < 2:
+            return super().embed(input, normalize, truncate, return_count)
+        found = [super(Completion, self).embed(text, normalize, truncate, True) for text in input]
+        rows = [row for row, _ in found]
+        return (rows, sum(n for _, n in found)) if return_count else rows
 
     def create_embedding(self, input: str | list[str], model: str | None = None, *, normalize: bool = True) -> Any:
         """Vectors of length 1, as OpenAI's and the server's; normalize=False: as the model has them, like embed()."""

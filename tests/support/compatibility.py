@@ -97,7 +97,7 @@ MEMBERS: dict[str, str] = {
     "create_chat_completion": "chats with a template that cannot be parsed use ChatML, and a warning says so",
     "create_chat_completion_openai_v1": "as `create_chat_completion()`; needs the package openai",
     "create_embedding": "vectors of length 1, unless `normalize=False` (upstream: as the model has them)",
-    "embed": "",
+    "embed": "of several texts without pooling, too (upstream: rows that no token has)",
     "generate": "uses of the cache only what this policy, LoRA and control vector would compute to the same",
     "eval": "`DecodeError` for tokens that do not fit; Ctrl-C stops it",
     "sample": "",
