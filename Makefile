@@ -24,6 +24,7 @@
 #   make bench            what skipping costs and brings on this machine: docs/benchmarks.md
 #   make results DATA=FOLDER [ONLY="STEP ..."]    docs/results.md: quality against skip rate
 #   make architectures    docs/architectures.md: what can skip in every architecture of llama.cpp
+#   make compatibility    docs/compatibility.md: every argument of llama-cpp-python
 #   make screenshots      the pictures of docs/images; needs chromium and chromium-driver
 #
 # Needs Python 3.10 or newer with venv, a C++17 compiler and a network for pip. Everything goes into .venv and build.
@@ -62,7 +63,7 @@ SANITIZED = -DCMAKE_BUILD_TYPE=Sanitized -DGGML_OPENMP=$(if $(filter thread,$(1)
 INVARIANTS := off static cosine profile batches session bad_input patches
 
 .PHONY: chat check test test-extras upstream-test bump invariants sanitize lint fuzz faults bench results screenshots \
-        architectures docs wheel wheel-aarch64 wheel-test wheel-aarch64-test clean help FORCE
+        architectures compatibility docs wheel wheel-aarch64 wheel-test wheel-aarch64-test clean help FORCE
 
 chat: $(VENV)/.built
 	@$(BIN)/pyskip chat
@@ -135,6 +136,9 @@ screenshots: $(VENV)/.built $(VENV)/.dev
 
 architectures: $(VENV)/.built build/reference/.built build/native-tests/.built
 	$(BIN)/python tools/architectures_page.py -o docs/architectures.md
+
+compatibility: $(VENV)/.built
+	$(BIN)/python tests/support/compatibility.py -o docs/compatibility.md
 
 # $(VENV)/.built has the tree unpacked; CMake finds it as it is.
 wheel wheel-aarch64: $(VENV)/.built $(VENV)/.wheel

@@ -245,7 +245,8 @@ def test_native_sums_of_neurons_equal_numpy(tiny: Path, tmp_path: Path, activati
     block = glu(w["blk.2.ffn_gate.weight"], w["blk.2.ffn_up.weight"], "silu")
     assert neurons.activation == "silu"
     np.testing.assert_allclose(neurons.cross[0], (block**2).sum(0), rtol=1e-2, atol=1e-3 * (block**2).sum(0).max())
-    read = glu(*np.split(w["blk.2.skip_gate_up.weight"], 2), activation)  # type: ignore[call-arg]
+    gate, up = np.split(w["blk.2.skip_gate_up.weight"], 2)
+    read = glu(gate, up, activation)
     if is_normed:
         read /= np.sqrt((read**2).mean(1, keepdims=True))
     own = np.c_[read, np.ones(36)]

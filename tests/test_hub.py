@@ -177,7 +177,7 @@ def test_names_of_the_catalogue(hub_env: dict[str, str], hub: Hub, tiny: Path, t
     )
     (tmp_path / "catalog.toml").write_text(text)
     code = (
-        "import sys, pathlib; from pyskip import catalog; from pyskip.cli.main import main\n"
+        "import sys, pathlib; from pyskip.models import catalog; from pyskip.cli.main import main\n"
         f"catalog.CATALOG = pathlib.Path({str(tmp_path / 'catalog.toml')!r}); main()"
     )
 

@@ -152,3 +152,59 @@ def test_on_a_terminal_end_of_input_ends_the_chat(demo: Path) -> None:
     terminal.send("\x04")
     terminal.wait_for("1 answers")
     assert terminal.close() == 0
+
+
+PROGRAM = """
+import signal, sys, time
+import pyskip
+signal.signal(signal.SIGINT, signal.default_int_handler)
+llm = pyskip.Llama(sys.argv[1], n_ctx=8192, n_batch=2048, n_ubatch=2048, n_threads=1, n_threads_batch=1, verbose=False)
+tokens = [2000 + i % 50 for i in range(8000)]
+print("decodes", flush=True)
+start = time.monotonic()
+try:
+    {call}
+except KeyboardInterrupt:
+    print("interrupted", llm.n_tokens, flush=True)
+llm.eval(tokens[:3])
+assert llm.n_tokens == 3
+print(next(llm.generate([1, 2, 3], temp=0)) >= 0)
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+"""
+
+
+@pytest.mark.parametrize("call", ["llm.eval(tokens)", "next(llm.generate(tokens))"])
+def test_a_python_program(demo: Path, call: str) -> None:
+    """Without threads or handlers of its own: a decode of some twenty seconds stops, and can be repeated."""
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM.replace("{call}", call), str(demo)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=hear_interrupts,
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"decodes\n"
+        time.sleep(1.5)
+        start = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == b"interrupted 0\n", process.communicate()
+        took = time.monotonic() - start
+        rest, err = process.communicate(timeout=60)
+    assert took < 3  # a second, on a machine that does other things
+    assert rest == b"True\n", err
+    assert process.returncode == 0
+
+
+def test_a_handler_of_the_program_s_own_is_left_alone(tiny: Path) -> None:
+    program = (
+        "import os, signal, sys, pyskip\n"
+        "heard = []\n"
+        "signal.signal(signal.SIGINT, lambda *_: heard.append(1))\n"
+        "llm = pyskip.Llama(sys.argv[1], n_ctx=64, n_threads=1, verbose=False)\n"
+        "llm.eval([1, 2])\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "llm.eval([3])\n"
+        "print(heard, llm.n_tokens)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tiny)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "[1] 3\n"), done.stderr

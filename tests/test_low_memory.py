@@ -76,6 +76,32 @@ def test_skipped_blocks_are_never_read(tiny: Path) -> None:
     llm.close()
 
 
+def read_alone(path: Path) -> bool:
+    """Whether any page of the file is marked MADV_RANDOM."""
+    flags, ours = [], False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if line.split()[0].count("-") == 1 and not line.split()[0].endswith(":"):
+            ours = line.endswith(str(path))
+        elif ours and line.startswith("VmFlags:"):
+            flags += line.split()[1:]
+    assert flags
+    return "rr" in flags
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs /proc")
+def test_off_after_a_policy_is_llama_cpp_s_own(tiny: Path) -> None:
+    llm = pyskip.Llama(tiny, skip="static:1,4", low_memory=True, n_ctx=64, n_threads=2, verbose=False)
+    llm.eval([5])
+    assert read_alone(tiny)
+    llm.skip = "off"
+    llm.eval([6])
+    assert not read_alone(tiny)
+    llm.skip = "static:2"
+    llm.eval([7])
+    assert read_alone(tiny)
+    llm.close()
+
+
 @pytest.mark.parametrize(
     "skip", ["off", "static:1,4", "cosine:threshold=0.9,warmup=0,cold_start=0,cold_end=1", PROFILE]
 )

@@ -48,6 +48,31 @@ def test_what_is_no_model_is_left_out() -> None:
 
 
 @pytest.mark.parametrize(
+    "name",
+    [
+        "mtp-main-Q4_0.gguf", "main-draft-Q4_K_M.gguf", "Drafter-Q4_0.gguf", "main-EAGLE3-Q4_K_M.gguf",
+        "eagle-3_main-Q4_0.gguf", "main.imatrix.gguf", "imatrix_unsloth.gguf", "main-mmproj-Q8_0.gguf",
+        "ggml-vocab-llama-bpe.gguf", "main-vocab.gguf", "main-lora-Q4_0.gguf",
+    ],
+)  # fmt: skip
+def test_what_drafts_or_helps_is_no_model(name: str) -> None:
+    assert [model.path for model in models_in(RepoFile(path, 1) for path in ("main-Q8_0.gguf", name))] == [
+        "main-Q8_0.gguf"
+    ]
+
+
+@pytest.mark.parametrize("name", ["Eagle-7B-Q4_0.gguf", "m-imatrix-Q4_K_M.gguf", "draft-Q4_0.gguf"])
+def test_a_name_that_all_have_says_nothing(name: str) -> None:
+    names = [name, name.replace("Q4", "Q8")]
+    assert [model.path for model in models_in(RepoFile(path, 1) for path in names)] == names
+
+
+@pytest.mark.parametrize("name", ["Draftsman-Q4_0.gguf", "m-Eagles-Q4_0.gguf", "smtp-Q4_0.gguf", "m.i1-Q4_0.gguf"])
+def test_a_part_of_a_word_says_nothing(name: str) -> None:
+    assert len(models_in(RepoFile(path, 1) for path in ("main-Q8_0.gguf", name))) == 2
+
+
+@pytest.mark.parametrize(
     ("asked", "found"),
     [
         ("m-Q8_0.gguf", ["m-Q8_0.gguf"]),

@@ -30,6 +30,10 @@ except ModuleNotFoundError:  # Python 3.10
 PATCHES = Path(__file__).resolve().parent.parent / "patches"
 # What libllama and ggml are built from; the rest of upstream's tree stays in the archive.
 PARTS = ("CMakeLists.txt", "LICENSE", "cmake/", "ggml/", "include/", "licenses/", "scripts/", "src/", "vendor/")
+# And pyskip's converter of JSON schemas (CMakeLists.txt: pyskip-schema).
+PARTS += tuple(f"common/{name}" for name in ("common.h", "json.h", "json.cpp", "json-schema.h", "json-schema.cpp"))
+PARTS += tuple(f"common/{name}" for name in ("json-schema-to-grammar.h", "json-schema-to-grammar.cpp"))
+PARTS += tuple(f"common/{name}" for name in ("trie.h", "trie.cpp", "unicode.h", "unicode.cpp"))
 TEST_PARTS = ("common/", "models/", "tests/", "tools/mtmd/", "tools/server/")
 STAMP = ".pyskip-stamp"
 
@@ -117,8 +121,9 @@ def copy_local(local: Path, to: Path, parts: tuple[str, ...]) -> None:
     for part in parts:
         source = local / part
         if source.is_dir():
-            shutil.copytree(source, to / part, symlinks=False)
+            shutil.copytree(source, to / part, symlinks=False, dirs_exist_ok=True)
         elif source.is_file():
+            (to / part).parent.mkdir(exist_ok=True)
             shutil.copy(source, to / part)
 
 

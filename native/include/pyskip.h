@@ -214,6 +214,10 @@ PYSKIP_API size_t pyskip_seq_take_trace(struct llama_context * ctx, int32_t seq_
 // it was called with false before.
 PYSKIP_API enum pyskip_status pyskip_set_abort(struct llama_context * ctx, bool abort);
 
+// Between (ctx, true) and (ctx, false) SIGINT makes the llama_decode() of this context stop, as pyskip_set_abort() does; the
+// handler that was there before gets it then. For one context at a time, once pyskip_set_abort(ctx, false) was called.
+PYSKIP_API void pyskip_watch_interrupt(struct llama_context * ctx, bool begin);
+
 // For models larger than memory, mapped from their file: under a policy other than off, from the next llama_decode() on,
 // nothing is read around a page that is missing, and the weights of a block are asked for when it was decided to run.
 PYSKIP_API enum pyskip_status pyskip_set_streaming(struct llama_context * ctx, bool on);
@@ -231,11 +235,18 @@ PYSKIP_API enum pyskip_status pyskip_token_to_piece(const struct llama_vocab * v
                                                     int32_t n_piece, bool special, int32_t * n_out, char * error,
                                                     size_t n_error);
 
+// A grammar (GBNF) for the JSON documents of a schema, by llama.cpp's own converter. n_needed: bytes that it takes, with its
+// NUL; what does not fit into n_grammar is cut off. UNSUPPORTED with the reason in error. The converter recurses as deep as
+// the schema is nested, and passes over keywords that it does not know.
+PYSKIP_API enum pyskip_status pyskip_json_schema_grammar(const char * schema, char * grammar, size_t n_grammar,
+                                                         size_t * n_needed, char * error, size_t n_error);
+
 // Drop llama.cpp's log from now on: whoever receives it is about to go.
 PYSKIP_API void pyskip_log_drop(void);
 
 // For command lines: from now on a crash in native code (SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT) ends the process with
-// exit code 1 and one line on the file descriptor fd.
+// exit code 1 and one line on the file descriptor fd. A stack that ran over is heard of in the thread that called this, and
+// in those that decode or tokenize.
 PYSKIP_API void pyskip_exit_on_crash(int32_t fd);
 
 // What a GGUF file says of its model, read by upstream's own reader without loading weights.

@@ -2,8 +2,11 @@
 
 #include "access.h"
 #include "crash.h"
+#include "deep-stack.h"
 #include "gather.h"
 #include "gguf-inspect.h"
+#include "interrupt.h"
+#include "json-schema.h"
 #include "llama.h"
 #include "profile.h"
 #include "pyskip-build.h"
@@ -16,6 +19,9 @@
 #include <exception>
 #include <new>
 #include <string>
+
+static constexpr int32_t PYSKIP_SHORT_TEXT     = 2048; // bytes that every thread's stack is enough for
+static constexpr size_t  PYSKIP_STACK_PER_BYTE = 1024; // std::regex takes less than 350 a character, unoptimised more
 
 static pyskip_status report(pyskip_status status, const std::string & line, char * error, size_t n_error) {
     if (error && n_error > 0) {
@@ -138,6 +144,7 @@ pyskip_status pyskip_set_policy(llama_context * ctx, const pyskip_policy * polic
 
 pyskip_status pyskip_set_generated_from(llama_context * ctx, int32_t seq_id, int32_t pos) {
     return guard(nullptr, 0, [&] {
+        pyskip_crash_stack(); // whoever decodes comes by here first
         pyskip_state_make(ctx).sequences.set_from(seq_id, pos);
         return PYSKIP_STATUS_OK;
     });
@@ -229,8 +236,11 @@ pyskip_status pyskip_set_abort(llama_context * ctx, bool abort) {
         state.abort          = abort;
         if (!state.has_abort_callback) {
             state.has_abort_callback = true;
-            llama_set_abort_callback(
-                ctx, [](void * data) { return ((const pyskip_state *) data)->abort.load(); }, &state);
+            const auto callback      = [](void * data) {
+                const pyskip_state * state = (const pyskip_state *) data;
+                return state->abort.load() || pyskip_interrupted(state);
+            };
+            llama_set_abort_callback(ctx, callback, &state);
         }
         return PYSKIP_STATUS_OK;
     });
@@ -349,8 +359,22 @@ pyskip_status pyskip_tokenize(const llama_vocab * vocab, const char * text, int3
                               int32_t n_tokens, bool add_special, bool parse_special, int32_t * n_out, char * error,
                               size_t n_error) {
     return guard(error, n_error, [&] {
-        const pyskip_aborts_caught caught;
-        *n_out = llama_tokenize(vocab, text, n_text, tokens, n_tokens, add_special, parse_special);
+        const auto run = [&] {
+            const pyskip_aborts_caught caught;
+            *n_out = llama_tokenize(vocab, text, n_text, tokens, n_tokens, add_special, parse_special);
+        };
+        if (n_text <= PYSKIP_SHORT_TEXT) {
+            pyskip_crash_stack();
+            run();
+            return PYSKIP_STATUS_OK;
+        }
+        // std::regex, which some vocabularies' rules fall back to, recurses once a character of what it matches
+        if (!pyskip_on_deep_stack((size_t) n_text * PYSKIP_STACK_PER_BYTE, run)) {
+            return report(PYSKIP_STATUS_NO_MEMORY,
+                          "no memory for a stack to split a text of " + std::to_string(n_text) +
+                              " bytes on: split it into smaller texts",
+                          error, n_error);
+        }
         return PYSKIP_STATUS_OK;
     });
 }
@@ -360,6 +384,16 @@ pyskip_status pyskip_token_to_piece(const llama_vocab * vocab, int32_t token, ch
     return guard(error, n_error, [&] {
         const pyskip_aborts_caught caught;
         *n_out = llama_token_to_piece(vocab, token, piece, n_piece, /*lstrip =*/0, special);
+        return PYSKIP_STATUS_OK;
+    });
+}
+
+pyskip_status pyskip_json_schema_grammar(const char * schema, char * grammar, size_t n_grammar, size_t * n_needed,
+                                         char * error, size_t n_error) {
+    return guard(error, n_error, [&] {
+        const std::string text = pyskip_schema_to_gbnf(schema);
+        *n_needed              = text.size() + 1;
+        std::snprintf(grammar, n_grammar, "%s", text.c_str());
         return PYSKIP_STATUS_OK;
     });
 }

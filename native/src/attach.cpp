@@ -73,6 +73,10 @@ void pyskip_attach(pyskip_state & state, ggml_cgraph * gf, const llama_ubatch & 
     state.must_rebuild = false;
     state.graph        = state.wanted;
     if (state.graph == PYSKIP_GRAPH_OFF) {
+        if (!state.first_weights.empty()) {
+            state.first_weights.clear();
+            pyskip_stream_end(gf);
+        }
         return;
     }
     std::vector<pyskip_block> blocks = pyskip_graph_find(gf);

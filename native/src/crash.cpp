@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <memory>
 #include <mutex>
 #include <stdexcept>
 
@@ -52,6 +53,23 @@ void on_terminate() {
     std::abort();
 }
 
+// A stack for on_crash() in a thread whose own ran over.
+struct crash_stack {
+    static constexpr size_t SIZE = 64 * 1024;
+
+    crash_stack() : memory(new char[SIZE]) {
+        stack_t stack{};
+        stack.ss_sp   = memory.get();
+        stack.ss_size = SIZE;
+        sigaltstack(&stack, &before);
+    }
+
+    ~crash_stack() { sigaltstack(&before, nullptr); }
+
+    std::unique_ptr<char[]> memory;
+    stack_t                 before{};
+};
+
 // Only what a signal handler may call.
 void on_crash(int signal) {
     const auto say = [](const char * text) { (void) !write(crash_fd, text, std::strlen(text)); };
@@ -69,7 +87,8 @@ void on_crash(int signal) {
         default:
             say("pyskip: llama.cpp crashed (");
             say(signal == SIGFPE ? "SIGFPE" : signal == SIGILL ? "SIGILL" : "SIGSEGV");
-            say("): the model file is damaged, or this is a bug: PYSKIP_DEBUG=1 leaves a core dump\n");
+            say("): the model file is damaged, a text is nested too deep, or this is a bug: PYSKIP_DEBUG=1 leaves a "
+                "core dump\n");
     }
     _exit(1);
 }
@@ -100,8 +119,17 @@ void pyskip_exit_on_crash(int32_t fd) {
     std::set_terminate(on_terminate);
     struct sigaction action{};
     action.sa_handler = on_crash;
+    action.sa_flags   = SA_ONSTACK;
     for (const int signal : { SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT }) {
         sigaction(signal, &action, nullptr);
+    }
+    pyskip_crash_stack();
+}
+
+void pyskip_crash_stack() {
+    if (crash_fd >= 0) {
+        static thread_local const crash_stack own;
+        (void) own;
     }
 }
 

@@ -13,3 +13,6 @@ public:
 private:
     bool before;
 };
+
+// Once pyskip_exit_on_crash() was called: this thread's stack may run over, and the line still comes. Cheap when repeated.
+void pyskip_crash_stack();

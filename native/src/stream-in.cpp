@@ -25,9 +25,14 @@ static void advise_alone(const ggml_tensor * weight) {
 static void advise_soon(const ggml_tensor * weight) {
     advise(weight, MADV_WILLNEED);
 }
+
+static void advise_normal(const ggml_tensor * weight) {
+    advise(weight, MADV_NORMAL);
+}
 #else
 static void advise_alone(const ggml_tensor *) {}
 static void advise_soon(const ggml_tensor *) {}
+static void advise_normal(const ggml_tensor *) {}
 #endif
 
 // Experts keep llama.cpp's advice: a token reads some of them, and which is known too late to ask for them.
@@ -70,5 +75,15 @@ void pyskip_stream_plan(const ggml_cgraph * gf, std::vector<pyskip_slot> & slots
 void pyskip_stream_in(const pyskip_weights & weights) {
     for (const ggml_tensor * weight : weights) {
         advise_soon(weight);
+    }
+}
+
+void pyskip_stream_end(const ggml_cgraph * gf) {
+    for (int i = 0; i < gf->n_nodes; ++i) {
+        for (const ggml_tensor * src : gf->nodes[i]->src) {
+            if (is_weight(gf->nodes[i], src)) {
+                advise_normal(src);
+            }
+        }
     }
 }

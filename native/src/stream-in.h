@@ -14,5 +14,8 @@ struct ggml_cgraph;
 // part, are left out. Tells the kernel to read nothing around a page that is missing: it may be a block that is skipped.
 void pyskip_stream_plan(const ggml_cgraph * gf, std::vector<pyskip_slot> & slots, pyskip_weights & first);
 
+// The graph's weights as llama.cpp has them: read ahead, as the kernel does by itself.
+void pyskip_stream_end(const ggml_cgraph * gf);
+
 // Start reading what is not in memory.
 void pyskip_stream_in(const pyskip_weights & weights);

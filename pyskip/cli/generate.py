@@ -17,7 +17,7 @@ __all__ = ["generate"]
 
 @click.command()
 @click.argument("model")
-@click.option("-p", "--prompt", required=True, metavar="TEXT", help="Text to continue.")
+@click.option("-p", "--prompt", required=True, metavar="TEXT", help="Text to continue; - reads it from stdin.")
 @common_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout instead of text.")
 def generate(model: str, prompt: str, options: Options, as_json: bool) -> int:
@@ -26,10 +26,11 @@ def generate(model: str, prompt: str, options: Options, as_json: bool) -> int:
     MODEL is a path, demo, a name of pyskip list, or hf:REPO[:FILE]. The text goes to stdout, the rest to stderr.
     """
     try:
-        raw = prompt.encode("utf-8")
-    except UnicodeEncodeError:
+        raw = sys.stdin.buffer.read() if prompt == "-" else prompt.encode("utf-8")
+        raw.decode("utf-8")
+    except UnicodeError:
         raise click.BadParameter("the prompt is not valid UTF-8.", param_hint="-p") from None
-    if not prompt:
+    if not raw:
         raise click.BadParameter("the prompt is empty.", param_hint="-p")
 
     llm = load(model, options)

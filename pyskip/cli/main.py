@@ -9,6 +9,7 @@ import io
 import os
 import signal
 import sys
+import warnings
 from contextlib import suppress
 from typing import Any
 
@@ -117,6 +118,7 @@ def main() -> None:
     """Console script."""
     _open_closed_streams()
     _crash_in_one_line()
+    warnings.showwarning = lambda message, *_: ui.note(" ".join(str(message).split()))
     status = run()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is over: one that comes now must not end in a traceback
     if ui.must_exit_now:

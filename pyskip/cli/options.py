@@ -7,6 +7,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -32,6 +33,7 @@ class ModelOptions:
     max_skip: float | None = None
     low_memory: bool = False
     kernels: str = "fast"
+    chat_template: str | None = None
     n_ctx: int | None = None
     n_threads: int | None = None
     verbose: bool = False
@@ -94,6 +96,11 @@ _MODEL_FLAGS = [
     ),
     click.option("--low-memory", is_flag=True, help="The model is larger than memory: read what runs, when it runs."),
     kernels_option,
+    click.option(
+        "--chat-template",
+        metavar="TEMPLATE",
+        help="Jinja, or a file of it, in the place of the model's own chat template.",
+    ),
     click.option(
         "-c",
         "n_ctx",
@@ -166,7 +173,13 @@ def load(model: str, options: ModelOptions, open_model: Callable[..., Llama] | N
     from pyskip.runtime.llama import Llama
 
     path = ui.resolve(model)
-    n_ctx = options.n_ctx or inspect(path).default_n_ctx
+    info = inspect(path)
+    n_ctx = options.n_ctx or info.default_n_ctx
+    if info.n_ctx_train and n_ctx > info.n_ctx_train:
+        ui.note(
+            f"-c {n_ctx} is more than the {info.n_ctx_train} tokens that the model was trained with: expect worse text "
+            "beyond them"
+        )
     llm = ui.in_thread(
         lambda: (open_model or Llama)(
             path,
@@ -176,6 +189,7 @@ def load(model: str, options: ModelOptions, open_model: Callable[..., Llama] | N
             max_skip=options.max_skip,
             low_memory=options.low_memory,
             kernels=options.kernels,
+            chat_template=_chat_template(options.chat_template),
             n_ctx=n_ctx,
             n_threads=options.n_threads,
             n_threads_batch=options.n_threads,
@@ -191,6 +205,16 @@ def load(model: str, options: ModelOptions, open_model: Callable[..., Llama] | N
     elif options.skip is None:
         _choose_default(llm, options.skip_prompt)
     return llm
+
+
+def _chat_template(given: str | None) -> str | None:
+    """The text itself, or that of a file of this name."""
+    if given is None or "{" in given:
+        return given
+    try:
+        return Path(given).read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise click.BadParameter(f"{given}: cannot be read ({error}).", param_hint="--chat-template") from None
 
 
 def _choose_default(llm: Llama, skip_prompt: float | None) -> None:

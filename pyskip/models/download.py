@@ -23,6 +23,7 @@ from huggingface_hub.utils import build_hf_headers
 
 from ..errors import ModelLoadError
 from .quantisations import RepoFile, size_text
+from .verify import has_sha256
 
 __all__ = ["download"]
 
@@ -42,12 +43,20 @@ def download(repo: str, file: RepoFile, revision: str, store: Path, tell: Callab
         )
     blob = store / "blobs" / found.etag
     blob.parent.mkdir(parents=True, exist_ok=True)
+    if file.sha256 and blob.exists() and not has_sha256(blob, file.sha256, store):
+        tell(f"{file.path}: what is in the cache is damaged, and got again")
+        blob.unlink()
     with _locked(blob, tell) as partial:
         if partial is not None:
             _fill(partial, url, file, tell)
             _verify(partial, file)
             os.replace(partial.name, blob)
-    return Path(hf_hub_download(repo, file.path))
+    path = Path(hf_hub_download(repo, file.path, revision=revision))
+    if file.sha256 and path.resolve() != blob.resolve() and not has_sha256(path, file.sha256, store):
+        raise ModelLoadError(
+            f"{file.path}: {path} is not the file that was checked (sha256 {file.sha256}): delete it, and try again"
+        )
+    return path
 
 
 @contextmanager

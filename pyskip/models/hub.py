@@ -26,12 +26,15 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import httpx
 
 from ..errors import ModelLoadError
+from ..replace import replacing
 from ..system import total_memory
 from .download import download
 from .quantisations import Model, RepoFile, choose, find, models_in, nearest
+from .verify import has_sha256
 
 __all__ = ["in_cache", "locate"]
 
+REVISION = re.compile(r"[0-9a-f]{7,64}|main")
 Tell = Callable[[str], None]
 
 
@@ -41,12 +44,12 @@ def locate(repo: str, asked: str | None, sha256: str | None, *, refresh: bool, t
     asked: a path in the repository, a file's name or a quantisation; None: what suits this machine. sha256: what the
     file must have. refresh: a model in the cache is looked up on the Hub all the same.
     """
-    path = None if refresh and not is_offline_mode() else _cached(repo, asked, tell)
+    path = None if refresh and not is_offline_mode() else _cached(repo, asked, sha256, tell)
     return path or _fetched(repo, asked, sha256, tell)
 
 
-def _cached(repo: str, asked: str | None, tell: Tell) -> Path | None:
-    """The model's file if all of it is in the cache."""
+def _cached(repo: str, asked: str | None, sha256: str | None, tell: Tell) -> Path | None:
+    """The model's file if all of it is in the cache, and its first file is what the catalogue says."""
     snapshot = _snapshot(repo)
     if snapshot is None:
         return None
@@ -58,6 +61,14 @@ def _cached(repo: str, asked: str | None, tell: Tell) -> Path | None:
     model, why = choose(models, total_memory())
     if not asked:
         tell(f"hf:{repo}: {why}; from the cache")
+    if sha256 is not None and not has_sha256(snapshot / model.path, sha256, _store(repo)):
+        if is_offline_mode():
+            raise ModelLoadError(
+                f"{snapshot / model.path}: not the file of the catalogue (sha256 {sha256}), and HF_HUB_OFFLINE is set: "
+                f"unset it to download, or take it as it is with hf:{repo}:{model.path}"
+            )
+        tell(f"hf:{repo}: {model.path} in the cache is not the catalogue's (sha256 differs)")
+        return None
     return snapshot / model.path
 
 
@@ -70,6 +81,7 @@ def _fetched(repo: str, asked: str | None, sha256: str | None, tell: Tell) -> Pa
             if sha256 is not None:
                 model = _checked(repo, model, sha256)
             paths = [download(repo, file, revision, _store(repo), tell) for file in model.files]
+            _remember(repo, revision)
     except ModelLoadError as error:
         raise ModelLoadError(f"{name}: {error}") from error
     except (httpx.HTTPError, httpx.InvalidURL, OSError, HFValidationError) as error:
@@ -80,6 +92,17 @@ def _fetched(repo: str, asked: str | None, sha256: str | None, tell: Tell) -> Pa
 def _store(repo: str) -> Path:
     """The repository's folder in the cache."""
     return Path(constants.HF_HUB_CACHE).expanduser() / repo_folder_name(repo_id=repo, repo_type="model")
+
+
+def _remember(repo: str, revision: str) -> None:
+    """That this is what the repository had when it was looked at last: where _snapshot() looks. (huggingface-hub writes
+    it only if it is asked for a branch, which may have moved between the list of files and the last of them.)"""
+    if revision == constants.DEFAULT_REVISION:
+        return
+    refs = _store(repo) / "refs"
+    refs.mkdir(parents=True, exist_ok=True)
+    with replacing(refs / constants.DEFAULT_REVISION) as name:
+        Path(name).write_text(revision)
 
 
 def in_cache(repo: str, file: str) -> bool:
@@ -103,16 +126,30 @@ def _listing(repo: str) -> tuple[str, list[RepoFile]]:
         info = HfApi().model_info(
             repo, revision=constants.DEFAULT_REVISION, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
         )
-        return info.sha or constants.DEFAULT_REVISION, [
+        files = [
             RepoFile(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else None)
             for file in info.siblings or []
         ]
+        revision = info.sha or constants.DEFAULT_REVISION
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, (httpx.HTTPError, OSError, HFValidationError)):
             raise
         raise ModelLoadError(
             f"{constants.ENDPOINT} does not answer as the Hub does: check HF_ENDPOINT and the proxy"
         ) from error
+    outside = next((file.path for file in files if not _is_inside(file.path)), None)
+    if outside is not None or not REVISION.fullmatch(revision):
+        raise ModelLoadError(
+            f"{constants.ENDPOINT} lists {outside or revision!r}, expected files inside the repository and a commit: "
+            "do not use this server (HF_ENDPOINT)"
+        )
+    return revision, files
+
+
+def _is_inside(path: str) -> bool:
+    """Whether a path of a listing stays in the folder that it is joined to."""
+    parts = path.replace("\\", "/").split("/")
+    return not any(part in ("", ".", "..") or part.endswith(":") or "\0" in part for part in parts)
 
 
 def _wanted(repo: str, files: list[RepoFile], asked: str | None, tell: Tell) -> Model:

@@ -12,7 +12,13 @@ __all__ = ["Model", "RepoFile", "choose", "find", "fits", "models_in", "nearest"
 
 PIECE = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
 QUANTISATION = re.compile(r"(?<![a-z0-9])((?:i?q|tq)(\d)(?:_[a-z0-9]+)*|mxfp(4)|(?:bf|fp?)(16|32))(?![a-z0-9])", re.I)
-NO_MODEL = re.compile(r"mmproj|imatrix|\.skip\.gguf$", re.IGNORECASE)  # projectors, statistics, profiles
+# Projectors, statistics, profiles, vocabularies
+NO_MODEL = re.compile(r"mmproj|^imatrix|[._-]imatrix\.gguf$|\.skip\.gguf$|^ggml-vocab", re.IGNORECASE)
+# Drafters, heads that draft, adapters, encoders: unless all that is there is called so, as a model named Eagle may be
+BESIDE_MODEL = re.compile(
+    r"(?<![a-z0-9])(draft(er)?|mtp|eagle-?[123]?|medusa|dflash|imatrix|lora|adapter|vocab|tokenizer|vision|audio|encoder)(?![a-z0-9])",
+    re.IGNORECASE,
+)
 PREFERRED_BITS = (4, 5, 6, 8, 16, 32, 3, 2, 1)  # decoding reads every byte; below 4 bits a small model suffers
 
 
@@ -73,7 +79,8 @@ def models_in(files: Iterable[RepoFile]) -> list[Model]:
         for (_, n), parts in pieces.items()
         if all(i in parts for i in range(1, n + 1))
     ]
-    return sorted(single + whole, key=lambda model: model.path)
+    models = sorted(single + whole, key=lambda model: model.path)
+    return [model for model in models if not BESIDE_MODEL.search(PurePosixPath(model.path).name)] or models
 
 
 def find(models: Iterable[Model], asked: str) -> list[Model]:

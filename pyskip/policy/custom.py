@@ -55,6 +55,10 @@ class Custom(Policy):
             return ctypes.addressof(self.data)
         return _address("custom data", self.data)
 
+    @property
+    def decides_prompt(self) -> bool:
+        return True  # it is asked for prompt tokens, too (index < 0)
+
     def fields(self, profile: Operating | None) -> Fields:
         return {"type": "PYSKIP_POLICY_CUSTOM", "decide": self.address, "decide_data": self.data_address}
 

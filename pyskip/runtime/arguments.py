@@ -2,19 +2,80 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..binding.library import llama_cpp
 from ..errors import DecodeError, ModelLoadError
 
-__all__ = ["check_arguments", "check_grammar"]
+__all__ = ["check_arguments", "check_grammar", "check_names"]
 
 # enum ggml_type: every GGML_TYPE_* of llama_cpp but the count
 KV_TYPES = {
     value for name, value in vars(llama_cpp).items() if name.startswith("GGML_TYPE_") and name != "GGML_TYPE_COUNT"
 }
+
+TAKEN = frozenset(inspect.signature(llama_cpp.Llama.__init__).parameters) - {"self", "kwargs"}
+# What others call it: Ollama, llama.cpp's command lines, ctransformers, transformers, LangChain.
+OTHER_NAMES = {
+    "batch_size": "n_batch",
+    "cache_type_k": "type_k",
+    "cache_type_v": "type_v",
+    "context_length": "n_ctx",
+    "ctx_size": "n_ctx",
+    "embeddings": "embedding",
+    "filename": "model_path",
+    "gpu_layers": "n_gpu_layers",
+    "lora": "lora_path",
+    "max_length": "n_ctx",
+    "max_seq_len": "n_ctx",
+    "max_tokens": "max_tokens of the call that generates",
+    "mlock": "use_mlock",
+    "mmap": "use_mmap",
+    "model": "model_path",
+    "n_seq_max": "n_ctx",
+    "num_ctx": "n_ctx",
+    "num_gpu": "n_gpu_layers",
+    "num_thread": "n_threads",
+    "temp": "temperature of the call that generates",
+    "temperature": "temperature of the call that generates",
+    "threads": "n_threads",
+    "top_k": "top_k of the call that generates",
+    "top_p": "top_p of the call that generates",
+    "ubatch_size": "n_ubatch",
+}
+# For graphics processors, with the value that asks for none.
+FOR_GPUS: dict[str, Any] = {
+    "n_gpu_layers": 0,
+    "split_mode": llama_cpp.LLAMA_SPLIT_MODE_LAYER,
+    "main_gpu": 0,
+    "tensor_split": None,
+}
+
+
+def check_names(given: Mapping[str, Any], own: Iterable[str]) -> None:
+    """Raises TypeError, as for a function of Python, for an argument that neither llama_cpp.Llama nor pyskip.Llama
+    (own) takes: upstream drops what it does not know. Warns of those that are about a GPU."""
+    known = TAKEN | set(own)
+    for name in given:
+        if name not in known:
+            near = [OTHER_NAMES[name]] if name in OTHER_NAMES else difflib.get_close_matches(name, known, n=1)
+            raise TypeError(
+                f"Llama has no argument {name!r}" + "".join(f": did you mean {other}?" for other in near)
+                if near
+                else f"Llama has no argument {name!r}, expected one of llama_cpp.Llama's or pyskip's: leave it out"
+            )
+    unused = [name for name, none in FOR_GPUS.items() if given.get(name, none) != none]
+    if unused:
+        warnings.warn(
+            f"{' and '.join(unused)}: pyskip decodes on the CPU, expected nothing for a GPU: leave it out",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:

@@ -41,6 +41,7 @@ class Engine:
         self.skip = SkipContext(ctx)
         self.has_encoder = bool(llama_cpp.llama_model_has_encoder(model))
         self.has_encoded = False  # a prompt
+        self.n_cached = 0  # tokens of the last generation's prompt that were not decoded again; -1: not known yet
         self._n_threads = n_threads
         self._generates = False  # as far as is known
         self._marked_from = self._generating_from = -1  # position of sequence 0
@@ -109,8 +110,12 @@ class Engine:
 
     def apply_mark(self) -> None:
         """Before each decode of Llama.eval(): a generator that is held must not leave its mark."""
-        first = self._marked_from if self._generating_from < 0 else self._generating_from
-        self.skip.set_generated_from(0, first)
+        self.skip.set_generated_from(0, self.generated_from)
+
+    @property
+    def generated_from(self) -> int:
+        """The position that counts; -1: all is prompt."""
+        return self._marked_from if self._generating_from < 0 else self._generating_from
 
     # Decoding
 

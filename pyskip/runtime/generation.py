@@ -46,14 +46,15 @@ class Generation:
         llm = self._llm
         engine, text, watch = llm.engine, TextStream(), Stopwatch()
         llm.reset_skip_stats()
-        n_cached = llm.longest_token_prefix(list(llm.eval_tokens), self._tokens)
-        self._n_decoded = max(1, len(self._tokens) - n_cached)
+        self._n_decoded = len(self._tokens)
         self._watch = watch
         watch.begin()
         n_room = min(self._max_tokens, llm.n_ctx() - len(self._tokens))
         last = self._tokens[-1:]
         for token in llm.generate(self._tokens, temp=self._temp):
             watch.token()
+            if not self._generated:
+                self._n_decoded = max(1, len(self._tokens) - engine.n_cached)
             if engine.is_eog(token):
                 break
             self._generated.append(token)
@@ -101,6 +102,7 @@ def chat_tokens(llm: Llama, messages: list[Message]) -> list[int]:
         formatted = formatter(messages=messages)  # type: ignore[arg-type]
     except Exception as error:  # templates raise what they like, for instance for a system message
         raise DecodeError(
-            f"the model's chat template refuses these messages ({error}): try without --system, or generate"
+            f"the model's chat template refuses these messages ({error}): try without --system, with another "
+            "--chat-template, or generate"
         ) from error
     return list(llm.tokenize(formatted.prompt.encode(), add_bos=not formatted.added_special, special=True))

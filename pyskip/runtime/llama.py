@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..binding import log
+from ..binding.adapters import adapters_changed
 from ..binding.crash import aborts_caught
 from ..binding.kernels import check_kernels, kernels_chosen
 from ..binding.library import llama_cpp
@@ -19,15 +21,23 @@ from ..models.gguf_info import check_context, inspect
 from ..policy import Policy, Profiled, parse_skip
 from ..policy.base import Paced
 from ..system import physical_cores
-from .arguments import check_arguments, check_grammar
+from .arguments import check_arguments, check_grammar, check_names
+from .completion import Completion
 from .engine import Engine
+from .guard import Guard, guarded, steps
+from .interrupt import interruptible
 from .model_file import ModelFile
+from .reuse import CacheLog, Origin
 from .skipping import Skipping
+from .template import TEMPLATE, check_template, usable_metadata
 
 __all__ = ["Llama"]
 
+OWN_ARGUMENTS = ("skip", "profile", "target_tps", "max_skip", "low_memory", "kernels", "chat_template")
 
-class Llama(Skipping, llama_cpp.Llama):  # type: ignore[misc]
+
+@guarded
+class Llama(Completion, Skipping, llama_cpp.Llama):  # type: ignore[misc]
     """A GGUF model whose FFN blocks can be skipped, token by token, while it generates.
 
     Everything that llama_cpp.Llama takes and does, and:
@@ -46,6 +56,9 @@ class Llama(Skipping, llama_cpp.Llama):  # type: ignore[misc]
     low_memory: for a model larger than memory. Weights stay in the mapped file, and under a policy other than off only
         those of blocks that run are read.
 
+    chat_template: Jinja, in the place of the model's own. Where neither can be parsed a warning says so, and chats use
+        ChatML.
+
     kernels: "fast", pyskip's own where it has them for a weight's type and the processor, or "upstream", whose logits
         are those of unpatched llama.cpp to the last bit.
 
@@ -56,8 +69,14 @@ class Llama(Skipping, llama_cpp.Llama):  # type: ignore[misc]
     n_threads and n_threads_batch default to the physical cores that the process may use.
 
     Raises ModelLoadError for a file that is no whole model or a context that cannot fit, PolicyError for a policy that
-    does not fit the model, ProfileError for a profile that is missing, damaged or another model's.
+    does not fit the model, ProfileError for a profile that is missing, damaged or another model's, TypeError for an
+    argument that nobody knows. Once closed, everything raises ModelLoadError. One thread at a time may use it; a second
+    one gets a DecodeError. Ctrl-C stops a decode that the main thread waits for.
+
+    seed: of all that samples; without one every generation has its own.
     """
+
+    _guard: Guard | None = None  # while it is being loaded
 
     def __init__(
         self,
@@ -69,13 +88,18 @@ class Llama(Skipping, llama_cpp.Llama):  # type: ignore[misc]
         max_skip: float | None = None,
         low_memory: bool = False,
         kernels: str = "fast",
+        chat_template: str | None = None,
         n_ctx: int = 512,
         n_threads: int | None = None,
         n_threads_batch: int | None = None,
+        seed: int | None = None,
         **kwargs: Any,
     ) -> None:
+        check_names(kwargs, OWN_ARGUMENTS)
         policy = parse_skip(skip)
         check_kernels(kernels)
+        check_template(chat_template)
+        self._chat_template = chat_template
         path = os.fsdecode(resolve(model_path) if isinstance(model_path, str) else model_path)
         vocab_only = bool(kwargs.get("vocab_only"))
         file = ModelFile(path) if kwargs.get("use_mmap", True) else None
@@ -88,6 +112,9 @@ class Llama(Skipping, llama_cpp.Llama):  # type: ignore[misc]
         arguments = {"n_threads": n_threads, "n_threads_batch": n_threads_batch, "low_memory": low_memory, **kwargs}
         check_arguments(arguments)
         self._engine = None
+        self._guard = None
+        self._cache_log, self._lost = CacheLog(), False
+        self._taken = ([], [])
         self._policy = parse_skip("off")
         self._low_memory, self._kernels = low_memory, kernels
         self._pace = None
@@ -104,6 +131,10 @@ class Llama(Skipping, llama_cpp.Llama):  # type: ignore[misc]
             raise ModelLoadError(f"{path}: llama.cpp cannot load it ({reason})") from error
         self._engine = Engine(self.model, self.ctx, info, file, max(self.n_threads, self.n_threads_batch))
         self._n_ctx = self.n_ctx()
+        if self._lost_template and kwargs.get("chat_format") is None and self.chat_handler is None:
+            self.chat_format = "chatml"  # upstream would take LLaMA 2's
+        self.set_seed(-1 if seed is None else seed)
+        self.engine.skip.set_abort(False)  # llama.cpp asks from now on
         try:
             if self.lora_path and not self._lora_adapter:
                 raise ModelLoadError(
@@ -115,6 +146,7 @@ class Llama(Skipping, llama_cpp.Llama):  # type: ignore[misc]
         except BaseException:
             self.close()
             raise
+        self._guard = Guard()
 
     @property
     def kernels(self) -> str:
@@ -131,6 +163,17 @@ class Llama(Skipping, llama_cpp.Llama):  # type: ignore[misc]
         if self._low_memory:
             params.use_extra_bufts = False  # repacked weights are copies in memory
         self._model_params = params
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the model's file says, without chat templates that cannot be parsed; llama_cpp.Llama sets it when the
+        model is loaded, and then makes handlers of the templates."""
+        return self._metadata
+
+    @metadata.setter
+    def metadata(self, found: dict[str, str]) -> None:
+        self._metadata = usable_metadata(found, self._chat_template, self.model_path)
+        self._lost_template = TEMPLATE in found and TEMPLATE not in self._metadata
 
     def n_ctx(self) -> int:
         """Tokens that the context holds. llama.cpp rounds up what was asked for, upstream's own arrays do not; and it
@@ -154,13 +197,56 @@ class Llama(Skipping, llama_cpp.Llama):  # type: ignore[misc]
         engine.apply_mark()
         log.forget()
         engine.check_process()
+        if self._lost:
+            tokens = [*self._input_ids.tolist(), *tokens]
+            self.n_tokens = 0
+        engine.n_cached = self.n_tokens if engine.n_cached < 0 else engine.n_cached
+        self._note_origins(len(tokens))
+        done = False
         try:
-            super().eval(tokens)
+            with interruptible(engine.skip.native):
+                super().eval(tokens)
+            done = True
         except RuntimeError as error:
-            # upstream counts a batch only when it was decoded; what a failed one left in the cache must not stay
-            engine.cut(self.n_tokens)
             raise DecodeError(f"llama.cpp cannot decode ({log.last_complaint() or error})") from error
+        finally:
+            if not done:
+                self._forget_failed()
+        self._lost = False
         engine.check_file()
+
+    def _forget_failed(self) -> None:
+        """Upstream counts a batch only when it was decoded; what a failed one left in the cache must not stay. What
+        cannot be cut (a recurrent state) is computed anew by the next eval()."""
+        self._lost = not self.engine.cut(self.n_tokens) and bool(self.engine.memory)
+        if self._lost:
+            self.engine.clear()
+
+    def _note_origins(self, n: int) -> None:
+        """Of the next n tokens."""
+        first, end = self.engine.generated_from, self.n_tokens + n
+        n_prompt = end if first < 0 else max(self.n_tokens, min(first, end))
+        if n_prompt > self.n_tokens:
+            self._cache_log.note(self.n_tokens, self._origin(is_prompt=True))
+        if end > n_prompt:
+            self._cache_log.note(n_prompt, self._origin(is_prompt=False))
+
+    def _origin(self, is_prompt: bool) -> Origin:
+        policy = self._policy
+        is_dense = policy.is_dense or (is_prompt and not policy.decides_prompt)
+        rule = "" if is_dense else policy.prompt_rule if is_prompt else str(policy)
+        return Origin(adapters_changed(self.ctx), is_prompt, rule)
+
+    def _drop_unusable(self, tokens: list[int]) -> None:
+        """Before upstream looks for a prefix in the cache: only what this prompt would compute to the same is one."""
+        n = self.longest_token_prefix(self._input_ids.tolist(), tokens)
+        prompt = self._origin(is_prompt=True)
+        usable = 0 if self._lost else self._cache_log.usable(n, prompt)
+        if usable < n:
+            self.n_tokens = usable
+            self._requires_eval = True
+        elif n == len(tokens) and not self._cache_log.has_logits(n, prompt):
+            self._requires_eval = True
 
     def check_process(self) -> None:
         """What eval() sees to before it decodes, for those who call llama_decode() themselves. Raises DecodeError if
@@ -180,10 +266,18 @@ class Llama(Skipping, llama_cpp.Llama):  # type: ignore[misc]
             raise DecodeError(
                 f"the prompt has {first} tokens, the context {self._n_ctx}: shorten it or raise n_ctx (-c)"
             )
+        return steps(self._guard or Guard(), self._generate(tokens, first, reset, args, kwargs))
+
+    def _generate(
+        self, tokens: list[int], first: int, reset: bool, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Generator[int, Sequence[int] | None, None]:
         if self.engine.has_encoder:
             tokens = self._encode(tokens)
             first = len(tokens)
-        inner = super().generate(tokens, *args, **kwargs)
+        elif reset:
+            self._drop_unusable(tokens)
+        self.engine.n_cached = -1  # the first eval() tells
+        inner = self._taking(tokens, super().generate(tokens, *args, **kwargs))
         sent: Sequence[int] | None = None
         n_left = self._n_dense()  # decodes to come that no operating point has a say in
         if self._pace is not None:
@@ -238,19 +332,47 @@ class Llama(Skipping, llama_cpp.Llama):  # type: ignore[misc]
         start = llama_cpp.llama_model_decoder_start_token(self._model.model)
         return [start if start >= 0 else max(self.token_bos(), 0)]
 
-    def _create_completion(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        try:
-            yield from super()._create_completion(*args, **kwargs)
-        except ValueError as error:
-            if isinstance(error, DecodeError) or "exceed context window" not in str(error):
-                raise
-            raise DecodeError(f"{error}: shorten the prompt or raise n_ctx (-c)") from error
-
     def reset(self) -> None:
         """Forget the tokens and mark_generated()."""
         if self._engine is not None:
             self._engine.clear_mark()
+        self._lost = False
         super().reset()
+
+    def load_state(self, state: Any) -> None:
+        """llama_cpp.Llama.load_state."""
+        super().load_state(state)
+        self._cache_log.clear()
+        self._lost = False
+        self.set_seed(self._seed)
+
+    @property
+    def lora_scale(self) -> float:
+        """How much of lora_path's LoRA is added. May be set at any time; counts from the next token on."""
+        return self._lora_scale
+
+    @lora_scale.setter
+    def lora_scale(self, scale: float) -> None:
+        self._lora_scale = scale
+        if self._engine is not None and self._lora_adapter:
+            adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(self._lora_adapter)
+            llama_cpp.llama_set_adapters_lora(self.ctx, adapters, 1, (ctypes.c_float * 1)(scale))
+
+    @property
+    def ctx(self) -> Any:
+        """llama_context *, for llama_cpp's own functions. Raises ModelLoadError once closed."""
+        self._check_open()
+        return self._ctx.ctx
+
+    @property
+    def model(self) -> Any:
+        """llama_model *, likewise."""
+        self._check_open()
+        return self._model.model
+
+    def _check_open(self) -> None:
+        if self._guard is not None:
+            self._guard.check_open()
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
         """llama_cpp.Llama.tokenize; raises DecodeError if the vocabulary cannot."""
@@ -278,6 +400,7 @@ class Llama(Skipping, llama_cpp.Llama):  # type: ignore[misc]
         Returns why llama.cpp did not take the state, in which case the cache is empty; None if it did."""
         self.reset()
         self.engine.clear()
+        self._cache_log.clear()
         if state is None:
             return None
         if not self.engine.restore_state(len(tokens), state):
@@ -289,14 +412,26 @@ class Llama(Skipping, llama_cpp.Llama):  # type: ignore[misc]
         return None
 
     def close(self) -> None:
-        """Free the model and its context. Safe for a model that failed to load."""
+        """Free the model and its context. A decode of another thread ends with an error before, an open stream at its
+        next step. Safe for a model that failed to load, and to repeat."""
+        guard = self._guard
+        if guard is None:
+            self._free()
+            return
+        with guard.closing(self.set_abort) as was_open:
+            if was_open:
+                self._free()
+
+    def _free(self) -> None:
         self._engine = None
+        self._sampler = None  # it may hold a grammar, which knows the vocabulary
         if hasattr(self, "_stack"):
             super().close()
 
     def __getstate__(self) -> dict[str, Any]:
         state = {**super().__getstate__(), "skip": str(self._policy), "profile": self._profile_path}
-        state |= {"low_memory": self._low_memory, "kernels": self._kernels}
+        state |= {"low_memory": self._low_memory, "kernels": self._kernels, "seed": self._own_seed}
+        state["chat_template"] = self._chat_template
         if self._pace is None:
             return state
         pace = {"target_tps": self._pace.target_tps, "max_skip": self._pace.max_skip}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from ..errors import ModelLoadError, PolicyError, ProfileError
 from ..models.profile import Profile, find_profile, path_beside
@@ -13,6 +13,7 @@ from ..policy import Policy, parse_skip
 from ..policy.base import Paced
 from ..stats import SkipStats, SkipTrace
 from .engine import Engine
+from .guard import Guard
 
 __all__ = ["Skipping"]
 
@@ -20,6 +21,7 @@ __all__ = ["Skipping"]
 class Skipping:
     """The part of pyskip.Llama that leaves llama_cpp.Llama as it is. Llama.__init__ sets what it needs."""
 
+    _guard: Guard | None
     model_path: str
     n_tokens: int  # in the KV cache
     _engine: Engine | None  # None: not loaded, or closed
@@ -55,9 +57,14 @@ class Skipping:
         self.keep_pace(target_tps, max_skip)
 
     def _set_policy(self, policy: Policy) -> None:
-        profile = self._needed_profile(f"skip {str(policy)!r}") if policy.needs_profile else None
-        self.engine.skip.set_policy(policy, profile)
-        self._policy = policy
+        with self._alone():
+            profile = self._needed_profile(f"skip {str(policy)!r}") if policy.needs_profile else None
+            self.engine.skip.set_policy(policy, profile)
+            self._policy = policy
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """While a decode would read what is changed. Raises DecodeError if another thread decodes."""
+        return nullcontext() if self._guard is None else self._guard.decoding()
 
     @contextmanager
     def deciding_by(self, policy: Policy) -> Iterator[None]:
@@ -131,7 +138,8 @@ class Skipping:
     @property
     def skippable_layers(self) -> tuple[int, ...]:
         """The layers whose FFN can be skipped. Raises PolicyError if there is none."""
-        return self.engine.skip.skippable()
+        with self._alone():
+            return self.engine.skip.skippable()
 
     def mark_generated(self, pos: int | None = None) -> None:
         """Tokens that eval() feeds at positions >= pos (default: the next one) count as generated, until reset().

@@ -1,0 +1,230 @@
+"""Completions as OpenAI's clients read them, where llama-cpp-python's are not: seeds, log-probabilities, echoes, JSON
+schemas, unit vectors."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..binding.library import llama_cpp
+from ..errors import DecodeError
+from .engine import Engine
+from .schema import grammar_for_format
+
+__all__ = ["Completion"]
+
+UNSEEDED = int(llama_cpp.LLAMA_DEFAULT_SEED)
+
+
+class _CallSeed(int):
+    """A seed of one call, beside that of the Llama."""
+
+
+class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ignore[misc]
+    """The part of pyskip.Llama that makes answers of tokens. Llama.__init__ sets what it needs."""
+
+    _own_seed: int | None  # None: every generation has its own
+    _seed: int
+    _taken: tuple[list[int], list[int]]  # the last generation's prompt, and what it has yielded
+    if TYPE_CHECKING:
+        scores: Any
+        tokenize: Any
+        detokenize: Any
+        token_bos: Any
+        spm_infill: bool
+        pooling_type: Any
+
+        @property
+        def engine(self) -> Engine: ...
+
+    # Seeds
+
+    def set_seed(self, seed: int) -> None:
+        """Of the generations to come, which are then the same in every process; -1: each of another, as without one."""
+        unseeded = seed in (-1, UNSEEDED)
+        if not isinstance(seed, _CallSeed):
+            self._own_seed = None if unseeded else seed
+        self._seed = UNSEEDED if unseeded else seed
+
+    def _next_seed(self, seed: int | None) -> _CallSeed:
+        """What a call that was given this seed samples by."""
+        if seed is not None and seed not in (-1, UNSEEDED):
+            return _CallSeed(seed)
+        if self._own_seed is None:
+            return _CallSeed(secrets.randbelow(UNSEEDED))
+        self._own_seed = Random(self._own_seed).randint(0, UNSEEDED - 1)
+        return _CallSeed(self._own_seed)
+
+    def _leave_seed(self) -> None:
+        """A sampler was made: what follows has the Llama's own seed again."""
+        self._seed = UNSEEDED if self._own_seed is None else self._own_seed
+
+    def _taking(
+        self, prompt: list[int], inner: Generator[int, Sequence[int] | None, None]
+    ) -> Generator[int, Sequence[int] | None, None]:
+        """The same generator; what it yields is remembered for log-probabilities."""
+        taken: list[int] = []
+        self._taken = prompt, taken
+        sent: Sequence[int] | None = None
+        try:
+            while True:
+                try:
+                    token = inner.send(sent)
+                except StopIteration:
+                    return
+                if sent is None and not taken:
+                    self._leave_seed()
+                taken.append(token)
+                sent = yield token
+        finally:
+            inner.close()
+
+    # Completions
+
+    def _create_completion(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        prompt = kwargs.get("prompt", args[0] if args else "")
+        logprobs, echo, stream = (kwargs.get(name) for name in ("logprobs", "echo", "stream"))
+        kwargs["seed"] = self._next_seed(kwargs.get("seed"))
+        kwargs["echo"] = False
+        if logprobs is not None and not stream:
+            if not self._logits_all:
+                raise DecodeError(
+                    "logprobs found logits_all=False, expected the logits of every token: load with logits_all=True"
+                )
+            kwargs["logprobs"] = None
+        if kwargs.get("logit_bias") and kwargs.get("logits_processor"):  # upstream loses both
+            bias = llama_cpp.LogitsProcessorList([_biased(kwargs["logit_bias"])])
+            kwargs["logits_processor"] = llama_cpp.LogitsProcessorList([*kwargs["logits_processor"], *bias])
+            kwargs["logit_bias"] = None
+        if kwargs.get("suffix") is not None:
+            kwargs["prompt"], kwargs["suffix"] = self._infill(prompt, kwargs["suffix"]), None
+        first = True
+        for answer in self._checked(super()._create_completion(*args, **kwargs)):
+            if echo and first:
+                head = prompt if isinstance(prompt, str) else self.detokenize(prompt).decode("utf-8", "ignore")
+                choice = answer["choices"][0]
+                if stream:
+                    yield {**answer, "choices": [{**choice, "text": head, "logprobs": None, "finish_reason": None}]}
+                else:
+                    choice["text"] = head + choice["text"]
+            if logprobs is not None and not stream:
+                answer["choices"][0]["logprobs"] = self._logprobs(prompt, int(logprobs), bool(echo))
+            first = False
+            yield answer
+
+    def _infill(self, prompt: str | list[int], suffix: str) -> list[int]:
+        """A prompt for what stands between the two, by the vocabulary's own tokens; upstream's are token 0."""
+        vocab = self.engine.vocab
+        pre, suf, mid = (getattr(llama_cpp, f"llama_vocab_fim_{part}")(vocab) for part in ("pre", "suf", "mid"))
+        if min(pre, suf, mid) < 0:
+            raise DecodeError(
+                "suffix found a vocabulary without fill-in-the-middle tokens, expected a model that was trained for "
+                "it: leave it out"
+            )
+        before = self.tokenize(prompt.encode(), add_bos=False, special=False) if isinstance(prompt, str) else prompt
+        start, end = [pre, *before], [suf, *self.tokenize(suffix.encode(), add_bos=False, special=False)]
+        bos = [self.token_bos()] if self.engine.adds_bos else []
+        return [*bos, *end, *start, mid] if self.spm_infill else [*bos, *start, *end, mid]
+
+    def _checked(self, answers: Iterator[Any]) -> Iterator[Any]:
+        try:
+            yield from answers
+        except ValueError as error:
+            if isinstance(error, DecodeError) or "exceed context window" not in str(error):
+                raise
+            raise DecodeError(f"{error}: shorten the prompt or raise n_ctx (-c)") from error
+
+    def _logprobs(self, prompt: str | list[int], n_top: int, echo: bool) -> dict[str, list[Any]]:
+        """Of the last generation: of each token what the one before it said, so none of the first."""
+        before, generated = self._taken
+        generated = [token for token in generated if not self.engine.is_eog(token)]
+        tokens = before + generated
+        start = 0 if echo else len(before)
+        if echo and before[:1] == [self.token_bos()]:
+            start = 1  # not part of the text
+        offset = (
+            0 if echo else len(prompt if isinstance(prompt, str) else self.detokenize(prompt).decode("utf-8", "ignore"))
+        )
+        found: dict[str, list[Any]] = {"tokens": [], "text_offset": [], "token_logprobs": [], "top_logprobs": []}
+        for i in range(start, len(tokens)):
+            text = str(self.detokenize([tokens[i]], tokens[:i]).decode("utf-8", "ignore"))
+            if echo and i == start and isinstance(prompt, str) and not prompt.startswith(text):
+                text = text.removeprefix(" ")  # which some vocabularies put before a text
+            found["tokens"].append(text)
+            found["text_offset"].append(offset)
+            offset += len(text)
+            if echo and i == start:  # as OpenAI's, also behind a BOS
+                found["token_logprobs"].append(None)
+                found["top_logprobs"].append(None)
+                continue
+            row = llama_cpp.Llama.logits_to_logprobs(self.scores[i - 1])
+            best = np.argsort(row)[::-1][:n_top]
+            top = {
+                self.detokenize([int(token)], tokens[:i]).decode("utf-8", "ignore"): float(row[token]) for token in best
+            }
+            found["token_logprobs"].append(float(row[tokens[i]]))
+            found["top_logprobs"].append({**top, text: float(row[tokens[i]])})
+        return found
+
+    # Chat
+
+    def create_chat_completion(self, messages: Any, *args: Any, **kwargs: Any) -> Any:
+        """llama_cpp.Llama.create_chat_completion; response_format takes a JSON schema, by llama.cpp's own converter:
+
+        {"type": "json_object"}, with or without "schema", or {"type": "json_schema", "json_schema": {"schema": {...}}}.
+        Raises DecodeError for a schema with a keyword that a grammar cannot hold, and names it."""
+        response_format = kwargs.get("response_format")
+        if response_format is not None:
+            grammar = grammar_for_format(response_format)
+            if grammar is not None:
+                if kwargs.get("grammar") is not None:
+                    raise DecodeError("response_format and grammar were both given, expected one of them")
+                kwargs["grammar"] = llama_cpp.LlamaGrammar.from_string(grammar, verbose=False)
+            kwargs["response_format"] = None
+        if kwargs.get("logprobs") and kwargs.get("top_logprobs") is None:
+            kwargs["top_logprobs"] = 0  # upstream then forgets the token's own
+        return super().create_chat_completion(messages, *args, **kwargs)
+
+    # Embeddings
+
+    def embed(
+        self, input: str | list[str], normalize: bool = False, truncate: bool = True, return_count: bool = False
+    ) -> Any:
+        """llama_cpp.Llama.embed; also of several texts without pooling, for which upstream returns rows that no token has."""
+        pooled = self.pooling_type() != llama_cpp.LLAMA_POOLING_TYPE_NONE
+        if isinstance(input, str) or pooled or len(input) < 2:
+            return super().embed(input, normalize, truncate, return_count)
+        found = [super(Completion, self).embed(text, normalize, truncate, True) for text in input]
+        rows = [row for row, _ in found]
+        return (rows, sum(n for _, n in found)) if return_count else rows
+
+    def create_embedding(self, input: str | list[str], model: str | None = None, *, normalize: bool = True) -> Any:
+        """Vectors of length 1, as OpenAI's and the server's; normalize=False: as the model has them, like embed()."""
+        answer = super().create_embedding(input, model)
+        if normalize:
+            for item in answer["data"]:
+                item["embedding"] = _unit(item["embedding"])
+        return answer
+
+
+def _biased(logit_bias: Mapping[Any, float]) -> Any:
+    """A logits processor that adds what is given by token."""
+
+    def process(_tokens: Any, scores: Any) -> Any:
+        scores = np.copy(scores)
+        for token, bias in logit_bias.items():
+            scores[int(token)] += float(bias)
+        return scores
+
+    return process
+
+
+def _unit(vector: Any) -> Any:
+    """Of a pooled vector, or of each token's."""
+    rows = np.asarray(vector, np.float64)
+    norms = np.linalg.norm(rows, axis=-1, keepdims=True)
+    return (rows / np.where(norms == 0, 1, norms)).tolist()

@@ -1,0 +1,137 @@
+"""What was refused, or lost, without need: bad chat templates, prompts from stdin, states after a failed decode."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+
+import pyskip
+from pyskip.runtime.generation import Generation
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+BAD = "{% for m in messages %}{{ m.content }"
+GOOD = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
+MESSAGES = [{"role": "user", "content": "w1 w2"}]
+
+
+@pytest.fixture
+def untidy(tiny: Path, tmp_path: Path) -> Path:
+    """The tiny model with a chat template that no Jinja parses."""
+    path = tmp_path / "untidy.gguf"
+    reader = gguf.GGUFReader(tiny)
+    writer = gguf.GGUFWriter(str(path), "llama")
+    for key, item in reader.fields.items():
+        if not key.startswith("GGUF.") and key not in ("general.architecture", "tokenizer.chat_template"):
+            kinds = item.types
+            writer.add_key_value(key, item.contents(), kinds[0], kinds[1] if len(kinds) > 1 else None)
+    writer.add_chat_template(BAD)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def load(path: Path, **kwargs: Any) -> pyskip.Llama:
+    return pyskip.Llama(path, **{"n_ctx": 128, "n_threads": 1, "n_threads_batch": 1, "verbose": False, **kwargs})
+
+
+def prompt_of(llm: pyskip.Llama) -> str:
+    llm.create_chat_completion(MESSAGES, max_tokens=1)
+    return llm.detokenize(llm._taken[0], special=True).decode()
+
+
+def test_a_template_that_cannot_be_parsed(untidy: Path) -> None:
+    with pytest.warns(UserWarning, match=r"untidy\.gguf: its tokenizer\.chat_template cannot be parsed \(") as caught:
+        llm = load(untidy)
+    assert caught[0].filename == __file__
+    with closing(llm):
+        assert llm.create_completion("w1", max_tokens=2)["usage"]["completion_tokens"] >= 0
+        assert "<|im_start|>user" in prompt_of(llm)
+
+
+def test_another_template(untidy: Path, tiny: Path) -> None:
+    for path in (untidy, tiny):
+        with closing(load(path, chat_template=GOOD)) as llm:
+            assert "[w1 w2]" in prompt_of(llm)
+            with closing(pickle.loads(pickle.dumps(llm))) as copy:
+                assert "[w1 w2]" in prompt_of(copy)
+    with pytest.raises(pyskip.ModelLoadError, match=r"the chat template cannot be parsed \("):
+        load(tiny, chat_template=BAD)
+
+
+def test_templates_at_the_command_line(cli: Cli, untidy: Path, tmp_path: Path) -> None:
+    done = cli("chat", str(untidy), "-n", "2", "-c", "128", input="w1\n")
+    assert done.returncode == 0, done.stderr
+    assert any(line.startswith("pyskip: ") and "chats use ChatML" in line for line in done.stderr.splitlines())
+    (tmp_path / "t.jinja").write_text(GOOD)
+    for template in (GOOD, str(tmp_path / "t.jinja")):
+        done = cli("chat", str(untidy), "-n", "2", "-c", "128", "--chat-template", template, input="w1\n")
+        assert done.returncode == 0, done.stderr
+        assert "ChatML" not in done.stderr
+    assert cli("chat", str(untidy), "--chat-template", "no-such-file", input="w1\n").returncode == 2
+    assert cli("chat", str(untidy), "--chat-template", BAD, input="w1\n").returncode == 1
+
+
+def test_a_prompt_from_stdin(cli: Cli, tiny: Path) -> None:
+    args = ("-n", "3", "-c", "128", "--json")
+    expected = cli("generate", str(tiny), "-p", "w1 w2 w3", *args)
+    done = cli("generate", str(tiny), "-p", "-", *args, input="w1 w2 w3")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split('"prompt_ts"')[0] == expected.stdout.split('"prompt_ts"')[0]
+    done = cli("generate", str(tiny), "-p", "-", input="")
+    assert (done.returncode, "prompt is empty" in done.stderr) == (2, True)
+
+
+def test_a_context_beyond_the_training(cli: Cli, tiny: Path) -> None:
+    done = cli("generate", str(tiny), "-p", "w1", "-n", "2", "-c", "1024")
+    assert done.returncode == 0
+    assert "-c 1024 is more than the 512 tokens" in done.stderr
+    assert "more than the" not in cli("generate", str(tiny), "-p", "w1", "-n", "2", "-c", "512").stderr
+
+
+@pytest.fixture
+def recurrent(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A Llama whose memory cannot be cut, as a recurrent state's."""
+    with closing(load(tiny)) as llm:
+        monkeypatch.setattr(llm.engine, "cut", lambda pos, seq_id=-1: False)
+        monkeypatch.setattr(llm._ctx, "kv_cache_seq_rm", lambda *_: False)
+        llm._is_recurrent = True
+        yield llm
+
+
+def test_a_failed_decode_can_be_tried_again(recurrent: pyskip.Llama, tiny: Path) -> None:
+    prompt = [1, 5, 6, 7, 8]
+    with closing(load(tiny)) as other:
+        expected = [token for token, _ in zip(other.generate([*prompt, 9], temp=0), range(5), strict=False)]
+    recurrent.eval(prompt)
+    recurrent.set_abort(True)
+    with pytest.raises(pyskip.DecodeError):
+        recurrent.eval([9])
+    recurrent.set_abort(False)
+    assert recurrent.n_tokens == len(prompt)
+    recurrent.eval([9])
+    assert recurrent.n_tokens == len(prompt) + 1
+    assert [token for token, _ in zip(recurrent.generate([*prompt, 9], temp=0), range(5), strict=False)] == expected
+
+
+def test_cached_counts(recurrent: pyskip.Llama, tiny: Path) -> None:
+    """What cannot be cut is decoded anew, and counted so."""
+
+    def decoded(llm: pyskip.Llama, tokens: list[int]) -> int:
+        generation = Generation(llm, tokens, max_tokens=2, temp=0, seed=None)
+        list(generation)
+        return generation._n_decoded
+
+    with closing(load(tiny)) as llm:
+        assert [decoded(llm, [1, 5, 6, 7]), decoded(llm, [1, 5, 6, 8, 9])] == [4, 2]
+    assert [decoded(recurrent, [1, 5, 6, 7]), decoded(recurrent, [1, 5, 6, 8, 9])] == [4, 5]

@@ -1,0 +1,151 @@
+"""response_format: what a JSON schema says is held, or refused by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llama_cpp.llama_grammar import LlamaGrammar
+
+import pyskip
+from pyskip.runtime.schema import MAX_DEPTH, grammar_for_schema
+
+LIST = {"type": "object", "properties": {"next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}}}
+HELD: list[dict[str, Any]] = [
+    {"type": "integer", "minimum": 3, "maximum": 12},
+    {"type": "integer", "exclusiveMinimum": 0},
+    {"type": "string", "minLength": 2, "maxLength": 3},
+    {"type": "string", "pattern": "^a[0-9]{2}b$"},
+    {"type": "string", "format": "date"},
+    {"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 2},
+    {"type": "array", "prefixItems": [{"type": "null"}, {"const": 7}]},
+    {"type": "object", "properties": {"a": {"enum": ["x", 1, None]}}, "required": ["a"], "additionalProperties": False},
+    {"$ref": "#/$defs/node", "$defs": {"node": LIST}},
+    {"anyOf": [{"const": 'é\\"😀'}, {"type": "null"}]},
+    {"allOf": [{"type": "string", "maxLength": 1}]},
+    {
+        "allOf": [{"$ref": "#/$defs/a"}, {"properties": {"y": {"const": 2}}}],
+        "$defs": {"a": {"properties": {"x": {"const": 1}}}},
+    },
+    {"type": ["string", "null"], "maxLength": 2, "title": "T", "description": "d", "default": None},
+    {"type": "object", "properties": {"type": {"const": "x"}, "format": {"const": 1}}, "required": ["type"]},
+]
+NOT_HELD: list[tuple[dict[str, Any], str]] = [
+    ({"type": "number", "minimum": 0.5}, "minimum"),
+    ({"type": ["number", "integer"], "minimum": 1}, "minimum"),
+    ({"type": "integer", "multipleOf": 5}, "multipleOf"),
+    ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+    ({"type": "array", "contains": {"const": 1}}, "contains"),
+    ({"type": "object", "patternProperties": {"^x": {}}}, "patternProperties"),
+    ({"type": "object", "minProperties": 1}, "minProperties"),
+    ({"type": "object", "properties": {"a": {}}, "required": ["b"]}, "required"),
+    ({"not": {"type": "null"}}, "not"),
+    ({"if": {}, "then": {}}, "if"),
+    ({"type": "string", "format": "email"}, "format"),
+    ({"type": "string", "pattern": "abc"}, "pattern"),
+    ({"type": "string", "pattern": "^\\d+$"}, "pattern"),
+    ({"type": "string", "pattern": "^a$", "maxLength": 3}, "maxLength"),
+    ({"type": "object", "properties": {"a": {"type": "string", "pattern": "^(?=a)b$"}}}, "pattern"),
+    ({"anyOf": [{"type": "null"}], "minLength": 3}, "minLength"),
+    ({"minimum": 3}, "minimum"),
+    ({"$ref": "#/$defs/a", "maxLength": 3, "$defs": {"a": {"type": "string"}}}, "maxLength"),
+    ({"allOf": [{"type": "string"}, {"maxLength": 2}]}, "allOf"),
+    ({"type": "object", "dependentRequired": {"a": ["b"]}}, "dependentRequired"),
+    ({"type": "array", "items": [{"const": 1}], "minItems": 3}, "minItems"),
+    ({"type": "integer", "minimum": 1, "exclusiveMinimum": 5}, "exclusiveMinimum"),
+]
+NO_SCHEMA: list[tuple[Any, str]] = [
+    ([], "expected an object"),
+    ("{", "is no JSON"),
+    ({"type": "colour"}, "colour"),
+    ({"$ref": "#/$defs/none"}, "defs not found"),
+    ({"$ref": "https://example.org/x.json"}, "unsupported"),
+    ({"type": "string", "minLength": -1}, "minLength must be"),
+    ({"enum": []}, "enum must be"),
+    ({"const": float("nan")}, "is no JSON"),
+    ({"const": object()}, "is no JSON"),
+]
+
+
+@pytest.fixture(scope="module")
+def small(tiny: Path) -> Iterator[pyskip.Llama]:
+    with closing(pyskip.Llama(tiny, n_ctx=512, n_threads=1, n_threads_batch=1, verbose=False)) as llm:
+        yield llm
+
+
+def answer(llm: pyskip.Llama, response_format: dict[str, Any], **kwargs: Any) -> str:
+    messages = [{"role": "user", "content": "w1"}]
+    kwargs = {"max_tokens": 60, "temperature": 1.0, "response_format": response_format, **kwargs}
+    return str(llm.create_chat_completion(messages, **kwargs)["choices"][0]["message"]["content"])
+
+
+@pytest.mark.parametrize("schema", HELD, ids=json.dumps)
+def test_held(small: pyskip.Llama, schema: dict[str, Any]) -> None:
+    small.check_grammar(LlamaGrammar.from_string(grammar_for_schema(schema), False))
+
+
+@pytest.mark.parametrize(("schema", "keyword"), NOT_HELD, ids=[json.dumps(schema) for schema, _ in NOT_HELD])
+def test_not_held(schema: dict[str, Any], keyword: str) -> None:
+    for inside in (schema, {"type": "array", "items": schema}, {"type": "object", "properties": {"p": schema}}):
+        with pytest.raises(pyskip.DecodeError, match=f"the schema's {keyword}.* cannot be held"):
+            grammar_for_schema({**inside, "$defs": schema.get("$defs", {})})
+
+
+@pytest.mark.parametrize(("schema", "reason"), NO_SCHEMA, ids=[reason for _, reason in NO_SCHEMA])
+def test_no_schema(schema: Any, reason: str) -> None:
+    with pytest.raises(pyskip.DecodeError, match=reason) as caught:
+        grammar_for_schema(schema)
+    assert "\n" not in str(caught.value)
+
+
+def test_nested_too_deep() -> None:
+    schema: dict[str, Any] = {}
+    for _ in range(MAX_DEPTH + 10):
+        schema = {"type": "array", "items": schema}
+    with pytest.raises(pyskip.DecodeError, match="nested deeper"):
+        grammar_for_schema(schema)
+
+
+@pytest.mark.parametrize("form", ["json_schema", "json_object", "beside"])
+def test_chat_holds_it(small: pyskip.Llama, form: str) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "integer", "minimum": 3, "maximum": 12}},
+        "required": ["a"],
+    }
+    formats: dict[str, dict[str, Any]] = {
+        "json_schema": {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": schema}},
+        "json_object": {"type": "json_object", "schema": schema},
+        "beside": {"type": "json_schema", "schema": schema},
+    }
+    for seed in range(8):
+        assert 3 <= json.loads(answer(small, formats[form], seed=seed))["a"] <= 12
+
+
+def test_text_and_json_object(small: pyskip.Llama) -> None:
+    plain = answer(small, {"type": "text"}, temperature=0)
+    assert (
+        plain
+        == small.create_chat_completion([{"role": "user", "content": "w1"}], max_tokens=60, temperature=0)["choices"][
+            0
+        ]["message"]["content"]
+    )
+    assert answer(small, {"type": "json_object"}, temperature=0).startswith("{")
+
+
+@pytest.mark.parametrize(
+    "bad", [{"type": "xml"}, {"type": "json_schema"}, {"type": "json_schema", "json_schema": {}}, {}]
+)
+def test_bad_format(small: pyskip.Llama, bad: dict[str, Any]) -> None:
+    with pytest.raises(pyskip.DecodeError, match="response_format has"):
+        answer(small, bad)
+
+
+def test_beside_a_grammar(small: pyskip.Llama) -> None:
+    grammar = LlamaGrammar.from_string('root ::= "x"', False)
+    with pytest.raises(pyskip.DecodeError, match="expected one of them"):
+        answer(small, {"type": "json_object"}, grammar=grammar)
