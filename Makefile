@@ -15,7 +15,7 @@
 #
 # To try it hard (docs/reliability.md, docs/wheels.md)
 #   make sanitize         native tests, and a chat, under the address, undefined-behaviour and thread sanitizers
-#   make fuzz [RUNS=N] [TARGET=skip|task|profile|session|pair|native|guided]    mutated inputs
+#   make fuzz [RUNS=N] [TARGET=skip|task|profile|session|pair|calls|native|guided]    mutated inputs
 #   make faults [FAULTS_ARGS=...]     interrupts, too little memory, thousands of requests
 #   make upstream-test    upstream's own tests on unpatched llama.cpp and on pyskip's (half an hour)
 #   make wheel-test [PYTHONS="python3.10 ..."], make wheel-aarch64-test    install and run the wheels, also under QEMU

@@ -10,7 +10,7 @@ import pytest
 RUN = Path(__file__).parent / "fuzz" / "run.py"
 
 
-RUNS = {"skip": 40_000, "task": 20_000, "profile": 10_000, "session": 500, "pair": 4_000}
+RUNS = {"skip": 40_000, "task": 20_000, "profile": 10_000, "session": 500, "pair": 4_000, "calls": 1_000}
 
 
 @pytest.mark.parametrize(("target", "runs"), RUNS.items())

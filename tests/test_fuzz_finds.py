@@ -160,3 +160,20 @@ def test_a_long_specification_is_not_repeated_whole(spec: str) -> None:
 def test_numbers_that_are_no_rate(skip: float) -> None:
     with pytest.raises(pyskip.PolicyError, match="expected off, a rate"):
         parse_skip(skip)
+
+
+# What sequences of calls ended the process with
+
+
+def test_sampling_where_no_logits_are(tiny: Path) -> None:
+    """As a stream does that was left, when its turn comes after other calls."""
+    with closing(pyskip.Llama(tiny, n_ctx=64, n_threads=1, verbose=False)) as llm:
+        with pytest.raises(pyskip.DecodeError, match="no logits"):
+            llm.sample()
+        llm.eval([1, 5, 6])
+        assert llm.sample(temp=0) == llm.sample(temp=0, idx=2)
+        with pytest.raises(pyskip.DecodeError, match="no logits"):
+            llm.sample(idx=0)
+        llm.reset()
+        with pytest.raises(pyskip.DecodeError, match="no logits"):
+            llm.sample()

@@ -194,7 +194,7 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
     def embed(
         self, input: str | list[str], normalize: bool = False, truncate: bool = True, return_count: bool = False
     ) -> Any:
-        """llama_cpp.Llama.embed; also of several texts without pooling, for which upstream mixes up the rows."""
+        """llama_cpp.Llama.embed; of several texts without pooling, too, where upstream's rows are no token's."""
         pooled = self.pooling_type() != llama_cpp.LLAMA_POOLING_TYPE_NONE
         if isinstance(input, str) or pooled or len(input) < 2:
             return super().embed(input, normalize, truncate, return_count)

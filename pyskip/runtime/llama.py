@@ -302,6 +302,16 @@ class Llama(Completion, Skipping, llama_cpp.Llama):  # type: ignore[misc]
         finally:
             inner.close()
 
+    def sample(self, *args: Any, idx: int | None = None, **kwargs: Any) -> int:
+        """llama_cpp.Llama.sample. Raises DecodeError if there are no logits: nothing was decoded since the cache was
+        emptied or restored, or since a decode failed. (llama.cpp would end the process.)"""
+        row = -1 if idx is None else idx - self.n_tokens
+        if self.n_tokens == 0 or not llama_cpp.llama_get_logits_ith(self.ctx, row):
+            raise DecodeError(
+                "there are no logits to sample from, expected a decode before: call eval() or generate() anew"
+            )
+        return int(super().sample(*args, idx=idx, **kwargs))
+
     def check_grammar(self, grammar: Any) -> None:
         """Raises DecodeError for one that llama.cpp cannot read: it then has no sampler, and upstream uses it."""
         check_grammar(self._model.vocab, grammar)

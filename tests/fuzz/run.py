@@ -27,8 +27,11 @@ from pathlib import Path
 from random import Random
 from threading import Event
 
-from targets import LIMIT_S, TARGETS, Input, Target, Wrong, limit_cpu, limit_memory
+from calls import Calls
+from targets import LIMIT_S, Input, Target, Wrong, limit_cpu, limit_memory
+from targets import TARGETS as TARGETS_OF_FILES
 
+TARGETS: dict[str, type[Target]] = {**TARGETS_OF_FILES, "calls": Calls}
 FINDS = Path(__file__).resolve().parent.parent.parent / "build" / "fuzz" / "finds"
 HANG_S = 300.0  # without an input done: a worker that waits for something that never comes
 SCRATCH = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # memory: an input's files are written and read once

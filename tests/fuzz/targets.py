@@ -5,6 +5,7 @@ task     a task file: read_task(), and in tokens
 profile  a profile file: the native reader, and in force while a model decodes
 session  a session of pyskip chat: read, and continued
 pair     a model and a profile: the whole command line (pyskip.cli.main.run)
+calls    calls of pyskip.Llama one after the other (calls.py)
 
 All run in one process, input after input, which run.py replaces if an input ends it. A PyskipError of one line is an
 answer. Any other exception, a signal, a second line, CPU time over LIMIT_S or memory over LIMIT_BYTES is a find.
