@@ -62,6 +62,15 @@ def test_the_choice_is_each_model_s_own(models: dict[str, Path]) -> None:
         second.close()
 
 
+@pytest.mark.parametrize(("kernels", "asked", "found"), [("fast", None, 1), ("upstream", None, 0), ("fast", False, 0)])
+def test_flash_attention_goes_with_them(models: dict[str, Path], kernels: str, asked: bool | None, found: int) -> None:
+    llm = open_llm(models["q8_0"], 64, kernels=kernels, flash_attn=asked)
+    try:
+        assert llm.context_params.flash_attn_type == found
+    finally:
+        llm.close()
+
+
 def test_a_pickle_keeps_it(models: dict[str, Path]) -> None:
     llm = pyskip.Llama(models["q8_0"], n_ctx=64, kernels="upstream", verbose=False)
     again = pickle.loads(pickle.dumps(llm))

@@ -33,7 +33,7 @@ from .template import TEMPLATE, check_template, usable_metadata
 
 __all__ = ["Llama"]
 
-OWN_ARGUMENTS = ("skip", "profile", "target_tps", "max_skip", "low_memory", "kernels", "chat_template")
+OWN_ARGUMENTS = ("skip", "profile", "target_tps", "max_skip", "low_memory", "kernels", "flash_attn", "chat_template")
 
 
 @guarded
@@ -62,6 +62,8 @@ class Llama(Completion, Skipping, llama_cpp.Llama):  # type: ignore[misc]
     kernels: "fast", pyskip's own where it has them for a weight's type and the processor, or "upstream", whose logits
         are those of unpatched llama.cpp to the last bit.
 
+    flash_attn: None: with fast kernels, if the model's graph can; with upstream's not, as llama_cpp.Llama.
+
     Prompts run dense, except under `static` and `profile:prompt=...`. Tokens that generate() and all that builds on it
     (completion, chat) feed back are decided by the policy; embeddings and eval() are dense unless mark_generated() says
     otherwise.
@@ -88,6 +90,7 @@ class Llama(Completion, Skipping, llama_cpp.Llama):  # type: ignore[misc]
         max_skip: float | None = None,
         low_memory: bool = False,
         kernels: str = "fast",
+        flash_attn: bool | None = None,
         chat_template: str | None = None,
         n_ctx: int = 512,
         n_threads: int | None = None,
@@ -121,14 +124,8 @@ class Llama(Completion, Skipping, llama_cpp.Llama):  # type: ignore[misc]
         self._pace_from: Paced = Profiled(rate=0.0)
         log.forget()
         cores = physical_cores()
-        try:
-            with kernels_chosen(kernels), aborts_caught():
-                super().__init__(
-                    path, n_ctx=n_ctx, n_threads=n_threads or cores, n_threads_batch=n_threads_batch or cores, **kwargs
-                )
-        except (ValueError, RuntimeError, AssertionError) as error:
-            reason = log.last_complaint() or str(error)
-            raise ModelLoadError(f"{path}: llama.cpp cannot load it ({reason})") from error
+        kwargs |= {"n_ctx": n_ctx, "n_threads": n_threads or cores, "n_threads_batch": n_threads_batch or cores}
+        self._load(path, kernels, flash_attn, kwargs)
         self._engine = Engine(self.model, self.ctx, info, file, max(self.n_threads, self.n_threads_batch))
         self._n_ctx = self.n_ctx()
         if self._lost_template and kwargs.get("chat_format") is None and self.chat_handler is None:
@@ -147,6 +144,23 @@ class Llama(Completion, Skipping, llama_cpp.Llama):  # type: ignore[misc]
             self.close()
             raise
         self._guard = Guard()
+
+    def _load(self, path: str, kernels: str, flash_attn: bool | None, arguments: dict[str, Any]) -> None:
+        """llama_cpp.Llama.__init__. A few architectures have a graph that aborts with flash attention: if nobody asked
+        for it, they do without. Raises ModelLoadError."""
+        wanted = kernels == "fast" if flash_attn is None else flash_attn
+        try:
+            with kernels_chosen(kernels), aborts_caught():
+                super().__init__(path, flash_attn=wanted, **arguments)
+        except (ValueError, RuntimeError, AssertionError) as error:
+            reason = log.last_complaint() or str(error)
+            has_weights = hasattr(self, "_model")
+            if hasattr(self, "_stack"):
+                super().close()
+            if wanted and flash_attn is None and has_weights:
+                log.forget()
+                return self._load(path, kernels, False, arguments)
+            raise ModelLoadError(f"{path}: llama.cpp cannot load it ({reason})") from error
 
     @property
     def kernels(self) -> str:
