@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..binding.library import llama_cpp
 from ..errors import DecodeError
 from ..pace import PaceStats
 from ..stats import SkipStats
@@ -33,8 +34,18 @@ class Answer:
 class Generation:
     """Iterate for the pieces of text; answer() tells of what has come so far, at any time."""
 
-    def __init__(self, llm: Llama, tokens: list[int], *, max_tokens: int, temp: float, seed: int | None) -> None:
+    def __init__(
+        self,
+        llm: Llama,
+        tokens: list[int],
+        *,
+        max_tokens: int,
+        temp: float,
+        seed: int | None,
+        grammar: str | None = None,  # GBNF that the answer holds to
+    ) -> None:
         self._llm, self._tokens, self._max_tokens, self._temp = llm, tokens, max_tokens, temp
+        self._grammar = None if grammar is None else llama_cpp.LlamaGrammar.from_string(grammar, verbose=False)
         self._text = ""
         self._generated: list[int] = []
         self._n_decoded = 0
@@ -51,7 +62,7 @@ class Generation:
         watch.begin()
         n_room = min(self._max_tokens, llm.n_ctx() - len(self._tokens))
         last = self._tokens[-1:]
-        for token in llm.generate(self._tokens, temp=self._temp):
+        for token in llm.generate(self._tokens, temp=self._temp, grammar=self._grammar):
             watch.token()
             if not self._generated:
                 self._n_decoded = max(1, len(self._tokens) - engine.n_cached)

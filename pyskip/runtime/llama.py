@@ -308,7 +308,7 @@ class Llama(Completion, Skipping, llama_cpp.Llama):  # type: ignore[misc]
         row = -1 if idx is None else idx - self.n_tokens
         if self.n_tokens == 0 or not llama_cpp.llama_get_logits_ith(self.ctx, row):
             raise DecodeError(
-                "there are no logits to sample from, expected a decode before: call eval() or generate() anew"
+                "there are no logits to sample from, expected a decode before: call eval() or generate()"
             )
         return int(super().sample(*args, idx=idx, **kwargs))
 
