@@ -131,7 +131,7 @@ class AsyncPyskipModel(llm.AsyncModel):  # type: ignore[misc]
             pieces: Any = self._model.execute(prompt, stream, response, conversation)
             try:
                 while (piece := await loop.run_in_executor(self._thread, next, pieces, end)) is not end:
-                    yield piece
+                    yield str(piece)
             finally:
                 self._thread.submit(pieces.close).result()  # behind the piece that is under way
 

@@ -150,7 +150,11 @@ def test_a_conversation_keeps_its_turns(model: Any) -> None:
 
 
 def test_schema(model: Any) -> None:
-    schema = {"type": "object", "properties": {"age": {"type": "integer", "minimum": 3, "maximum": 12}}, "required": ["age"]}
+    schema = {
+        "type": "object",
+        "properties": {"age": {"type": "integer", "minimum": 3, "maximum": 12}},
+        "required": ["age"],
+    }
     few: dict[str, Any] = {"max_tokens": 40, "n_threads": 1, "n_ctx": 128, "temperature": 1.0}
     for seed in range(3):
         assert 3 <= json.loads(model.prompt("Hello", schema=schema, seed=seed, **few).text())["age"] <= 12

@@ -9,6 +9,7 @@ from ..binding.library import llama_cpp
 from ..errors import DecodeError
 from ..pace import PaceStats
 from ..stats import SkipStats
+from .formatter import MessageFormatter
 from .llama import Llama
 from .text import Stopwatch, TextStream
 
@@ -106,11 +107,9 @@ def chat_tokens(llm: Llama, messages: list[Message]) -> list[int]:
             + "<|im_start|>assistant\n"
         )
         return list(llm.tokenize(prompt.encode(), add_bos=True, special=True))
-    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-
-    formatter = Jinja2ChatFormatter(template, eos_token=text(llm.token_eos()), bos_token=text(llm.token_bos()))
+    formatter = MessageFormatter(template, eos_token=text(llm.token_eos()), bos_token=text(llm.token_bos()))
     try:
-        formatted = formatter(messages=messages)  # type: ignore[arg-type]
+        formatted = formatter(messages=messages)
     except Exception as error:  # templates raise what they like, for instance for a system message
         raise DecodeError(
             f"the model's chat template refuses these messages ({error}): try without --system, with another "
