@@ -166,11 +166,6 @@ def load(model: str, options: ModelOptions, open_model: Callable[..., Llama] | N
     path = ui.resolve(model)
     info = inspect(path)
     n_ctx = options.n_ctx or info.default_n_ctx
-    if info.n_ctx_train and n_ctx > info.n_ctx_train:
-        ui.note(
-            f"-c {n_ctx} is more than the {info.n_ctx_train} tokens that the model was trained with: expect worse text "
-            "beyond them"
-        )
     llm = ui.in_thread(
         lambda: (open_model or Llama)(
             path,
@@ -187,6 +182,11 @@ def load(model: str, options: ModelOptions, open_model: Callable[..., Llama] | N
             verbose=options.verbose,
         )
     )
+    if info.n_ctx_train and n_ctx > info.n_ctx_train:
+        ui.note(
+            f"-c {n_ctx} is more than the {info.n_ctx_train} tokens that the model was trained with: expect worse text "
+            "beyond them"
+        )
     llm.set_abort(False)
     if llm.pace is not None:
         pace = llm.pace
