@@ -6,11 +6,14 @@ Models are the demo, those of the catalogue that were pulled, and those that `ll
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import click
 import llm
@@ -18,13 +21,14 @@ from pydantic import Field
 
 from .errors import BuildMismatchError, PyskipError
 
-__all__ = ["PyskipModel"]
+__all__ = ["AsyncPyskipModel", "PyskipModel"]
 
 
 class PyskipModel(llm.Model):  # type: ignore[misc]
     """A model by the name that pyskip knows it by. Loaded when it is first prompted, kept for the prompts after it."""
 
     can_stream = True
+    supports_schema = True
 
     class Options(llm.Options):  # type: ignore[misc]
         skip: str | float | None = Field(
@@ -60,6 +64,7 @@ class PyskipModel(llm.Model):  # type: ignore[misc]
         from .errors import DecodeError
         from .policy import Profiled
         from .runtime.generation import Generation, chat_tokens
+        from .runtime.schema import grammar_for_schema
 
         options = prompt.options
         model = self._load(options.n_ctx, options.n_threads, options.profile)
@@ -71,8 +76,11 @@ class PyskipModel(llm.Model):  # type: ignore[misc]
                 f"the conversation has {len(tokens)} tokens and the context holds {model.n_ctx()}: "
                 "a larger one (-o n_ctx), or a new conversation"
             )
+        schema = getattr(prompt, "schema", None)
+        grammar = None if schema is None else grammar_for_schema(schema)
+        model.set_seed(-1 if options.seed is None else options.seed)
         generation = Generation(
-            model, tokens, max_tokens=options.max_tokens, temp=options.temperature, seed=options.seed
+            model, tokens, max_tokens=options.max_tokens, temp=options.temperature, seed=None, grammar=grammar
         )
         try:
             yield from generation
@@ -97,6 +105,35 @@ class PyskipModel(llm.Model):  # type: ignore[misc]
             )
             self._loaded = (how, model)
         return self._loaded[1]
+
+
+class AsyncPyskipModel(llm.AsyncModel):  # type: ignore[misc]
+    """The same for asyncio: prompts take turns, and decode in a thread of their own."""
+
+    can_stream = True
+    supports_schema = True
+    Options = PyskipModel.Options
+
+    def __init__(self, model: PyskipModel) -> None:
+        self.model_id = model.model_id
+        self._model = model
+        self._thread = ThreadPoolExecutor(1)
+        self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
+
+    def __str__(self) -> str:
+        return f"{self._model} (async)"
+
+    async def execute(self, prompt: Any, stream: bool, response: Any, conversation: Any) -> AsyncIterator[str]:
+        """As PyskipModel.execute()."""
+        loop = asyncio.get_running_loop()
+        end = object()
+        async with self._turns.setdefault(loop, asyncio.Lock()):
+            pieces: Any = self._model.execute(prompt, stream, response, conversation)
+            try:
+                while (piece := await loop.run_in_executor(self._thread, next, pieces, end)) is not end:
+                    yield str(piece)
+            finally:
+                self._thread.submit(pieces.close).result()  # behind the piece that is under way
 
 
 def _messages(prompt: Any) -> list[dict[str, str]]:
@@ -152,7 +189,8 @@ def _known() -> dict[str, str]:
 @llm.hookimpl  # type: ignore[untyped-decorator]
 def register_models(register: Callable[..., None]) -> None:
     for name, path in _known().items():
-        register(PyskipModel(name, path))
+        model = PyskipModel(name, path)
+        register(model, AsyncPyskipModel(model))
 
 
 @llm.hookimpl  # type: ignore[untyped-decorator]

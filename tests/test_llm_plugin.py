@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -146,6 +147,49 @@ def test_a_conversation_keeps_its_turns(model: Any) -> None:
     assert "".join(expected) == text
     with pytest.raises(llm.ModelError, match="the context holds 256"):
         conversation.prompt("word " * 400, **few).text()
+
+
+def test_schema(model: Any) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"age": {"type": "integer", "minimum": 3, "maximum": 12}},
+        "required": ["age"],
+    }
+    few: dict[str, Any] = {"max_tokens": 40, "n_threads": 1, "n_ctx": 128, "temperature": 1.0}
+    for seed in range(3):
+        assert 3 <= json.loads(model.prompt("Hello", schema=schema, seed=seed, **few).text())["age"] <= 12
+    with pytest.raises(llm.ModelError, match="multipleOf"):
+        model.prompt("Hello", schema={"type": "integer", "multipleOf": 3}, **few).text()
+
+
+def test_async(model: Any) -> None:
+    """Two at once take turns and say what they say alone."""
+    few = {"max_tokens": 6, "n_threads": 1, "n_ctx": 128, "skip": "off"}
+    other = llm_plugin.AsyncPyskipModel(model)
+
+    async def all_of_them() -> list[str]:
+        async def one(text: str) -> str:
+            return "".join([piece async for piece in other.prompt(text, **few)])
+
+        return list(await asyncio.gather(one("Hello"), one("Goodbye")))
+
+    expected = [model.prompt(text, **few).text() for text in ("Hello", "Goodbye")]
+    assert asyncio.run(all_of_them()) == expected
+    assert asyncio.run(all_of_them()) == expected
+
+
+def test_both_are_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llm_plugin, "_known", lambda: {"one": "one.gguf"})
+    found: list[tuple[Any, Any]] = []
+    llm_plugin.register_models(lambda model, other: found.append((model, other)))
+    ((model, other),) = found
+    assert model.model_id == other.model_id == "pyskip/one"
+
+
+def test_a_seed_is_not_the_next_prompt_s(model: Any) -> None:
+    few = {"max_tokens": 8, "n_threads": 1, "n_ctx": 128, "temperature": 1.5}
+    model.prompt("Hello", seed=1, **few).text()
+    assert len({model.prompt("Hello", **few).text() for _ in range(4)}) > 1
 
 
 @pytest.mark.slow

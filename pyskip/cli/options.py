@@ -191,6 +191,11 @@ def load(model: str, options: ModelOptions, open_model: Callable[..., Llama] | N
             verbose=options.verbose,
         )
     )
+    if info.n_ctx_train and n_ctx > info.n_ctx_train:
+        ui.note(
+            f"-c {n_ctx} is more than the {info.n_ctx_train} tokens that the model was trained with: expect worse text "
+            "beyond them"
+        )
     llm.set_abort(False)
     if info.n_ctx_train and n_ctx > info.n_ctx_train:
         ui.note(

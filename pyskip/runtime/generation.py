@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..binding.library import llama_cpp
 from ..errors import DecodeError
 from ..pace import PaceStats
 from ..stats import SkipStats
+from .formatter import MessageFormatter
 from .llama import Llama
 from .text import Stopwatch, TextStream
 
@@ -33,8 +35,18 @@ class Answer:
 class Generation:
     """Iterate for the pieces of text; answer() tells of what has come so far, at any time."""
 
-    def __init__(self, llm: Llama, tokens: list[int], *, max_tokens: int, temp: float, seed: int | None) -> None:
+    def __init__(
+        self,
+        llm: Llama,
+        tokens: list[int],
+        *,
+        max_tokens: int,
+        temp: float,
+        seed: int | None,
+        grammar: str | None = None,  # GBNF that the answer holds to
+    ) -> None:
         self._llm, self._tokens, self._max_tokens, self._temp = llm, tokens, max_tokens, temp
+        self._grammar = None if grammar is None else llama_cpp.LlamaGrammar.from_string(grammar, verbose=False)
         self._text = ""
         self._generated: list[int] = []
         self._n_decoded = 0
@@ -51,7 +63,7 @@ class Generation:
         watch.begin()
         n_room = min(self._max_tokens, llm.n_ctx() - len(self._tokens))
         last = self._tokens[-1:]
-        for token in llm.generate(self._tokens, temp=self._temp):
+        for token in llm.generate(self._tokens, temp=self._temp, grammar=self._grammar):
             watch.token()
             if not self._generated:
                 self._n_decoded = max(1, len(self._tokens) - engine.n_cached)
@@ -95,11 +107,9 @@ def chat_tokens(llm: Llama, messages: list[Message]) -> list[int]:
             + "<|im_start|>assistant\n"
         )
         return list(llm.tokenize(prompt.encode(), add_bos=True, special=True))
-    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-
-    formatter = Jinja2ChatFormatter(template, eos_token=text(llm.token_eos()), bos_token=text(llm.token_bos()))
+    formatter = MessageFormatter(template, eos_token=text(llm.token_eos()), bos_token=text(llm.token_bos()))
     try:
-        formatted = formatter(messages=messages)  # type: ignore[arg-type]
+        formatted = formatter(messages=messages)
     except Exception as error:  # templates raise what they like, for instance for a system message
         raise DecodeError(
             f"the model's chat template refuses these messages ({error}): try without --system, with another "

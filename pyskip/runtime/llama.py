@@ -7,10 +7,7 @@ import os
 from collections.abc import Generator, Sequence
 from typing import Any
 
-import numpy as np
-
 from ..binding import log
-from ..binding.adapters import adapters_changed
 from ..binding.crash import aborts_caught
 from ..binding.kernels import check_kernels, kernels_chosen
 from ..binding.library import llama_cpp
@@ -22,12 +19,13 @@ from ..policy import Policy, Profiled, parse_skip
 from ..policy.base import Paced
 from ..system import physical_cores
 from .arguments import check_arguments, check_grammar, check_names
+from .cached import Cached
 from .completion import Completion
 from .engine import Engine
+from .formatter import MessageFormatter
 from .guard import Guard, guarded, steps
-from .interrupt import interruptible
 from .model_file import ModelFile
-from .reuse import CacheLog, Origin
+from .reuse import CacheLog
 from .skipping import Skipping
 from .template import TEMPLATE, check_template, usable_metadata
 
@@ -37,7 +35,7 @@ OWN_ARGUMENTS = ("skip", "profile", "target_tps", "max_skip", "low_memory", "ker
 
 
 @guarded
-class Llama(Completion, Skipping, llama_cpp.Llama):  # type: ignore[misc]
+class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc]
     """A GGUF model whose FFN blocks can be skipped, token by token, while it generates.
 
     Everything that llama_cpp.Llama takes and does, and:
@@ -128,8 +126,12 @@ class Llama(Completion, Skipping, llama_cpp.Llama):  # type: ignore[misc]
         self._load(path, kernels, flash_attn, kwargs)
         self._engine = Engine(self.model, self.ctx, info, file, max(self.n_threads, self.n_threads_batch))
         self._n_ctx = self.n_ctx()
-        if self._lost_template and kwargs.get("chat_format") is None and self.chat_handler is None:
-            self.chat_format = "chatml"  # upstream would take LLaMA 2's
+        self._make_chat_handlers()
+        if kwargs.get("chat_format") is None and self.chat_handler is None:
+            if TEMPLATE in self.metadata:
+                self.chat_format = "chat_template.default"  # upstream takes a format of its own where it knows the text
+            elif self._lost_template:
+                self.chat_format = "chatml"  # upstream would take LLaMA 2's
         self.set_seed(-1 if seed is None else seed)
         self.engine.skip.set_abort(False)  # llama.cpp asks from now on
         try:
@@ -189,6 +191,20 @@ class Llama(Completion, Skipping, llama_cpp.Llama):  # type: ignore[misc]
         self._metadata = usable_metadata(found, self._chat_template, self.model_path)
         self._lost_template = TEMPLATE in found and TEMPLATE not in self._metadata
 
+    def _make_chat_handlers(self) -> None:
+        """In the place of upstream's, which drop what a template does not take as it stands."""
+        eos, bos = self.token_eos(), self.token_bos()
+        for name, template in self.metadata.items():
+            if name == TEMPLATE or name.startswith(f"{TEMPLATE}."):
+                key = "chat_template.default" if name == TEMPLATE else name.removeprefix("tokenizer.")
+                formatter = MessageFormatter(
+                    template,
+                    eos_token=self.engine.token_text(eos),
+                    bos_token=self.engine.token_text(bos),
+                    stop_token_ids=[eos],
+                )
+                self._chat_handlers[key] = formatter.to_chat_handler()
+
     def n_ctx(self) -> int:
         """Tokens that the context holds. llama.cpp rounds up what was asked for, upstream's own arrays do not; and it
         aborts beyond the last learned position."""
@@ -196,71 +212,6 @@ class Llama(Completion, Skipping, llama_cpp.Llama):  # type: ignore[misc]
         return min(n_ctx, len(self.input_ids)) if hasattr(self, "input_ids") else n_ctx
 
     # llama_cpp.Llama, with the caller's word of what is prompt and what is generated
-
-    def eval(self, tokens: Sequence[int]) -> None:
-        """Decode tokens at the next positions. Raises DecodeError if they do not fit, if llama.cpp fails, and for
-        a model that does not generate."""
-        self._check_weights()
-        engine = self.engine
-        engine.check_decoder()
-        if self.n_tokens + len(tokens) > self._n_ctx:
-            raise DecodeError(
-                f"{self.n_tokens} + {len(tokens)} tokens do not fit a context of {self._n_ctx}: "
-                "shorten the prompt or raise n_ctx (-c)"
-            )
-        engine.apply_mark()
-        log.forget()
-        engine.check_process()
-        if self._lost:
-            tokens = [*self._input_ids.tolist(), *tokens]
-            self.n_tokens = 0
-        engine.n_cached = self.n_tokens if engine.n_cached < 0 else engine.n_cached
-        self._note_origins(len(tokens))
-        done = False
-        try:
-            with interruptible(engine.skip.native):
-                super().eval(tokens)
-            done = True
-        except RuntimeError as error:
-            raise DecodeError(f"llama.cpp cannot decode ({log.last_complaint() or error})") from error
-        finally:
-            if not done:
-                self._forget_failed()
-        self._lost = False
-        engine.check_file()
-
-    def _forget_failed(self) -> None:
-        """Upstream counts a batch only when it was decoded; what a failed one left in the cache must not stay. What
-        cannot be cut (a recurrent state) is computed anew by the next eval()."""
-        self._lost = not self.engine.cut(self.n_tokens) and bool(self.engine.memory)
-        if self._lost:
-            self.engine.clear()
-
-    def _note_origins(self, n: int) -> None:
-        """Of the next n tokens."""
-        first, end = self.engine.generated_from, self.n_tokens + n
-        n_prompt = end if first < 0 else max(self.n_tokens, min(first, end))
-        if n_prompt > self.n_tokens:
-            self._cache_log.note(self.n_tokens, self._origin(is_prompt=True))
-        if end > n_prompt:
-            self._cache_log.note(n_prompt, self._origin(is_prompt=False))
-
-    def _origin(self, is_prompt: bool) -> Origin:
-        policy = self._policy
-        is_dense = policy.is_dense or (is_prompt and not policy.decides_prompt)
-        rule = "" if is_dense else policy.prompt_rule if is_prompt else str(policy)
-        return Origin(adapters_changed(self.ctx), is_prompt, rule)
-
-    def _drop_unusable(self, tokens: list[int]) -> None:
-        """Before upstream looks for a prefix in the cache: only what this prompt would compute to the same is one."""
-        n = self.longest_token_prefix(self._input_ids.tolist(), tokens)
-        prompt = self._origin(is_prompt=True)
-        usable = 0 if self._lost else self._cache_log.usable(n, prompt)
-        if usable < n:
-            self.n_tokens = usable
-            self._requires_eval = True
-        elif n == len(tokens) and not self._cache_log.has_logits(n, prompt):
-            self._requires_eval = True
 
     def check_process(self) -> None:
         """What eval() sees to before it decodes, for those who call llama_decode() themselves. Raises DecodeError if
@@ -321,9 +272,7 @@ class Llama(Completion, Skipping, llama_cpp.Llama):  # type: ignore[misc]
         emptied or restored, or since a decode failed. (llama.cpp would end the process.)"""
         row = -1 if idx is None else idx - self.n_tokens
         if self.n_tokens == 0 or not llama_cpp.llama_get_logits_ith(self.ctx, row):
-            raise DecodeError(
-                "there are no logits to sample from, expected a decode before: call eval() or generate() anew"
-            )
+            raise DecodeError("there are no logits to sample from, expected a decode before: call eval() or generate()")
         return int(super().sample(*args, idx=idx, **kwargs))
 
     def check_grammar(self, grammar: Any) -> None:
@@ -355,20 +304,6 @@ class Llama(Completion, Skipping, llama_cpp.Llama):  # type: ignore[misc]
         engine.has_encoded = True
         start = llama_cpp.llama_model_decoder_start_token(self._model.model)
         return [start if start >= 0 else max(self.token_bos(), 0)]
-
-    def reset(self) -> None:
-        """Forget the tokens and mark_generated()."""
-        if self._engine is not None:
-            self._engine.clear_mark()
-        self._lost = False
-        super().reset()
-
-    def load_state(self, state: Any) -> None:
-        """llama_cpp.Llama.load_state."""
-        super().load_state(state)
-        self._cache_log.clear()
-        self._lost = False
-        self.set_seed(self._seed)
 
     @property
     def lora_scale(self) -> float:
@@ -411,29 +346,6 @@ class Llama(Completion, Skipping, llama_cpp.Llama):  # type: ignore[misc]
         text = token_bytes(self._model.vocab, tokens, special)
         # as upstream: LLaMA 1 puts a space after the beginning of a text
         return text[1:] if text[:1] == b" " and tokens[0] == self.token_bos() else text
-
-    # A conversation that is left and gone on with (pyskip.chat.session)
-
-    def save_sequence(self) -> bytes:
-        """The KV cache of the tokens in it (eval_tokens), empty if there is none that could be restored."""
-        return self.engine.save_state(self.n_tokens)
-
-    def restore_sequence(self, tokens: Sequence[int], state: bytes | None) -> str | None:
-        """Go on after these tokens, with what save_sequence() returned; None: with an empty cache.
-
-        Returns why llama.cpp did not take the state, in which case the cache is empty; None if it did."""
-        self.reset()
-        self.engine.clear()
-        self._cache_log.clear()
-        if state is None:
-            return None
-        if not self.engine.restore_state(len(tokens), state):
-            self.engine.clear()
-            return log.last_complaint() or "llama.cpp refuses it"
-        self.input_ids[: len(tokens)] = np.array(tokens, np.intc)
-        self.n_tokens = len(tokens)
-        self._requires_eval = True
-        return None
 
     def close(self) -> None:
         """Free the model and its context. A decode of another thread ends with an error before, an open stream at its

@@ -1,0 +1,144 @@
+"""Tokens in the cache of `pyskip.Llama`: decoded, used again, saved and restored, and what a failure leaves of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..binding import log
+from ..binding.adapters import adapters_changed
+from ..binding.library import llama_cpp
+from ..errors import DecodeError
+from ..policy import Policy
+from .engine import Engine
+from .interrupt import interruptible
+from .reuse import CacheLog, Origin
+
+__all__ = ["Cached"]
+
+
+class Cached(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ignore[misc]
+    """The part of pyskip.Llama that knows what is in sequence 0. Llama.__init__ sets what it needs."""
+
+    _cache_log: CacheLog
+    _lost: bool  # the cache is empty, though n_tokens are in it: computed anew by the next eval()
+    _policy: Policy
+    _engine: Engine | None
+    if TYPE_CHECKING:
+        n_tokens: int
+        input_ids: Any
+        longest_token_prefix: Any
+        set_seed: Any
+        ctx: Any
+        _input_ids: Any
+        _n_ctx: int
+        _seed: int
+        _requires_eval: bool
+        _check_weights: Any
+
+        @property
+        def engine(self) -> Engine: ...
+
+    def eval(self, tokens: Sequence[int]) -> None:
+        """Decode tokens at the next positions. Raises DecodeError if they do not fit, if llama.cpp fails, and for
+        a model that does not generate."""
+        self._check_weights()
+        engine = self.engine
+        engine.check_decoder()
+        if self.n_tokens + len(tokens) > self._n_ctx:
+            raise DecodeError(
+                f"{self.n_tokens} + {len(tokens)} tokens do not fit a context of {self._n_ctx}: "
+                "shorten the prompt or raise n_ctx (-c)"
+            )
+        engine.apply_mark()
+        log.forget()
+        engine.check_process()
+        if self._lost:
+            tokens = [*self._input_ids.tolist(), *tokens]
+            self.n_tokens = 0
+        engine.n_cached = self.n_tokens if engine.n_cached < 0 else engine.n_cached
+        self._note_origins(len(tokens))
+        done = False
+        try:
+            with interruptible(engine.skip.native):
+                super().eval(tokens)
+            done = True
+        except RuntimeError as error:
+            raise DecodeError(f"llama.cpp cannot decode ({log.last_complaint() or error})") from error
+        finally:
+            if not done:
+                self._forget_failed()
+        self._lost = False
+        engine.check_file()
+
+    def _forget_failed(self) -> None:
+        """Upstream counts a batch only when it was decoded; what a failed one left in the cache must not stay. What
+        cannot be cut (a recurrent state) is computed anew by the next eval()."""
+        self._lost = not self.engine.cut(self.n_tokens) and bool(self.engine.memory)
+        if self._lost:
+            self.engine.clear()
+
+    def _note_origins(self, n: int) -> None:
+        """Of the next n tokens."""
+        first, end = self.engine.generated_from, self.n_tokens + n
+        n_prompt = end if first < 0 else max(self.n_tokens, min(first, end))
+        if n_prompt > self.n_tokens:
+            self._cache_log.note(self.n_tokens, self._origin(is_prompt=True))
+        if end > n_prompt:
+            self._cache_log.note(n_prompt, self._origin(is_prompt=False))
+
+    def _origin(self, is_prompt: bool) -> Origin:
+        policy = self._policy
+        is_dense = policy.is_dense or (is_prompt and not policy.decides_prompt)
+        rule = "" if is_dense else policy.prompt_rule if is_prompt else str(policy)
+        return Origin(adapters_changed(self.ctx), is_prompt, rule)
+
+    def _drop_unusable(self, tokens: list[int]) -> None:
+        """Before upstream looks for a prefix in the cache: only what this prompt would compute to the same is one."""
+        n = self.longest_token_prefix(self._input_ids.tolist(), tokens)
+        prompt = self._origin(is_prompt=True)
+        usable = 0 if self._lost else self._cache_log.usable(n, prompt)
+        if usable < n:
+            self.n_tokens = usable
+            self._requires_eval = True
+        elif n == len(tokens) and not self._cache_log.has_logits(n, prompt):
+            self._requires_eval = True
+
+    def reset(self) -> None:
+        """Forget the tokens and mark_generated()."""
+        if self._engine is not None:
+            self._engine.clear_mark()
+        self._lost = False
+        super().reset()
+
+    def load_state(self, state: Any) -> None:
+        """llama_cpp.Llama.load_state."""
+        super().load_state(state)
+        self._cache_log.clear()
+        self._lost = False
+        self.set_seed(self._seed)
+
+    # A conversation that is left and gone on with (pyskip.chat.session)
+
+    def save_sequence(self) -> bytes:
+        """The KV cache of the tokens in it (eval_tokens), empty if there is none that could be restored."""
+        return self.engine.save_state(self.n_tokens)
+
+    def restore_sequence(self, tokens: Sequence[int], state: bytes | None) -> str | None:
+        """Go on after these tokens, with what save_sequence() returned; None: with an empty cache.
+
+        Returns why llama.cpp did not take the state, in which case the cache is empty; None if it did."""
+        self.reset()
+        self.engine.clear()
+        self._cache_log.clear()
+        if state is None:
+            return None
+        if not self.engine.restore_state(len(tokens), state):
+            self.engine.clear()
+            return log.last_complaint() or "llama.cpp refuses it"
+        self.input_ids[: len(tokens)] = np.array(tokens, np.intc)
+        self.n_tokens = len(tokens)
+        self._requires_eval = True
+        return None
