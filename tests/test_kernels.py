@@ -85,7 +85,7 @@ def test_in_low_memory(models: dict[str, Path]) -> None:
     """Weights stay in the file, whatever the kernels: the layout of the fast ones is a copy."""
     kept = []
     for kernels in ("fast", "upstream"):
-        llm = open_llm(models["q4_k"], 128, kernels=kernels, low_memory=True, logits_all=True)
+        llm = open_llm(models["q4_k"], 128, kernels=kernels, flash_attn=False, low_memory=True, logits_all=True)
         llm.eval(TOKENS)
         kept.append(np.array(llm.scores[: llm.n_tokens]))
         llm.close()
