@@ -106,7 +106,7 @@ def open_llm(path: Path, n_ctx: int, **kwargs: Any) -> pyskip.Llama:
 @pytest.fixture(scope="module")
 def exact_llm(demo_f32: Path) -> Iterator[pyskip.Llama]:
     """As Raw(exact=True)."""
-    llm = open_llm(demo_f32, 128, type_k=0, type_v=0)
+    llm = open_llm(demo_f32, 128, type_k=0, type_v=0, flash_attn=False)
     yield llm
     llm.close()
 

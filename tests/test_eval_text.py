@@ -57,7 +57,7 @@ def test_dense_equals_unpatched_llama_cpp(demo: Path, tmp_path: Path) -> None:
         command, env={**os.environ, "LLAMA_CPP_LIB_PATH": str(REFERENCE)}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    llm = open_llm(demo, 256)
+    llm = open_llm(demo, 256, kernels="upstream")
     (dense,) = evaluate_text(llm, text.read_text(), n_ctx=256, chunks=3)
     llm.close()
     assert dense.ppl == pytest.approx(float(done.stdout), rel=5e-5)
@@ -105,7 +105,7 @@ def test_batches_do_not_matter(tiny: Path, tmp_path: Path) -> None:
     make_profile.make_profile(tiny, profile, kind="f32")
     rows = []
     for n_ubatch in (128, 8, 1):
-        llm = open_llm(tiny, 128, n_ubatch=n_ubatch, profile=profile, type_k=0, type_v=0)
+        llm = open_llm(tiny, 128, n_ubatch=n_ubatch, profile=profile, type_k=0, type_v=0, flash_attn=False)
         rows.append(evaluate_text(llm, story(30), ["0.5", "random:rate=0.5"], n_ctx=128, chunks=3))
         llm.close()
     assert 0.2 < rows[0][1].skip_rate < 0.8
