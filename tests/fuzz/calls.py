@@ -35,8 +35,7 @@ class Calls(Target):
 
     def _open(self) -> None:
         # without flash attention, whose batches and single steps differ by more than these models' ties
-        sizes = {"n_ctx": N_CTX, "n_threads": 1, "n_threads_batch": 1}
-        self.llm = pyskip.Llama(self.path, flash_attn=False, verbose=False, **sizes)
+        self.llm = pyskip.Llama(self.path, n_ctx=N_CTX, n_threads=1, n_threads_batch=1, flash_attn=False, verbose=False)
 
     def make(self, rng: Random) -> Input:
         names = rng.choices(list(WEIGHTS), list(WEIGHTS.values()), k=rng.randint(2, 16))
