@@ -67,9 +67,11 @@ def test_a_fixed_threshold_does_not_hold(llm: pyskip.Llama) -> None:
 
 
 @pytest.mark.slow
-def test_chat_holds_it_too(llm: pyskip.Llama) -> None:
+def test_a_generation_holds_it_too(llm: pyskip.Llama) -> None:
     llm.skip = 0.25
-    llm.create_completion("List every animal that you know, with one sentence about each:", max_tokens=300)
+    tokens = llm.tokenize(b"List every animal that you know, with one sentence about each:")
+    generated = [token for token, _ in zip(llm.generate(tokens, temp=0), range(300), strict=False)]  # past its end, too
+    assert len(generated) == 300
     assert abs(llm.skip_stats().rate - 0.25) < 0.02
 
 

@@ -141,9 +141,10 @@ class Service:
                     )
             answer = llm.create_embedding(texts, model=name)
             for item in answer["data"]:
-                vector = np.asarray(item["embedding"], "<f4")
+                vector = np.asarray(item["embedding"], np.float64)
                 if vector.ndim == 2:  # by token: the model has no pooling of its own
                     vector = vector.mean(axis=0)
+                vector = vector.astype("<f4")
                 is_packed = request.encoding_format == "base64"
                 item["embedding"] = b64encode(vector.tobytes()).decode() if is_packed else vector.tolist()
             turn.put(answer)
