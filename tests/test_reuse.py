@@ -122,3 +122,16 @@ def test_log() -> None:
     assert log.usable(6, Origin(1, True, "")) == 0
     log.clear()
     assert log.usable(6, pruned) == 6
+
+
+def test_a_prompt_that_a_rate_decided_is_used_by_nobody(tiny: Path, tmp_path: Path) -> None:
+    """What a held rate skips in a prompt depends on where the prompt ends."""
+    profile = tmp_path / "tiny.skip.gguf"
+    make_profile.make_profile(tiny, profile)
+    with closing(load(tiny, profile=profile, skip="profile:prefill=1,warmup=0")) as llm:
+        for skip in ("profile:prefill=1,warmup=0", "off"):
+            llm.skip = "profile:prefill=1,warmup=0"
+            llm.eval(PROMPT)
+            llm.skip = skip
+            assert evaluated(llm, [*PROMPT, 12]) == len(PROMPT) + 1
+            llm.reset()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from .interrupt import interruptible
 from .reuse import CacheLog, Origin
 
 __all__ = ["Cached"]
+
+_ONCE = itertools.count()
 
 
 class Cached(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ignore[misc]
@@ -92,7 +95,12 @@ class Cached(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ignore[
     def _origin(self, is_prompt: bool) -> Origin:
         policy = self._policy
         is_dense = policy.is_dense or (is_prompt and not policy.decides_prompt)
-        rule = "" if is_dense else policy.prompt_rule if is_prompt else str(policy)
+        if is_dense:
+            rule = ""
+        elif is_prompt:  # one that no other prompt has, if what is decided depends on where the prompt ends
+            rule = policy.prompt_rule or f"{policy} {next(_ONCE)}"
+        else:
+            rule = str(policy)
         return Origin(adapters_changed(self.ctx), is_prompt, rule)
 
     def _drop_unusable(self, tokens: list[int]) -> None:
