@@ -1,18 +1,16 @@
 #include "profile.h"
 
-#include "ggml-alloc.h"
 #include "ggml-backend.h"
-#include "ggml-cpu.h"
 #include "ggml.h"
 #include "gguf-file.h"
 #include "gguf.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <memory>
 #include <utility>
+#include <vector>
 
 namespace {
 
@@ -37,7 +35,7 @@ public:
             return fail("GGUF header", "one that cannot be read (cut off, damaged, or of a newer version)",
                         "a whole profile");
         }
-        return read_info() && read_curve() && check_tensors() && bind_layers() && load() && check_finite();
+        return read_info() && read_curve() && check_tensors() && bind_layers() && load();
     }
 
 private:
@@ -212,12 +210,20 @@ private:
         return true;
     }
 
+    static bool is_weight_type(ggml_type type) {
+        for (ggml_type known : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_Q4_1,
+                                 GGML_TYPE_Q4_K, GGML_TYPE_Q3_K, GGML_TYPE_Q2_K }) {
+            if (type == known) {
+                return true;
+            }
+        }
+        return false;
+    }
+
     bool matrix(const ggml_tensor * t, int64_t n_in, int64_t n_out) {
-        const bool is_type = t->type == GGML_TYPE_F32 || t->type == GGML_TYPE_F16 || t->type == GGML_TYPE_Q8_0 ||
-                             t->type == GGML_TYPE_Q4_0 || t->type == GGML_TYPE_Q4_1;
-        if (!is_type || t->ne[0] != n_in || t->ne[1] != n_out || t->ne[2] != 1 || t->ne[3] != 1) {
+        if (!is_weight_type(t->type) || t->ne[0] != n_in || t->ne[1] != n_out || t->ne[2] != 1 || t->ne[3] != 1) {
             return fail("tensor " + std::string(t->name), shape(t),
-                        "f32, f16, q8_0, q4_0 or q4_1 [" + std::to_string(n_in) + ", " + std::to_string(n_out) + "]");
+                        "f32, f16, q8_0, q4_0, q4_1, q4_K, q3_K or q2_K [" + std::to_string(n_in) + ", " + std::to_string(n_out) + "]");
         }
         return true;
     }
@@ -301,47 +307,30 @@ private:
         return true;
     }
 
+    // Reads the weights, checks each and hands it to where it lies: in packed buffers they are not as in the file.
     bool load() {
-        profile.weights.reset(
-            ggml_backend_alloc_ctx_tensors_from_buft(profile.tensors.get(), ggml_backend_cpu_buffer_type()));
-        if (!profile.weights) {
-            throw std::bad_alloc();
-        }
-        ggml_backend_buffer_set_usage(profile.weights.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+        pyskip_profile_alloc(profile);
         const std::unique_ptr<std::FILE, int (*)(std::FILE *)> file(std::fopen(path, "rb"), std::fclose);
+        std::vector<char>                                      data;
         for (int64_t i = 0; i < gguf_get_n_tensors(gguf.get()); ++i) {
             ggml_tensor * t      = ggml_get_tensor(profile.tensors.get(), gguf_get_tensor_name(gguf.get(), i));
             const size_t  offset = gguf_get_data_offset(gguf.get()) + gguf_get_tensor_offset(gguf.get(), i);
+            data.resize(ggml_nbytes(t));
             if (!file || std::fseek(file.get(), (long) offset, SEEK_SET) != 0 ||
-                std::fread(t->data, 1, ggml_nbytes(t), file.get()) != ggml_nbytes(t)) {
+                std::fread(data.data(), 1, data.size(), file.get()) != data.size()) {
                 return fail("tensor " + std::string(t->name), "data that cannot be read",
-                            std::to_string(ggml_nbytes(t)) + " bytes");
+                            std::to_string(data.size()) + " bytes");
             }
+            const int64_t bad_row = pyskip_profile_row_not_finite(t, data.data());
+            if (bad_row >= 0) {
+                return fail("tensor " + std::string(t->name),
+                            "a value that is not finite in row " + std::to_string(bad_row), "finite values");
+            }
+            ggml_backend_tensor_set(t, data.data(), 0, data.size());
         }
         for (int32_t il = 0; il < profile.info.n_layer; ++il) {
             profile.layers[il].gate = gates[il] ? (const float *) gates[il]->data : nullptr;
             profile.layers[il].bias = biases[il] ? (const float *) biases[il]->data : nullptr;
-        }
-        return true;
-    }
-
-    bool check_finite() {
-        std::vector<float> row;
-        for (ggml_tensor * t = ggml_get_first_tensor(profile.tensors.get()); t;
-             t               = ggml_get_next_tensor(profile.tensors.get(), t)) {
-            row.resize(t->ne[0]);
-            for (int64_t i = 0; i < ggml_nrows(t); ++i) {
-                const char * data = (const char *) t->data + i * t->nb[1];
-                if (t->type == GGML_TYPE_F32) {
-                    std::memcpy(row.data(), data, t->ne[0] * sizeof(float));
-                } else {
-                    ggml_get_type_traits(t->type)->to_float(data, row.data(), t->ne[0]);
-                }
-                if (!std::all_of(row.begin(), row.end(), [](float v) { return std::isfinite(v); })) {
-                    return fail("tensor " + std::string(t->name),
-                                "a value that is not finite in row " + std::to_string(i), "finite values");
-                }
-            }
         }
         return true;
     }

@@ -39,6 +39,7 @@ struct pyskip_profile {
     int64_t                           gate_bytes = 0; // of one gate
 
     ggml_context_ptr        tensors;
+    ggml_backend_buffer_ptr packed; // weights that pyskip's kernels serve; empty under PYSKIP_KERNELS_UPSTREAM
     ggml_backend_buffer_ptr weights;
 
     std::shared_ptr<pyskip_profile> self; // the caller's share of it, until pyskip_profile_free()
@@ -46,3 +47,9 @@ struct pyskip_profile {
 
 // False with a line in `error` that names the file and the field.
 bool pyskip_profile_read(const char * path, pyskip_profile & profile, std::string & error);
+
+// Of profile-weights.cpp: memory for all tensors, laid out for the kernels that pyskip_kernels_get() names.
+void pyskip_profile_alloc(pyskip_profile & profile);
+
+// The first row of a weight as the file holds it with a value that is not finite; -1 if there is none.
+int64_t pyskip_profile_row_not_finite(const ggml_tensor * t, const char * data);

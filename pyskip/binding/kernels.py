@@ -13,7 +13,7 @@ __all__ = ["KERNELS", "check_kernels", "kernels_chosen"]
 
 KERNELS = {"fast": lib.PYSKIP_KERNELS_FAST, "upstream": lib.PYSKIP_KERNELS_UPSTREAM}
 
-_loading = threading.Lock()  # the choice is the process's, and counts while a model is loaded
+_loading = threading.RLock()  # the choice is the process's, and counts while a model is loaded
 
 
 def check_kernels(kernels: object) -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
+from ..binding.kernels import kernels_chosen
 from ..errors import ModelLoadError, PolicyError, ProfileError
 from ..models.profile import Profile, find_profile, path_beside
 from ..pace import Pace
@@ -25,6 +26,7 @@ class Skipping:
     model_path: str
     n_tokens: int  # in the KV cache
     _engine: Engine | None  # None: not loaded, or closed
+    _kernels: str
     _policy: Policy
     _profile: Profile | None  # once it was read
     _profile_path: str | os.PathLike[str] | None  # the caller's; None: wherever it is found
@@ -124,11 +126,13 @@ class Skipping:
 
         May be set to the path of another; counts from the next time that `skip` is set."""
         if self._profile is None:
-            if self._profile_path is None:
-                self._profile = find_profile(self.model_path, self.engine.info.fingerprint)
-            else:
-                self._profile = Profile(self._profile_path)
-                self._profile.check_model(self.engine.info.fingerprint, self.model_path)
+            fingerprint = self.engine.info.fingerprint
+            with kernels_chosen(self._kernels):
+                if self._profile_path is None:
+                    self._profile = find_profile(self.model_path, fingerprint)
+                else:
+                    self._profile = Profile(self._profile_path)
+                    self._profile.check_model(fingerprint, self.model_path)
         return self._profile
 
     @profile.setter
