@@ -49,11 +49,9 @@ def main() -> int:
         shown = stage
 
     try:
-        from .train import Plan, torch, train
+        from .train import Plan, train
 
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        plan = Plan.of_device(device, args.seconds)
-        plan = replace(plan, width=args.width, seed=args.seed, recompute=args.recompute)
+        plan = replace(Plan.here(args.seconds), width=args.width, seed=args.seed, recompute=args.recompute)
         if args.batch:
             plan = replace(plan, batch=args.batch)
         if args.own_tokens is not None:

@@ -12,7 +12,7 @@ import transformers
 
 from ...errors import PyskipError
 
-__all__ = ["Block", "Dense"]
+__all__ = ["Block", "Dense", "Inner"]
 
 # By config.model_type. All of them normalise the stream, compute activation(gate) * up, then down; those with a
 # post_feedforward_layernorm normalise what comes out. Others name or order things otherwise.
@@ -20,8 +20,8 @@ FAMILIES = ("llama", "mistral", "smollm3", "qwen2", "qwen3", "gemma2", "gemma3_t
 NAMES = "LLaMA, Mistral, SmolLM3, Qwen2, Qwen2.5, Qwen3, Gemma 2, Gemma 3 and Phi-3"
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu", "gelu_new": "gelu", "relu": "relu"}
 
-# (layer, x, xn, the block itself) -> what is added to the stream
-Block = Callable[[int, torch.Tensor, torch.Tensor, Callable[[torch.Tensor], torch.Tensor]], torch.Tensor]
+Inner = Callable[[torch.Tensor], torch.Tensor]  # a block itself: what it reads -> what is added to the stream
+Block = Callable[[int, torch.Tensor, torch.Tensor, Inner], torch.Tensor]  # of layer, x, xn, the block itself
 
 
 class Dense:
@@ -38,7 +38,7 @@ class Dense:
         self.n_ff = int(self.layers[0].mlp.down_proj.weight.shape[1])
         self._block: Block | None = None
         self._x: dict[int, torch.Tensor] = {}
-        self._post: dict[int, Callable[[torch.Tensor], torch.Tensor]] = {}
+        self._post: dict[int, Inner] = {}
 
     def _load(self) -> Any:
         transformers.logging.set_verbosity_error()
@@ -48,7 +48,9 @@ class Dense:
             model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
         except (ValueError, AttributeError, KeyError, OSError, ImportError, RuntimeError, NotImplementedError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise PyskipError(f"{self.path}: --distill cannot load this model ({reason}): leave --distill away") from error
+            raise PyskipError(
+                f"{self.path}: --distill cannot load this model ({reason}): leave --distill away"
+            ) from error
         if model.config.model_type not in FAMILIES or not hasattr(model.model.layers[0].mlp, "down_proj"):
             raise PyskipError(
                 f"{self.path}: found a model of the type {model.config.model_type}, --distill trains {NAMES}: "
@@ -60,7 +62,8 @@ class Dense:
         name = getattr(self.config, "hidden_activation", None) or self.config.hidden_act
         if name not in ACTIVATIONS:
             raise PyskipError(
-                f"{self.path}: found the activation {name}, --distill trains {', '.join(ACTIVATIONS)}: leave --distill away"
+                f"{self.path}: found the activation {name}, --distill trains {', '.join(ACTIVATIONS)}: "
+                "leave --distill away"
             )
         return ACTIVATIONS[name]
 
@@ -88,7 +91,7 @@ class Dense:
                 post.forward = self._replaceable(il, _chain(mlp.forward, post.forward))
                 mlp.forward = _same
 
-    def _replaceable(self, il: int, dense: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    def _replaceable(self, il: int, dense: Inner) -> Any:
         def forward(xn: torch.Tensor) -> torch.Tensor:
             x = self._x.pop(il)
             return dense(xn) if self._block is None else self._block(il, x, xn, dense)
@@ -141,5 +144,5 @@ def _same(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def _chain(first: Any, then: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+def _chain(first: Any, then: Any) -> Inner:
     return lambda x: then(first(x))

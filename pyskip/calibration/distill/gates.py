@@ -8,11 +8,9 @@ After the first time it is taken while other blocks are skipped, as they will be
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
-from .dense import Dense
+from .dense import Dense, Inner
 from .loss import label_gradient
 from .stand_ins import StandIns, features
 
@@ -21,9 +19,6 @@ __all__ = ["GATE_PRIOR", "Harm", "fit_gate", "fit_log_mean", "observe"]
 GATE_PRIOR = 0.3  # strength of what a gate's weights, per standard deviation of their input, are drawn back with ...
 N_PRIOR = 12_000  # ... by so many tokens; more say more than the start does
 MIN_PRIOR = 0.03
-
-# (window [n, n_window], rates [n]) -> the thresholds to skip below [n, n_window], None for none
-Thresholds = Callable[[torch.Tensor], torch.Tensor | None]
 
 
 class Harm:
@@ -46,7 +41,7 @@ def observe(
     slopes: list[torch.Tensor] = []
     seen = own.seen()
 
-    def probe(il: int, x: torch.Tensor, xn: torch.Tensor, block: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    def probe(il: int, x: torch.Tensor, xn: torch.Tensor, block: Inner) -> torch.Tensor:
         y = block(xn)
         with torch.no_grad():
             change = own.output(seen[il], xn) - y

@@ -19,7 +19,7 @@ MAX_ERROR, MAX_MAKE_UP, N_PRIOR = 6.0, 3.2, 8.0
 def hold_thresholds(scores: torch.Tensor, rates: torch.Tensor, start: torch.Tensor, warmup: int) -> torch.Tensor:
     """scores: [n, n_window, n_layer] of the dense pass; rates, start: [n], the share to skip and the threshold before
     anything is known. Returns [n, n_window]; -inf in the warm-up."""
-    n, n_window, n_layer = scores.shape
+    n, n_window = scores.shape[:2]
     found = torch.full((n, n_window), -torch.inf, device=scores.device)
     owed = rates * warmup
     error = -warmup * rates * (MAX_MAKE_UP / owed.clamp_min(1e-6)).clamp(max=0.5)

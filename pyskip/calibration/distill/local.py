@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .dense import Dense
+from .dense import Dense, Inner
 from .stand_ins import Layer, StandIns
 from .text import Draws
 
@@ -38,10 +38,10 @@ def gather(dense: Dense, draws: Draws, n_windows: int, batch: int, warmup: int, 
     kind = torch.bfloat16 if dense.device.type == "cuda" else torch.float32
     kept: list[list[tuple[torch.Tensor, ...]]] = [[] for _ in range(dense.n_layer)]
 
-    def keep(il: int, x: torch.Tensor, xn: torch.Tensor, block: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    def keep(il: int, x: torch.Tensor, xn: torch.Tensor, block: Inner) -> torch.Tensor:
         y = block(xn)
         log_x = x.float().norm(dim=-1).clamp_min(1e-20).log()
-        kept[il].append(tuple(t[:, warmup:].flatten(0, 1).to(k) for t, k in ((xn, kind), (y, kind), (log_x, log_x.dtype))))
+        kept[il].append(tuple(t[:, warmup:].flatten(0, 1) for t in (xn.to(kind), y.to(kind), log_x)))
         return y
 
     for done in range(0, n_windows, batch):

@@ -1,4 +1,4 @@
-"""The model's own text, thousands of sequences side by side: one token of each in a step, the keys and values kept here.
+"""The model's own text, thousands of sequences side by side, one token of each in a step.
 
 Native sampling (calibration/text.py) writes some hundred tokens a second on two cores; a GPU some ten thousand.
 """
@@ -76,8 +76,8 @@ def sample(
 ) -> dict[str, list[Tokens]]:
     """Sequences of n_window tokens by kind, n_tokens in all, or as many as fit in the time; perhaps none.
 
-    Every fourth begins with nothing, the others with a prompt; the next prompt as soon as one is answered. Called before
-    dense.to_device(): works on a copy.
+    Every fourth begins with nothing, the others with a prompt; the next prompt as soon as one is answered. Works on a
+    copy, before dense.to_device().
     """
     on_gpu = dense.device.type == "cuda"
     model = copy.deepcopy(dense.model).to(dense.device, torch.bfloat16 if on_gpu else torch.float32)
@@ -88,7 +88,11 @@ def sample(
         left = seconds - (time.monotonic() - begin)
         if made and left < (time.monotonic() - begin) / len(made):
             break
-        tokens = _round(model, starts, n, n_window, seed + i, left, lambda p, i=i: progress(i * n_window + p, n_round * n_window))
+
+        def show(pos: int, i: int = i) -> None:
+            progress(i * n_window + pos, n_round * n_window)
+
+        tokens = _round(model, starts, n, n_window, seed + i, left, show)
         if tokens is None:
             break
         made.append(tokens)

@@ -64,7 +64,7 @@ def model_digest(path: str | os.PathLike[str]) -> str:
 def save_state(path: Path, state: State) -> None:
     """In place of the file that was there, or not at all. Raises OSError."""
     with replacing(path) as part, open(part, "wb") as file:
-        np.savez(file, **{f.name: np.asarray(getattr(state, f.name)) for f in fields(state)})
+        np.savez(file, **{f.name: np.asarray(getattr(state, f.name)) for f in fields(state)})  # type: ignore[arg-type]
 
 
 def load_state(path: Path, model: str | os.PathLike[str]) -> State:

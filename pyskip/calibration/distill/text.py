@@ -98,7 +98,9 @@ class Draws:
         for pieces in text.kinds.values():
             self.add(pieces)
         if not self._kinds:
-            raise PyskipError(f"{text.source}: {text.n_tokens} tokens, expected two windows of {n_window}: give more text")
+            raise PyskipError(
+                f"{text.source}: {text.n_tokens} tokens, expected two windows of {n_window}: give more text"
+            )
 
     def add(self, pieces: Sequence[Tokens]) -> None:
         """One more kind. Of kinds that have several windows, some are held out."""

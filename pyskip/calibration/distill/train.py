@@ -27,7 +27,7 @@ except ImportError as error:
     raise PyskipError(f"{error.name} is not installed, --distill needs it: pip install 'pyskip[distill]'") from error
 
 from . import gates, local
-from .dense import Dense
+from .dense import Dense, Inner
 from .hold import hold_thresholds
 from .loss import compare, divergence_gradient
 from .sample import sample
@@ -67,12 +67,11 @@ class Plan:
     save_every: float = 30.0
 
     @staticmethod
-    def of_device(device: torch.device, seconds: float) -> Plan:
-        if device.type != "cuda":
+    def here(seconds: float) -> Plan:
+        """As this machine can."""
+        if not torch.cuda.is_available():
             return Plan(seconds)
-        return Plan(
-            seconds, batch=32, n_local=320, n_local_steps=700, local_rows=4096, n_gates=224, n_own=1_000_000
-        )
+        return Plan(seconds, batch=32, n_local=320, n_local_steps=700, local_rows=4096, n_gates=224, n_own=1_000_000)
 
 
 class Trainer:
@@ -119,17 +118,17 @@ class Trainer:
         """The stream, and the scores of all layers [n, n_window, n_layer]."""
         scores: list[torch.Tensor] = []
 
-        def look(il: int, x: torch.Tensor, xn: torch.Tensor, block: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        def look(il: int, x: torch.Tensor, xn: torch.Tensor, block: Inner) -> torch.Tensor:
             scores.append(self.own.score(il, x, xn))
             return block(xn)
 
         return self.dense.stream(window, look), torch.stack(scores, -1)
 
     def skipping_pass(self, window: torch.Tensor, thresholds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The stream, and what was skipped [n, n_window, n_layer]. Rows that run and rows that skip are computed alone."""
+        """The stream, and what was skipped [n, n_window, n_layer]. Each row is computed one way alone."""
         seen, decided = self.own.seen(), dict[int, torch.Tensor]()
 
-        def block(il: int, x: torch.Tensor, xn: torch.Tensor, dense: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        def block(il: int, x: torch.Tensor, xn: torch.Tensor, dense: Inner) -> torch.Tensor:
             skip = self.own.score(il, x, xn) < thresholds
             decided[il] = skip
             rows = xn.flatten(0, 1)
@@ -148,10 +147,10 @@ class Trainer:
         plan = self.plan
         late = SHARES["own text"] if plan.n_own else 0.0
         self.progress("local", 0, 2, "")
-        gathering = max(1, min(plan.batch, 16))
         kept = local.gather(
-            self.dense, self.draws, plan.n_local, gathering, plan.warmup, lambda: self.is_late(late + SHARES["local"] / 2)
-        )
+            self.dense, self.draws, plan.n_local, min(plan.batch, 16), plan.warmup,
+            lambda: self.is_late(late + SHARES["local"] / 2),
+        )  # fmt: skip
         local.start_stand_ins(self.dense, self.own, kept)
         loss = local.fit_stand_ins(
             self.dense, self.own, kept, plan.n_local_steps, min(plan.local_rows, kept.n), self.rng,
@@ -212,7 +211,8 @@ class Trainer:
                 refits.pop(0)
                 continue
             self.own.is_quantised = self.share >= QUANTISE_FROM
-            adam.param_groups[0]["lr"] = lr * min(1.0, (self.step + 1) / 30) * 0.5 * (1 + math.cos(math.pi * self.share))
+            rise = min(1.0, (self.step + 1) / 30)
+            adam.param_groups[0]["lr"] = lr * rise * 0.5 * (1 + math.cos(math.pi * self.share))
             words = self._step(adam)
             self.step += 1
             if time.monotonic() - shown > 1:
@@ -228,7 +228,9 @@ class Trainer:
             return self._learn(adam)
         except torch.cuda.OutOfMemoryError:
             if self.batch == 1:
-                raise PyskipError(f"{self.dense.path}: one window is too much for the GPU's memory: --recompute") from None
+                raise PyskipError(
+                    f"{self.dense.path}: one window is too much for the GPU's memory: --recompute"
+                ) from None
             adam.zero_grad()
             torch.cuda.empty_cache()
             self.batch = max(1, self.batch // 2)
@@ -266,7 +268,8 @@ class Trainer:
     def measure(self, n_most: int) -> float:
         """On windows that were held out, at rates that hold: shows perplexity / dense; returns the mean KL divergence,
         each rate's against its own size."""
-        windows = torch.from_numpy(np.stack(self.draws.held_out[:: max(1, len(self.draws.held_out) // n_most)]).astype(np.int64))
+        chosen = self.draws.held_out[:: max(1, len(self.draws.held_out) // n_most)]
+        windows = torch.from_numpy(np.stack(chosen).astype(np.int64))
         warmup, words, logs = self.plan.warmup, list[str](), list[float]()
         for rate in MEASURED:
             kls, ratios, actual = list[torch.Tensor](), list[torch.Tensor](), list[torch.Tensor]()
@@ -274,17 +277,16 @@ class Trainer:
                 target, scores = self.dense_pass(window)
                 student, skipped = self.skipping_pass(window, self.held(scores, [rate] * len(window)))
                 labels = window[:, warmup + 1 :].flatten().to(target.device)
-                kl, ratio = compare(
+                kl, loss = compare(
                     self.dense, target[:, warmup:-1].flatten(0, 1), student[:, warmup:-1].flatten(0, 1), labels
                 )
                 kls.append(kl)
-                ratios.append(ratio)
+                ratios.append(loss)
                 actual.append(skipped[:, warmup:].float().mean((1, 2)))
             mean = float(torch.cat(kls).mean())
             logs.append(math.log(max(mean, 1e-9)))
-            words.append(
-                f"{rate:.2f} ({float(torch.cat(actual).mean()):.3f}): x {math.exp(float(torch.cat(ratios).mean())):.4f}, KL {mean:.4f}"
-            )
+            ratio, share = math.exp(float(torch.cat(ratios).mean())), float(torch.cat(actual).mean())
+            words.append(f"{rate:.2f} ({share:.3f}): x {ratio:.4f}, KL {mean:.4f}")
         self.progress("measure", len(windows), len(windows), "; ".join(words))
         return sum(logs) / len(logs)
 
@@ -329,7 +331,7 @@ class Trainer:
 def train(
     path: str | os.PathLike[str], text: Text, plan: Plan, progress: Progress, state_path: Path | None = None
 ) -> State:
-    """What is learnt within plan.seconds, in all. state_path: written as training goes, and gone on from if it is there.
+    """What is learnt within plan.seconds, in all. state_path: written meanwhile, and gone on from if it is there.
 
     Raises PyskipError for a model that this cannot train, and for too little text.
     """
