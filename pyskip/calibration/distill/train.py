@@ -43,7 +43,7 @@ MEASURED = (0.10, 0.20, 0.30)
 QUANTISE_FROM = 0.4  # of the joint stage
 REFITS = (0.3, 0.65)  # of the joint stage: gates again
 SHARES = {"own text": 0.12, "local": 0.10, "gates": 0.08, "joint": 0.91}  # of the time: when each must be done
-LR, MAX_LR = 3e-4, 1e-3  # for one window a step; times the root of their number
+LR, MAX_LR = 3e-4, 8e-4  # for one window a step; times the root of their number
 
 Progress = Callable[[str, int, int, str], None]  # stage, done, total, what to show
 
