@@ -222,7 +222,7 @@ def test_joint_training_lowers_the_divergence(torch: Any, trainers: Trainers) ->
     trainer.find_shifts()
     before = trainer.measure(8)
     adam = torch.optim.Adam(trainer.own.weights(), lr=1e-3)
-    for _ in range(40):
+    for _ in range(80):
         trainer._learn(adam)
     trainer.own.is_quantised = True
     after = trainer.measure(8)
@@ -268,7 +268,7 @@ def test_own_text_by_steps_is_likely_text(torch: Any, trainers: Trainers) -> Non
     from pyskip.calibration.distill.dense import Dense
     from pyskip.calibration.distill.sample import sample
 
-    dense = Dense(trainers("gemma2").dense.path, "cpu")
+    dense = Dense(trainers("qwen3").dense.path, "cpu")
     starts = Starts((2,), ((5, 6, 7), (8, 9)), (300,))
     made = sample(dense, starts, 64, 40 * 64, 1e9, 1, lambda *_: None)
     assert {name: len(kind) for name, kind in made.items()} == {"own": 10, "own answers": 30}
@@ -302,7 +302,9 @@ def test_from_text_to_profile_and_from_a_state_alone(
     # a finished state needs no torch: it may have been trained elsewhere
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.delitem(sys.modules, "pyskip.calibration.distill.train", raising=False)
-    again = calibrate(tiny, replace(settings, output=tmp_path / "q.skip.gguf", state=tmp_path / "p.distill.npz"), lambda *_: None)
+    again = calibrate(
+        tiny, replace(settings, output=tmp_path / "q.skip.gguf", state=tmp_path / "p.distill.npz"), lambda *_: None
+    )
     assert [p.threshold for p in again.curve] == [p.threshold for p in made.curve]
 
     save_state(tmp_path / "p.distill.npz", replace(state, model="of another"))

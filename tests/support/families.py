@@ -96,7 +96,7 @@ def make_family(path: Path, name: str) -> Path:
     if family.arch == "phi3":
         writer.add_rope_scaling_orig_ctx_len(N_CTX)
         writer.add_sliding_window(N_CTX)
-    make_random.add_tokenizer(writer, N_VOCAB)
+    make_random.add_tokenizer(writer, N_VOCAB, ("<|endoftext|>",))  # Phi-3 without it is refused
     writer.add_pad_token_id(0)
     for tensor, shape in _tensors(family):
         writer.add_tensor(f"{tensor}.weight", _values(tensor, shape))

@@ -69,13 +69,18 @@ class Dense:
 
     def to_device(self) -> None:
         """On a GPU the frozen matrices are bf16, and the stream, norms and embeddings float32."""
-        if self.device.type == "cuda":
-            for module in self.model.modules():
-                if isinstance(module, torch.nn.Linear):
-                    module.to(torch.bfloat16)
-            torch.backends.cuda.matmul.allow_tf32 = True
         self.model.to(self.device)
+        if self.device.type == "cuda":
+            self._narrow()
         self._open_blocks()
+
+    def _narrow(self) -> None:
+        head = self.model.lm_head
+        if head.weight is self.model.get_input_embeddings().weight:  # which stays as it is
+            head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        for module in self.model.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.to(torch.bfloat16)
 
     # Blocks
 

@@ -23,7 +23,7 @@ FLOOR = 0.003  # of the likeliest token's probability: rarer ones are not drawn
 CACHE_BYTES = 24 << 30
 LOGITS = 1 << 29  # of float32, drawn from at a time
 ATTENTION = "pyskip_decode"
-N_TRIED = 32  # steps after which it is known how long all of them take
+N_WARM, N_TRIED = 8, 32  # after so many steps, and so many more, it is known how long all of them take
 
 Progress = Callable[[int, int], None]
 
@@ -80,7 +80,10 @@ def sample(
     copy, before dense.to_device().
     """
     on_gpu = dense.device.type == "cuda"
-    model = copy.deepcopy(dense.model).to(dense.device, torch.bfloat16 if on_gpu else torch.float32)
+    model = copy.deepcopy(dense.model).to(dense.device)
+    if on_gpu:
+        for weight in model.parameters():  # and not the rotary embedding's frequencies
+            weight.data = weight.data.to(torch.bfloat16)
     n = _n_sequences(model, n_window, n_tokens)
     begin, made = time.monotonic(), list[np.ndarray[Any, Any]]()
     n_round = max(1, round(n_tokens / (n * n_window)))
@@ -108,10 +111,20 @@ def _round(
     model: Any, starts: Starts, n: int, n_window: int, seed: int, seconds: float, progress: Callable[[int], None]
 ) -> np.ndarray[Any, Any] | None:
     """[n, n_window]; None if it would take longer."""
-    begin, device = time.monotonic(), next(model.parameters()).device
     attention = _Attention(n_window)
     transformers.AttentionInterface.register(ATTENTION, attention)
     model.set_attn_implementation(ATTENTION)
+    try:
+        return _steps(model, attention, starts, n, n_window, seed, seconds, progress)
+    finally:
+        attention.kept.clear()  # transformers keeps the function
+
+
+def _steps(
+    model: Any, attention: _Attention, starts: Starts, n: int, n_window: int, seed: int, seconds: float,
+    progress: Callable[[int], None],
+) -> np.ndarray[Any, Any] | None:  # fmt: skip
+    device, begin = next(model.parameters()).device, time.monotonic()
     generator = torch.Generator(device).manual_seed(seed)
     given = _Given(starts, n, n_window, seed)
     ends = torch.tensor(starts.ends or (-1,), device=device)
@@ -127,7 +140,9 @@ def _round(
         tokens[:, pos + 1] = given.at(pos + 1, drawn.cpu().numpy().astype(np.int32))
         for s in np.flatnonzero(ended & given.is_free(pos + 1)):
             given.start(int(s), pos + 2)
-        if pos == N_TRIED and (time.monotonic() - begin) * n_window / N_TRIED > 2 * seconds:
+        if pos == N_WARM:
+            begin = time.monotonic()
+        if pos == N_WARM + N_TRIED and (time.monotonic() - begin) * n_window / N_TRIED > 2 * seconds:
             return None
         if pos % 32 == 0:
             progress(pos)
