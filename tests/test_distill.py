@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from families import FAMILIES, make_family
 import pyskip
 from pyskip.calibration.calibrate import Settings, calibrate, write_tokens
 from pyskip.calibration.distill.state import load_state, save_state, to_float
-from pyskip.calibration.distill.text import Draws, Starts, Text, load_text, save_text
+from pyskip.calibration.distill.text import Draws, Starts, Text, load_text
 from pyskip.calibration.distilled import layers_of
 from pyskip.calibration.write import Quantised, write_profile
 from pyskip.models.profile import Profile
@@ -142,7 +142,7 @@ Trainers = Callable[[str], Any]
 
 
 @pytest.fixture(scope="module")
-def trainers(torch: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainers]:
+def trainers(torch: Any, tmp_path_factory: pytest.TempPathFactory) -> Trainers:
     """Of a family's tiny model, after the first two stages, each with its path."""
     from pyskip.calibration.distill.dense import Dense
     from pyskip.calibration.distill.train import Plan, Trainer
@@ -158,11 +158,11 @@ def trainers(torch: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[T
             plan = Plan(600.0, width=32, n_window=128, n_local=8, n_local_steps=40, n_gates=4, batch=2)
             trainer = Trainer(dense, Draws(text, 128, 1), plan, lambda *_: None)
             trainer.fit_local()
-            trainer.fit_gates(1.0, skipping=False)
+            trainer.fit_gates(skipping=False)
             made[name] = trainer
         return made[name]
 
-    yield get
+    return get
 
 
 @pytest.mark.slow
@@ -239,7 +239,7 @@ def test_gates_see_harm_while_others_are_skipped(torch: Any, trainers: Trainers)
     """The harm of a block is about what skipping it alone adds to the divergence."""
     trainer = trainers("qwen2")
     gate = trainer.own.gate.detach().clone()
-    trainer.fit_gates(1.0, skipping=True)
+    trainer.fit_gates(skipping=True)
     assert torch.isfinite(trainer.own.gate).all()
     assert not torch.equal(gate, trainer.own.gate)
     window = torch.from_numpy(trainer.draws.draw(2))

@@ -69,7 +69,7 @@ def _values(name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
     drawn = rng.standard_normal(shape, np.float32)
     if len(shape) == 1:  # a norm's gains
         return (1 + np.float32(0.3) * drawn).astype(np.float32)
-    return drawn if name == "token_embd" else (drawn * np.float32(shape[1] ** -0.5)).astype(np.float32)
+    return drawn if name == "token_embd" else np.asarray(drawn / np.sqrt(shape[1]), np.float32)
 
 
 def make_family(path: Path, name: str) -> Path:

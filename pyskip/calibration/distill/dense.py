@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,7 +47,8 @@ class Dense:
         transformers.logging.disable_progress_bar()
         folder, name = os.path.split(os.path.abspath(self.path))
         try:
-            model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+            with contextlib.redirect_stderr(io.StringIO()):  # a bar of its own
+                model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
         except Exception as error:  # transformers and what it reads files with raise what they like
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise PyskipError(

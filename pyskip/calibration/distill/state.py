@@ -35,7 +35,7 @@ class State:
     hidden_norm: bool
     width: int
     warmup: int
-    seconds: float  # spent
+    seconds: float  # spent, or when it is finished all that it was given
     share: float  # of the joint stage that is done
     n_tokens: int  # that were trained on, again and again
     source: str

@@ -42,7 +42,8 @@ ODDS = (0.06, 0.18, 0.13, 0.20, 0.13, 0.18, 0.07, 0.05)
 MEASURED = (0.10, 0.20, 0.30)
 QUANTISE_FROM = 0.4  # of the joint stage
 REFITS = (0.3, 0.65)  # of the joint stage: gates again
-SHARES = {"own text": 0.12, "local": 0.10, "gates": 0.08, "joint": 0.91}  # of the time: when each must be done
+SHARES = {"own text": 0.12, "local": 0.05, "gates": 0.04}  # of the time, at most: each half of local, each time gates
+JOINT_END = 0.91  # of the time
 LR, MAX_LR = 3e-4, 8e-4  # for one window a step; times the root of their number
 
 Progress = Callable[[str, int, int, str], None]  # stage, done, total, what to show
@@ -91,7 +92,7 @@ class Trainer:
         self.scale = dict.fromkeys(RATES, 0.0)
         self.batch, self.step, self.share = plan.batch, 0, 0.0
         self.begin = time.monotonic()
-        self.spent_before = 0.0
+        self.spent_before, self.is_finished = 0.0, False
 
     # Time
 
@@ -99,8 +100,15 @@ class Trainer:
     def spent(self) -> float:
         return self.spent_before + time.monotonic() - self.begin
 
-    def is_late(self, share: float) -> bool:
-        return self.spent > share * self.plan.seconds
+    def _limit(self, share: float) -> Callable[[], bool]:
+        """Whether a share of the time is over from now on."""
+        end = self.spent + share * self.plan.seconds
+        return lambda: self.spent > end
+
+    @property
+    def counted(self) -> float:
+        """Of what it was given: all of it, once it is finished."""
+        return max(self.spent, self.plan.seconds) if self.is_finished else self.spent
 
     # Thresholds as a held rate gives them
 
@@ -144,26 +152,22 @@ class Trainer:
     # Stages
 
     def fit_local(self) -> None:
-        plan = self.plan
-        late = SHARES["own text"] if plan.n_own else 0.0
+        plan, is_late = self.plan, self._limit(SHARES["local"])
         self.progress("local", 0, 2, "")
-        kept = local.gather(
-            self.dense, self.draws, plan.n_local, min(plan.batch, 16), plan.warmup,
-            lambda: self.is_late(late + SHARES["local"] / 2),
-        )  # fmt: skip
+        kept = local.gather(self.dense, self.draws, plan.n_local, min(plan.batch, 16), plan.warmup, is_late)
         local.start_stand_ins(self.dense, self.own, kept)
         loss = local.fit_stand_ins(
             self.dense, self.own, kept, plan.n_local_steps, min(plan.local_rows, kept.n), self.rng,
-            lambda: self.is_late(late + SHARES["local"]),
+            self._limit(SHARES["local"]),
         )  # fmt: skip
         local.fit_first_gates(self.dense, self.own, kept)
         self.progress("local", 2, 2, f"{kept.n} tokens, missed {loss:.3f}")
 
-    def fit_gates(self, share: float, *, skipping: bool) -> None:
-        """share: of the time by which it must be done, about."""
+    def fit_gates(self, *, skipping: bool) -> None:
+        is_late = self._limit(SHARES["gates"])
         harm, n = gates.Harm(self.dense.n_layer), max(1, self.batch // 4)
         for done in range(0, self.plan.n_gates, n):
-            if done and self.is_late(share):
+            if done and is_late():
                 break
             window = torch.from_numpy(self.draws.draw(n))
             thresholds = None
@@ -199,7 +203,7 @@ class Trainer:
     def train_jointly(self, save: Callable[[], None]) -> None:
         """The learning rate, a cosine after a short rise, follows the clock, as all else here."""
         first, begin = self.share, self.spent
-        end = SHARES["joint"] * self.plan.seconds
+        end = JOINT_END * self.plan.seconds
         lr = min(MAX_LR, LR * math.sqrt(self.batch))
         adam = torch.optim.Adam(self.own.weights(), lr=lr, betas=(0.9, 0.98))
         refits = [r for r in REFITS if r > first]
@@ -207,7 +211,7 @@ class Trainer:
         while self.spent < end:
             self.share = first + (1 - first) * (self.spent - begin) / (end - begin)
             if refits and self.share >= refits[0]:
-                self.fit_gates((self.spent + 0.06 * self.plan.seconds) / self.plan.seconds, skipping=True)
+                self.fit_gates(skipping=True)
                 refits.pop(0)
                 continue
             self.own.is_quantised = self.share >= QUANTISE_FROM
@@ -293,7 +297,7 @@ class Trainer:
     def finish(self) -> None:
         """The gates once more, if that is for the better."""
         before, kept = self.measure(64), (self.own.gate.detach().clone(), dict(self.thresholds), dict(self.shifts))
-        self.fit_gates((self.spent / self.plan.seconds) + 0.05, skipping=True)
+        self.fit_gates(skipping=True)
         if self.measure(64) > before:
             self.own.gate.data, self.thresholds, self.shifts = kept
             self.progress("measure", 1, 1, "the gates before the last fit are better, and kept")
@@ -308,7 +312,7 @@ class Trainer:
 
         return State(
             model=model, activation=self.dense.activation, hidden_norm=own.is_normed, width=own.width,
-            warmup=self.plan.warmup, seconds=self.spent, share=self.share, n_tokens=text.n_tokens,
+            warmup=self.plan.warmup, seconds=self.counted, share=self.share, n_tokens=text.n_tokens,
             source=text.source, sha256=text.sha256,
             gate=own.gate.detach().cpu().numpy(), bias=own.bias.detach().cpu().numpy(),
             gate_up=pack(own.gate_up).cpu().numpy(), down=pack(own.down).cpu().numpy(), rates=np.array(RATES),
@@ -362,13 +366,13 @@ def train(
         trainer.resume(before)
     else:
         trainer.fit_local()
-        shares = sum(SHARES[name] for name in ("own text", "local", "gates") if plan.n_own or name != "own text")
-        trainer.fit_gates(shares, skipping=False)
+        trainer.fit_gates(skipping=False)
         trainer.find_shifts()
         save()
         trainer.measure(32)
     trainer.train_jointly(save)
     save()
     trainer.finish()
+    trainer.is_finished = True
     save()
     return trainer.state(model, text)
