@@ -220,19 +220,19 @@ def test_joint_training_lowers_the_divergence(torch: Any, trainers: Trainers) ->
 
     trainer = trainers("llama")
     trainer.find_shifts()
-    before = trainer.measure(8)
+    before = trainer.measure()
     adam = torch.optim.Adam(trainer.own.weights(), lr=1e-3)
     for _ in range(80):
         trainer._learn(adam)
     trainer.own.is_quantised = True
-    after = trainer.measure(8)
+    after = trainer.measure()
     assert after < before - 0.2
     dense = Dense(trainer.dense.path, "cpu")
     dense.to_device()
     other = Trainer(dense, trainer.draws, trainer.plan, lambda *_: None)
     other.resume(trainer.state("", Text({})))
     other.own.is_quantised = True
-    assert abs(other.measure(8) - after) < 0.05
+    assert abs(other.measure() - after) < 0.05
 
 
 def test_gates_see_harm_while_others_are_skipped(torch: Any, trainers: Trainers) -> None:

@@ -68,8 +68,11 @@ def _values(name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     drawn = rng.standard_normal(shape, np.float32)
     if len(shape) == 1:  # a norm's gains
-        return (1 + np.float32(0.3) * drawn).astype(np.float32)
-    return drawn if name == "token_embd" else np.asarray(drawn / np.sqrt(shape[1]), np.float32)
+        return np.asarray(1 + 0.3 * drawn, np.float32)
+    scaled: npt.NDArray[np.float32] = (
+        drawn if name == "token_embd" else np.asarray(drawn / np.sqrt(shape[1]), np.float32)
+    )
+    return scaled
 
 
 def make_family(path: Path, name: str) -> Path:

@@ -102,6 +102,9 @@ class Draws:
                 f"{text.source}: {text.n_tokens} tokens, expected two windows of {n_window}: give more text"
             )
 
+        if not self.held_out:
+            self.held_out = [self._kinds[0][0][:n_window]]  # better than none
+
     def add(self, pieces: Sequence[Tokens]) -> None:
         """One more kind. Of kinds that have several windows, some are held out."""
         n = self.n_window

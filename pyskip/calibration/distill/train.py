@@ -40,9 +40,10 @@ __all__ = ["Plan", "Trainer", "train"]
 RATES = (0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.38, 0.47)
 ODDS = (0.06, 0.18, 0.13, 0.20, 0.13, 0.18, 0.07, 0.05)
 MEASURED = (0.10, 0.20, 0.30)
+N_MEASURED = 64  # windows
 QUANTISE_FROM = 0.4  # of the joint stage
 REFITS = (0.3, 0.65)  # of the joint stage: gates again
-SHARES = {"own text": 0.12, "local": 0.05, "gates": 0.04}  # of the time, at most: each half of local, each time gates
+SHARES = {"own text": 0.12, "local": 0.05, "gates": 0.04, "measure": 0.015}  # of the time, at most, each time
 JOINT_END = 0.91  # of the time
 LR, MAX_LR = 3e-4, 8e-4  # for one window a step; times the root of their number
 
@@ -75,6 +76,26 @@ class Plan:
         return Plan(seconds, batch=32, n_local=320, n_local_steps=700, local_rows=4096, n_gates=224, n_own=1_000_000)
 
 
+class Seen:
+    """What was measured at a rate."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[torch.Tensor, ...]] = []
+
+    def add(self, divergences: torch.Tensor, losses: torch.Tensor, skipped: torch.Tensor) -> None:
+        self._parts.append((divergences, losses, skipped.float().flatten()))
+
+    @property
+    def kl(self) -> float:
+        return self._mean(0)
+
+    def _mean(self, i: int) -> float:
+        return float(torch.cat([part[i] for part in self._parts]).mean())
+
+    def __str__(self) -> str:
+        return f"({self._mean(2):.3f}): x {math.exp(self._mean(1)):.4f}, KL {self.kl:.4f}"
+
+
 class Trainer:
     """Holds the dense model and the stand-ins; train() runs the stages in order."""
 
@@ -93,6 +114,9 @@ class Trainer:
         self.batch, self.step, self.share = plan.batch, 0, 0.0
         self.begin = time.monotonic()
         self.spent_before, self.is_finished = 0.0, False
+        chosen = [draws.held_out[i] for i in np.random.default_rng(1).permutation(len(draws.held_out))[:N_MEASURED]]
+        self.held_out = torch.from_numpy(np.stack(chosen).astype(np.int64))
+        self.n_measured, self.has_measured = len(chosen), False
 
     # Time
 
@@ -269,36 +293,34 @@ class Trainer:
         return f"KL {np.mean(values):.4f} at {actual:.3f}, mean by rate {means}"
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
-    def measure(self, n_most: int) -> float:
-        """On windows that were held out, at rates that hold: shows perplexity / dense; returns the mean KL divergence,
-        each rate's against its own size."""
-        chosen = self.draws.held_out[:: max(1, len(self.draws.held_out) // n_most)]
-        windows = torch.from_numpy(np.stack(chosen).astype(np.int64))
-        warmup, words, logs = self.plan.warmup, list[str](), list[float]()
-        for rate in MEASURED:
-            kls, ratios, actual = list[torch.Tensor](), list[torch.Tensor](), list[torch.Tensor]()
-            for window in windows.split(max(1, self.batch // 2)):
-                target, scores = self.dense_pass(window)
+    def measure(self) -> float:
+        """On windows that were held out, at rates that hold: shows perplexity / dense; returns the mean log of the KL
+        divergences. As many windows as the first time took a share of the time for."""
+        is_late, warmup = self._limit(SHARES["measure"]), self.plan.warmup
+        step = max(1, self.batch // 2)
+        seen = {rate: Seen() for rate in MEASURED}
+        for begin in range(0, self.n_measured, step):
+            window = self.held_out[begin : begin + step]
+            target, scores = self.dense_pass(window)
+            labels = window[:, warmup + 1 :].flatten().to(target.device)
+            for rate in MEASURED:
                 student, skipped = self.skipping_pass(window, self.held(scores, [rate] * len(window)))
-                labels = window[:, warmup + 1 :].flatten().to(target.device)
-                kl, loss = compare(
-                    self.dense, target[:, warmup:-1].flatten(0, 1), student[:, warmup:-1].flatten(0, 1), labels
-                )
-                kls.append(kl)
-                ratios.append(loss)
-                actual.append(skipped[:, warmup:].float().mean((1, 2)))
-            mean = float(torch.cat(kls).mean())
-            logs.append(math.log(max(mean, 1e-9)))
-            ratio, share = math.exp(float(torch.cat(ratios).mean())), float(torch.cat(actual).mean())
-            words.append(f"{rate:.2f} ({share:.3f}): x {ratio:.4f}, KL {mean:.4f}")
-        self.progress("measure", len(windows), len(windows), "; ".join(words))
-        return sum(logs) / len(logs)
+                rows, rows_target = (stream[:, warmup:-1].flatten(0, 1) for stream in (student, target))
+                divergences, losses = compare(self.dense, rows_target, rows, labels)
+                seen[rate].add(divergences, losses, skipped[:, warmup:])
+            if not self.has_measured and is_late():
+                self.n_measured = begin + len(window)
+                break
+        self.has_measured = True
+        words = "; ".join(f"{rate:.2f} {seen[rate]}" for rate in MEASURED)
+        self.progress("measure", self.n_measured, self.n_measured, words)
+        return sum(math.log(max(each.kl, 1e-9)) for each in seen.values()) / len(seen)
 
     def finish(self) -> None:
         """The gates once more, if that is for the better."""
-        before, kept = self.measure(64), (self.own.gate.detach().clone(), dict(self.thresholds), dict(self.shifts))
+        before, kept = self.measure(), (self.own.gate.detach().clone(), dict(self.thresholds), dict(self.shifts))
         self.fit_gates(skipping=True)
-        if self.measure(64) > before:
+        if self.measure() > before:
             self.own.gate.data, self.thresholds, self.shifts = kept
             self.progress("measure", 1, 1, "the gates before the last fit are better, and kept")
 
@@ -369,7 +391,7 @@ def train(
         trainer.fit_gates(skipping=False)
         trainer.find_shifts()
         save()
-        trainer.measure(32)
+        trainer.measure()
     trainer.train_jointly(save)
     save()
     trainer.finish()
