@@ -48,7 +48,7 @@ def test_tokens_for_another_machine(tiny: Path, tmp_path: Path) -> None:
     text = load_text(tmp_path / "t.npz")
     assert text.n_tokens == n_tokens > 2000
     assert [name.split(" ")[1] for name in text.kinds] == ["a.txt", "b.txt"]
-    assert len(text.starts.prompts) > 30
+    assert len(set(text.starts.prompts)) > 800
     assert 2 in text.starts.ends
     (tmp_path / "t.npz").write_bytes(b"no tokens")
     with pytest.raises(pyskip.PyskipError, match=r"no file of tokens"):

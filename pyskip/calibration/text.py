@@ -16,7 +16,7 @@ from ..errors import DecodeError, PyskipError
 from ..runtime.batch import BatchContext
 from ..runtime.generation import chat_tokens
 from ..runtime.llama import Llama
-from .prompts import PROMPTS
+from .prompts import PROMPTS, many_prompts
 
 __all__ = ["CalibrationText", "Tokens", "read_text", "read_tokens", "sample_text", "starts_of"]
 
@@ -46,7 +46,7 @@ def _split(windows: list[Tokens], n_fit: int, n_held: int, source: str, sha256: 
 
 def starts_of(llm: Llama, seed: int) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...], tuple[int, ...]]:
     """What the model's own text begins with: nothing, or one of the prompts; and the tokens that end an answer."""
-    starts = _Starts(llm, np.random.default_rng(seed))
+    starts = _Starts(llm, np.random.default_rng(seed), many_prompts(seed))
     ends = tuple(token for token in range(llm.n_vocab()) if llm.engine.is_eog(token))
     return tuple(starts.empty), tuple(map(tuple, starts.prompts)), ends
 
@@ -115,10 +115,10 @@ def sample_text(
 class _Starts:
     """What a sequence begins with, and goes on with where the model has said all that it wants to."""
 
-    def __init__(self, llm: Llama, rng: np.random.Generator) -> None:
+    def __init__(self, llm: Llama, rng: np.random.Generator, prompts: Sequence[str] = PROMPTS) -> None:
         empty = llm.token_eos() if llm.token_bos() < 0 or not llm.engine.adds_bos else llm.token_bos()
         self.empty = [empty if empty >= 0 else 0]
-        self.prompts = [self._tokens(llm, PROMPTS[i]) for i in rng.permutation(len(PROMPTS))]
+        self.prompts = [self._tokens(llm, prompts[i]) for i in rng.permutation(len(prompts))]
         self._next = 0
 
     def _tokens(self, llm: Llama, prompt: str) -> list[int]:

@@ -8,6 +8,7 @@
     local.py     each stand-in by itself, from its block's inputs and outputs
     gates.py     gates that predict what their stand-ins do to the next tokens
     loss.py      the KL divergence over a large vocabulary, in pieces
+    plan.py      how much of everything
     train.py     the stages in order, within a time
     state.py     the file that holds what is learnt, to go on from, here or on another machine
 

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from .dense import Dense
 
-__all__ = ["compare", "divergence_gradient", "label_gradient"]
+__all__ = ["Seen", "compare", "divergence_gradient", "label_gradient"]
 
 PIECE = 1 << 28  # logits at a time
 
@@ -65,3 +67,23 @@ def label_gradient(dense: Dense, student: torch.Tensor, generator: torch.Generat
             (gradient,) = torch.autograd.grad(logp.gather(1, label).sum(), s)
         gradients.append(gradient)
     return torch.cat(gradients)
+
+
+class Seen:
+    """What was measured at a rate."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[torch.Tensor, ...]] = []
+
+    def add(self, divergences: torch.Tensor, losses: torch.Tensor, skipped: torch.Tensor) -> None:
+        self._parts.append((divergences, losses, skipped.float().flatten()))
+
+    @property
+    def kl(self) -> float:
+        return self._mean(0)
+
+    def _mean(self, i: int) -> float:
+        return float(torch.cat([part[i] for part in self._parts]).mean())
+
+    def __str__(self) -> str:
+        return f"({self._mean(2):.3f}): x {math.exp(self._mean(1)):.4f}, KL {self.kl:.4f}"

@@ -12,7 +12,6 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,20 @@ except ImportError as error:
 from . import gates, local
 from .dense import Dense, Inner
 from .hold import hold_thresholds
-from .loss import compare, divergence_gradient
+from .loss import Seen, compare, divergence_gradient
+from .plan import (
+    JOINT_END,
+    LR,
+    MAX_LR,
+    MEASURED,
+    N_MEASURED,
+    ODDS,
+    QUANTISE_FROM,
+    RATES,
+    REFITS,
+    SHARES,
+    Plan,
+)  # fmt: skip
 from .sample import sample
 from .stand_ins import StandIns, is_whole, pack_q4_0
 from .state import State, load_state, model_digest, save_state, to_float
@@ -37,63 +49,7 @@ from .text import Draws, Text
 
 __all__ = ["Plan", "Trainer", "train"]
 
-RATES = (0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.38, 0.47)
-ODDS = (0.06, 0.18, 0.13, 0.20, 0.13, 0.18, 0.07, 0.05)
-MEASURED = (0.10, 0.20, 0.30)
-N_MEASURED = 64  # windows
-QUANTISE_FROM = 0.4  # of the joint stage
-REFITS = (0.3, 0.65)  # of the joint stage: gates again
-SHARES = {"own text": 0.12, "local": 0.05, "gates": 0.04, "measure": 0.015}  # of the time, at most, each time
-JOINT_END = 0.91  # of the time
-LR, MAX_LR = 3e-4, 8e-4  # for one window a step; times the root of their number
-
 Progress = Callable[[str, int, int, str], None]  # stage, done, total, what to show
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How much of everything; the times in seconds are of the whole, but for what an earlier run spent."""
-
-    seconds: float
-    width: int | None = None  # neurons of a stand-in, a multiple of 32
-    seed: int = 1
-    warmup: int = 16
-    n_window: int = 512
-    batch: int = 1  # windows of a step
-    n_local: int = 36  # windows to gather
-    n_local_steps: int = 450
-    local_rows: int = 768
-    n_gates: int = 24  # windows
-    n_own: int = 0  # tokens of the model's own text
-    recompute: bool = False
-    save_every: float = 30.0
-
-    @staticmethod
-    def here(seconds: float) -> Plan:
-        """As this machine can."""
-        if not torch.cuda.is_available():
-            return Plan(seconds)
-        return Plan(seconds, batch=32, n_local=320, n_local_steps=700, local_rows=4096, n_gates=224, n_own=1_000_000)
-
-
-class Seen:
-    """What was measured at a rate."""
-
-    def __init__(self) -> None:
-        self._parts: list[tuple[torch.Tensor, ...]] = []
-
-    def add(self, divergences: torch.Tensor, losses: torch.Tensor, skipped: torch.Tensor) -> None:
-        self._parts.append((divergences, losses, skipped.float().flatten()))
-
-    @property
-    def kl(self) -> float:
-        return self._mean(0)
-
-    def _mean(self, i: int) -> float:
-        return float(torch.cat([part[i] for part in self._parts]).mean())
-
-    def __str__(self) -> str:
-        return f"({self._mean(2):.3f}): x {math.exp(self._mean(1)):.4f}, KL {self.kl:.4f}"
 
 
 class Trainer:
