@@ -11,7 +11,7 @@ from .dense import Dense
 
 __all__ = ["Seen", "compare", "divergence_gradient", "label_gradient"]
 
-PIECE = 1 << 28  # logits at a time
+PIECE = 1 << 27  # logits at a time
 
 
 def _rows(dense: Dense) -> int:

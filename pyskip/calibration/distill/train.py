@@ -131,6 +131,11 @@ class Trainer:
 
     # Stages
 
+    def _free(self) -> None:
+        """For others on the same GPU; and a stage's memory is of other sizes than the next one's."""
+        if self.dense.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def fit_local(self) -> None:
         plan, is_late = self.plan, self._limit(SHARES["local"])
         self.progress("local", 0, 2, "")
@@ -141,7 +146,10 @@ class Trainer:
             self._limit(SHARES["local"]),
         )  # fmt: skip
         local.fit_first_gates(self.dense, self.own, kept)
-        self.progress("local", 2, 2, f"{kept.n} tokens, missed {loss:.3f}")
+        kept_words = f"{kept.n} tokens, missed {loss:.3f}"
+        del kept
+        self._free()
+        self.progress("local", 2, 2, kept_words)
 
     def fit_gates(self, *, skipping: bool) -> None:
         is_late = self._limit(SHARES["gates"])
@@ -157,6 +165,9 @@ class Trainer:
             gates.observe(self.dense, self.own, window, thresholds, self.plan.warmup, self.device_rng, harm)
             self.progress("gates", done + n, self.plan.n_gates, "")
         scores = torch.cat([gates.fit_gate(self.own, il, harm) for il in range(self.dense.n_layer)]).cpu().numpy()
+        self.progress("gates", 1, 1, f"{harm.n} tokens")
+        del harm
+        self._free()
         for rate in RATES:
             self.thresholds[rate] = float(np.quantile(scores, rate))
         self.shifts = dict.fromkeys(RATES, 0.0)
