@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import PolicyError, ProfileError
+from ..errors import PolicyError, ProfileError, PyskipError
 from ..models.gguf_info import inspect
 from ..models.profile import Point, Profile, path_beside
 from ..runtime.llama import Llama
 from . import curve
+from .distill.text import save_text
+from .distilled import DistilSettings, distil, layers_of, text_for
 from .fit import GateFit, fit_gate, fit_gated_stand_in, fit_linear_stand_in
 from .gather import Kind, LayerSums, gather
 from .harm import layer_harm, observe
@@ -24,11 +27,11 @@ from .neurons import Neurons, default_width
 from .text import CalibrationText, Tokens, read_text, sample_text
 from .write import LayerFit, Provenance, quantise, write_profile
 
-__all__ = ["Calibration", "Settings", "calibrate"]
+__all__ = ["Calibration", "Settings", "calibrate", "write_tokens"]
 
 N_WINDOW = 512  # tokens; the model's own context if that is less
 WARMUP = 16
-N_FIT, N_FIT_SAMPLED, ALL = 16, 160, 1 << 30
+N_FIT = 16
 N_CHOOSE = 4  # windows that neurons are chosen on
 SAMPLE_SHARE = 0.3  # of the time; the passes over what is written, and measuring, take the rest
 
@@ -43,11 +46,12 @@ class Settings:
     rank: of linear stand-ins, at most n_embd (the default: one matrix of full rank), which otherwise serve only blocks
         that are no activation(gate) * up.
     width: neurons of gated ones.
-    n_fit, n_curve: windows of N_WINDOW tokens to fit on, and to measure on. n_fit None: N_FIT; to distill, all of a
-        text or N_FIT_SAMPLED of the model's own.
+    n_fit, n_curve: windows of N_WINDOW tokens to fit on, and to measure on. n_fit None: N_FIT. To distill, all of a
+        text is trained on, and n_fit counts windows of the model's own (None: 160, on a GPU two thousand).
     minutes: that the closed form may take in all, about; then there is as much of the model's own text as fits.
     n_harm: of those to fit on, windows that the harm is measured on; 0: gates predict the error alone.
-    distill: seconds of end-to-end training instead of the closed form; 0: none.
+    distill: seconds of end-to-end training instead of the closed form, earlier runs counted in; 0: none.
+    state: the file that training is saved in and gone on from; by default beside the profile.
     """
 
     text: tuple[Path, ...] = ()
@@ -60,6 +64,7 @@ class Settings:
     seed: int = 1
     distill: float = 0.0
     width: int | None = None
+    state: Path | None = None
     output: Path | None = None
 
 
@@ -84,6 +89,34 @@ def calibrate(
     start = time.monotonic()
     target = settings.output or path_beside(model)
     _check_target(target)
+    with _opened(model, n_threads) as llm:
+        llm.engine.check_decoder()
+        if not llm.skippable_layers:
+            raise PolicyError(f"{model}: no layer can be skipped")
+        with tempfile.TemporaryDirectory(prefix="pyskip-") as folder:
+            return Run(llm, settings, progress, Path(folder) / "draft.skip.gguf").run(target, start)
+
+
+def write_tokens(model: str | os.PathLike[str], settings: Settings, path: Path, n_threads: int | None = None) -> int:
+    """The text as tokens, and what the model's own text begins with, to be trained on elsewhere (distill/__main__.py).
+    Returns how many. Raises PyskipError."""
+    s = settings
+    with _opened(model, n_threads) as llm:
+        wanted = DistilSettings(s.distill, s.text, s.n_fit, s.n_curve, s.width, s.seed, state_beside(path))
+        text, _ = text_for(llm, wanted, lambda *_: None, away=True)
+    try:
+        save_text(path, text)
+    except OSError as error:
+        raise PyskipError(f"{path}: cannot be written ({error.strerror}): make room or name another file") from error
+    return text.n_tokens
+
+
+def state_beside(target: Path) -> Path:
+    return target.with_name(target.name.removesuffix(".gguf").removesuffix(".skip") + ".distill.npz")
+
+
+@contextmanager
+def _opened(model: str | os.PathLike[str], n_threads: int | None) -> Iterator[Llama]:
     n_window = min(N_WINDOW, inspect(model).n_ctx_train or N_WINDOW)
     llm = Llama(
         model,
@@ -95,11 +128,7 @@ def calibrate(
         verbose=False,
     )
     try:
-        llm.engine.check_decoder()
-        if not llm.skippable_layers:
-            raise PolicyError(f"{model}: no layer can be skipped")
-        with tempfile.TemporaryDirectory(prefix="pyskip-") as folder:
-            return Run(llm, settings, progress, Path(folder) / "draft.skip.gguf").run(target, start)
+        yield llm
     finally:
         llm.close()
 
@@ -124,11 +153,11 @@ class Run:
         self.text: CalibrationText
 
     def run(self, target: Path, start: float) -> Calibration:
-        self.text = self._text()
         if self.settings.distill:
-            self._distill()
+            self._distill(target)
             method = "distilled"
         else:
+            self.text = self._text()
             self.fit()
             method = "closed form"
         points, recommended = self._points()
@@ -145,9 +174,8 @@ class Run:
     def _text(self) -> CalibrationText:
         s = self.settings
         if s.text:
-            n_fit = s.n_fit or (ALL if s.distill else N_FIT)
-            return read_text(self.llm, s.text, self.llm.n_ctx(), n_fit, s.n_curve, s.seed)
-        n_fit = s.n_fit or (N_FIT_SAMPLED if s.distill else N_FIT)
+            return read_text(self.llm, s.text, self.llm.n_ctx(), s.n_fit or N_FIT, s.n_curve, s.seed)
+        n_fit = s.n_fit or N_FIT
         seconds = 60 * s.minutes * SAMPLE_SHARE if s.minutes else None
         return sample_text(self.llm, self.llm.n_ctx(), n_fit, s.n_curve, s.seed, self.progress, seconds)
 
@@ -239,13 +267,15 @@ class Run:
 
     # Distilled
 
-    def _distill(self) -> None:
-        from .distill import distill
-
-        self.layers = distill(
-            self.llm.model_path, self.text.fitted, seconds=self.settings.distill, width=self.settings.width,
-            seed=self.settings.seed, warmup=WARMUP, progress=self.progress,
+    def _distill(self, target: Path) -> None:
+        s = self.settings
+        settings = DistilSettings(
+            s.distill, s.text, s.n_fit, s.n_curve, s.width, s.seed, s.state or state_beside(target)
         )  # fmt: skip
+        state, held = distil(self.llm, settings, self.progress)
+        self.layers, self.activation = layers_of(state, s.quantisation), state.activation
+        self.hidden_norm, self.rank = state.hidden_norm, state.width
+        self.text = CalibrationText((), held, state.source, state.sha256, state.n_tokens)
 
     # Operating points
 

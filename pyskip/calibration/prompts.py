@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["PROMPTS"]
+import random
+
+__all__ = ["PROMPTS", "many_prompts"]
+
+N_MANY = 800
 
 PROSE = (
     "Write an encyclopaedia article about a river.",
@@ -61,3 +65,48 @@ def _in_turns(*lists: tuple[str, ...]) -> tuple[str, ...]:
 
 
 PROMPTS = _in_turns(PROSE, HELP, CODE, LANGUAGES)
+
+# For distillation, which has room for more: any of these about any of those.
+FORMS = (
+    "Explain {} to a beginner.",
+    "What are the advantages and disadvantages of {}?",
+    "Write a short story in which {} matters.",
+    "Give me five facts about {}, with numbers.",
+    "I am anxious about {}. What would you tell me?",
+    "Write an e-mail to a colleague about {}.",
+    "Compare {} with something similar, in a table.",
+    "How has {} changed over the last hundred years?",
+    "Invent a riddle about {} and solve it step by step.",
+    "Pretend to be an expert in {} and answer three questions from the audience.",
+    "Write the outline of a talk about {}.",
+    "Make up a word problem about {} with three numbers, and compute the answer.",
+    "Write a Python function that has to do with {}, and explain it.",
+    "What do people often get wrong about {}?",
+    "Write a limerick about {}.",
+    "Plan a week around {}, day by day.",
+    "List the words one needs to speak about {}, each with a definition.",
+    "Write a news headline and two paragraphs about {}.",
+    "Write JSON that describes {}, then what each field means.",
+    "Argue for and against {} as two friends would in a conversation.",
+    "What causes {}, and what follows from it?",
+    "Ask me questions about {} until you know what I need, then recommend something.",
+    "Tell a child of six about {}.",
+    "Criticise this opinion: {} is overrated.",
+)
+TOPICS = (
+    "bicycles", "the moon", "inflation", "bread", "chess", "glaciers", "the human heart", "railways", "sorting a list",
+    "electric cars", "the Roman Empire", "photosynthesis", "small talk", "earthquakes", "public libraries", "coffee",
+    "prime numbers", "migratory birds", "a broken promise", "football", "black holes", "learning a language",
+    "house plants", "elections", "databases", "the violin", "moving to another city", "antibiotics", "deserts", "tax",
+    "sleep", "the printing press", "a lost key", "wind power", "probability", "dogs", "film directors", "the deep sea",
+    "friendship", "bridges", "a first day at work", "regular expressions", "volcanoes", "fashion", "cryptography",
+    "the Silk Road", "cooking for eight people", "robots", "mushrooms", "apologies", "maps", "DNA", "gardens in winter",
+    "unit tests", "the Olympic Games", "saving money", "rainbows", "medieval towns", "a noisy neighbour", "magnets",
+    "jazz", "satellites", "the metric system", "stage fright", "web servers",
+)  # fmt: skip
+
+
+def many_prompts(seed: int) -> tuple[str, ...]:
+    """PROMPTS, and as many again of other kinds as a large text needs so as not to repeat itself."""
+    pairs = [form.format(topic) for form in FORMS for topic in TOPICS]
+    return PROMPTS + tuple(random.Random(seed).sample(pairs, N_MANY))

@@ -16,9 +16,9 @@ from ..errors import DecodeError, PyskipError
 from ..runtime.batch import BatchContext
 from ..runtime.generation import chat_tokens
 from ..runtime.llama import Llama
-from .prompts import PROMPTS
+from .prompts import PROMPTS, many_prompts
 
-__all__ = ["CalibrationText", "Tokens", "read_text", "sample_text"]
+__all__ = ["CalibrationText", "Tokens", "read_text", "read_tokens", "sample_text", "starts_of"]
 
 N_SEQ = 20  # sequences that are sampled side by side at most
 TOP = 1000  # likeliest tokens that are sampled from
@@ -36,14 +36,30 @@ class CalibrationText:
     held_out: tuple[Tokens, ...]
     source: str  # for people
     sha256: str
-
-    @property
-    def n_tokens(self) -> int:
-        return sum(map(len, self.fitted))
+    n_tokens: int  # of those to fit on
 
 
 def _split(windows: list[Tokens], n_fit: int, n_held: int, source: str, sha256: str) -> CalibrationText:
-    return CalibrationText(tuple(windows[n_held : n_held + n_fit]), tuple(windows[:n_held]), source, sha256)
+    fitted = tuple(windows[n_held : n_held + n_fit])
+    return CalibrationText(fitted, tuple(windows[:n_held]), source, sha256, sum(map(len, fitted)))
+
+
+def starts_of(llm: Llama, seed: int) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...], tuple[int, ...]]:
+    """What the model's own text begins with: nothing, or one of the prompts; and the tokens that end an answer."""
+    starts = _Starts(llm, np.random.default_rng(seed), many_prompts(seed))
+    ends = tuple(token for token in range(llm.n_vocab()) if llm.engine.is_eog(token))
+    return tuple(starts.empty), tuple(map(tuple, starts.prompts)), ends
+
+
+def read_tokens(llm: Llama, path: Path) -> Tokens:
+    """A file's. Raises PyskipError if it is not UTF-8."""
+    raw = path.read_bytes()
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise PyskipError(f"{path}: line {line} is not UTF-8: convert it, for instance with iconv") from None
+    return np.array(llm.tokenize(raw, add_bos=False, special=False) if raw else [], np.int32)
 
 
 def read_text(llm: Llama, paths: Sequence[Path], n_window: int, n_fit: int, n_held: int, seed: int) -> CalibrationText:
@@ -54,14 +70,8 @@ def read_text(llm: Llama, paths: Sequence[Path], n_window: int, n_fit: int, n_he
     windows: list[Tokens] = []
     digest = hashlib.sha256()
     for path in paths:
-        raw = path.read_bytes()
-        try:
-            raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            line = raw[: error.start].count(b"\n") + 1
-            raise PyskipError(f"{path}: line {line} is not UTF-8: convert it, for instance with iconv") from None
-        digest.update(raw)
-        tokens = np.array(llm.tokenize(raw, add_bos=False, special=False) if raw else [], np.int32)
+        tokens = read_tokens(llm, path)
+        digest.update(path.read_bytes())
         windows += [tokens[i : i + n_window] for i in range(0, len(tokens) - n_window + 1, n_window)]
     if len(windows) < 2:
         raise PyskipError(
@@ -105,10 +115,10 @@ def sample_text(
 class _Starts:
     """What a sequence begins with, and goes on with where the model has said all that it wants to."""
 
-    def __init__(self, llm: Llama, rng: np.random.Generator) -> None:
+    def __init__(self, llm: Llama, rng: np.random.Generator, prompts: Sequence[str] = PROMPTS) -> None:
         empty = llm.token_eos() if llm.token_bos() < 0 or not llm.engine.adds_bos else llm.token_bos()
-        self._empty = [empty if empty >= 0 else 0]
-        self._prompts = [self._tokens(llm, PROMPTS[i]) for i in rng.permutation(len(PROMPTS))]
+        self.empty = [empty if empty >= 0 else 0]
+        self.prompts = [self._tokens(llm, prompts[i]) for i in rng.permutation(len(prompts))]
         self._next = 0
 
     def _tokens(self, llm: Llama, prompt: str) -> list[int]:
@@ -116,14 +126,14 @@ class _Starts:
         with suppress(DecodeError):
             if llm.metadata.get("tokenizer.chat_template"):
                 return chat_tokens(llm, [{"role": "user", "content": prompt}])
-        return [*self._empty, *llm.tokenize(f"{prompt}\n\n".encode(), add_bos=False, special=False)]
+        return [*self.empty, *llm.tokenize(f"{prompt}\n\n".encode(), add_bos=False, special=False)]
 
     def take(self, s: int) -> list[int]:
         """For sequence s."""
         if s % 4 == 0:
-            return list(self._empty)
+            return list(self.empty)
         self._next += 1
-        return list(self._prompts[self._next % len(self._prompts)])
+        return list(self.prompts[self._next % len(self.prompts)])
 
 
 def _sample(

@@ -72,7 +72,17 @@ __all__ = ["calibrate"]
     type=click.FloatRange(1, 1e7),
     default=None,
     metavar="SECONDS",
-    help="Train the stand-ins and gates end to end for so long (needs pyskip[distill]).",
+    help="Train the stand-ins and gates end to end for so long, earlier runs counted in (needs pyskip[distill]).",
+)
+@click.option(
+    "--state",
+    metavar="FILE",
+    help="Where --distill saves what it learns, and goes on from. [default: MODEL.distill.npz, beside the profile]",
+)
+@click.option(
+    "--tokens",
+    metavar="FILE",
+    help="With --distill: write the text as tokens, to train on a machine with a GPU, and stop.",
 )
 @click.option(
     "--width",
@@ -103,6 +113,8 @@ def calibrate(
     n_curve: int,
     n_harm: int,
     distill: float | None,
+    state: str | None,
+    tokens: str | None,
     width: int | None,
     seed: int,
     n_threads: int | None,
@@ -113,9 +125,11 @@ def calibrate(
     MODEL is a path, demo, a name of pyskip list, or hf:REPO[:FILE]. Fits stand-ins and gates on text, measures
     what each skip rate costs, and writes it all to one file. The model's own text serves if none is given.
     """
-    from pyskip.calibration.calibrate import Settings
+    from pyskip.calibration.calibrate import Settings, write_tokens
     from pyskip.calibration.calibrate import calibrate as run
 
+    if tokens and not distill:
+        raise click.UsageError("--tokens without --distill: found none, expected the seconds to train: add --distill")
     settings = Settings(
         text=tuple(map(Path, text)),
         rank=rank,
@@ -127,9 +141,14 @@ def calibrate(
         seed=seed,
         distill=distill or 0.0,
         width=width,
+        state=Path(state) if state else None,
         output=Path(output) if output else None,
     )
     path = ui.resolve(model)
+    if tokens:
+        n_tokens = ui.in_thread(lambda: write_tokens(path, settings, Path(tokens), n_threads))
+        click.echo(f"{tokens}: {n_tokens} tokens")
+        return
     with ui.stage_line() as show:
         made = ui.in_thread(lambda: run(path, settings, show, n_threads))
     if as_json:

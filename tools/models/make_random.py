@@ -94,10 +94,10 @@ def random_tensor(name: str, dims: tuple[int, ...], std: float, kind: str, seed:
     return values if kind == "f32" else gguf.quantize(values, QUANTS[kind])
 
 
-def add_tokenizer(writer: gguf.GGUFWriter, n_vocab: int) -> None:
-    """An SPM vocabulary: <unk>, <s>, </s>, 256 bytes, a space, and words of no meaning to fill it up."""
+def add_tokenizer(writer: gguf.GGUFWriter, n_vocab: int, words: tuple[str, ...] = ()) -> None:
+    """An SPM vocabulary: <unk>, <s>, </s>, 256 bytes, a space, the words, and others of no meaning to fill it up."""
     bytes_ = [f"<0x{i:02X}>" for i in range(256)]
-    pieces = ["<unk>", "<s>", "</s>", *bytes_, "▁"]
+    pieces = ["<unk>", "<s>", "</s>", *bytes_, "▁", *words]
     pieces += [f"▁w{i}" for i in range(n_vocab - len(pieces))]
     kinds = [gguf.TokenType.UNKNOWN, gguf.TokenType.CONTROL, gguf.TokenType.CONTROL, *[gguf.TokenType.BYTE] * 256]
     kinds += [gguf.TokenType.NORMAL] * (n_vocab - len(kinds))
