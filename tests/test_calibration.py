@@ -82,8 +82,11 @@ def test_a_gated_stand_in_makes_up_for_the_neurons_left_out(monkeypatch: pytest.
 
     down, found, explained = fit(f, y)
     without = y - hidden @ own.T - bias  # what the kept ones alone miss
-    assert explained > 0.95 > 1 - (without**2).sum() / (y**2).sum()
-    np.testing.assert_allclose(found, bias, atol=0.1)
+    alone = 1 - (without**2).sum() / (y**2).sum()
+    assert 0.95 > explained > alone + 0.2  # few tokens are not believed everything
+    np.testing.assert_allclose(found, bias, atol=0.3)
+    monkeypatch.setattr("pyskip.calibration.fit.N_PRIOR", 0)
+    assert fit(f, y)[2] > 0.95
     monkeypatch.setattr("pyskip.calibration.fit.GATED_RIDGE", 1e-2)
     down, found, explained = fit(f, y)
     assert explained > 0.99
@@ -262,7 +265,7 @@ def test_a_score_is_the_error_against_the_next_blocks_stream(tiny: Path, tmp_pat
     windows = tuple(np.random.default_rng(i).integers(3, 320, 256).astype(np.int32) for i in range(3))
     llm = pyskip.Llama(tiny, n_ctx=256, n_batch=256, verbose=False)
     run = Run(llm, Settings(n_harm=0), lambda *_: None, tmp_path / "draft.skip.gguf")
-    run.text = CalibrationText(windows, (), "random", "")
+    run.text = CalibrationText(windows, (), "random", "", sum(map(len, windows)))
     run.fit()
     means: dict[int, tuple[np.ndarray, float]] = {}  # of the features, and of the log of the error
 

@@ -23,7 +23,7 @@ from .distilled import DistilSettings, distil, layers_of, text_for
 from .fit import GateFit, fit_gate, fit_gated_stand_in, fit_linear_stand_in
 from .gather import Kind, LayerSums, gather
 from .harm import layer_harm, observe
-from .neurons import Neurons, default_width
+from .neurons import Neurons, fitted_width
 from .text import CalibrationText, Tokens, read_text, sample_text
 from .write import LayerFit, Provenance, quantise, write_profile
 
@@ -31,7 +31,8 @@ __all__ = ["Calibration", "Settings", "calibrate", "write_tokens"]
 
 N_WINDOW = 512  # tokens; the model's own context if that is less
 WARMUP = 16
-N_FIT = 16
+N_FIT = 32
+K_BLOCK = 256  # weights of a block of a K-quant
 N_CHOOSE = 4  # windows that neurons are chosen on
 SAMPLE_SHARE = 0.3  # of the time; the passes over what is written, and measuring, take the rest
 
@@ -46,6 +47,8 @@ class Settings:
     rank: of linear stand-ins, at most n_embd (the default: one matrix of full rank), which otherwise serve only blocks
         that are no activation(gate) * up.
     width: neurons of gated ones.
+    quantisation: of stand-ins; None: Q4_0, of closed-form gated ones Q2_K where rows are whole blocks of it: twice the
+        neurons for the same bytes are worth more.
     n_fit, n_curve: windows of N_WINDOW tokens to fit on, and to measure on. n_fit None: N_FIT. To distill, all of a
         text is trained on, and n_fit counts windows of the model's own (None: 160, on a GPU two thousand).
     minutes: that the closed form may take in all, about; then there is as much of the model's own text as fits.
@@ -56,7 +59,7 @@ class Settings:
 
     text: tuple[Path, ...] = ()
     rank: int | None = None
-    quantisation: str = "Q4_0"
+    quantisation: str | None = None
     n_fit: int | None = None
     n_curve: int = 3
     minutes: float | None = None
@@ -146,6 +149,7 @@ class Run:
         self.info = llm.engine.info
         self.rank = min(settings.rank or self.n_embd, self.n_embd)
         self.stand_in = "gated" if settings.distill else "linear"
+        self.quantisation = settings.quantisation or "Q4_0"
         self.activation, self.hidden_norm = "silu", False
         self.layers: list[LayerFit | None] = [None] * self.n_layer
         self.stand_in_r2: dict[int, float] = {}
@@ -207,7 +211,8 @@ class Run:
         """The strongest of each block's own neurons, and a skip_down that makes up for the rest."""
         neurons = Neurons(self.llm.model_path)
         own: dict[int, F32] = {}  # the down of those that were chosen
-        width = self.settings.width or default_width(self.info.n_ff)
+        quantisation = self.settings.quantisation or ("Q4_0" if self.n_embd % K_BLOCK else "Q2_K")
+        width = self.settings.width or fitted_width(self.info.n_ff, self.n_layer, quantisation)
 
         def choose(il: int, sums: LayerSums) -> None:
             found = neurons.strongest(il, sums.cross[0], width)
@@ -215,13 +220,13 @@ class Run:
             if found is not None and (not own or activation == self.activation):  # one for all layers
                 self.activation = activation
                 gate_up, own[il] = found
-                self._set_stand_in(il, {"skip_gate_up": gate_up, "skip_down": own[il]})
+                self._set_stand_in(il, {"skip_gate_up": gate_up, "skip_down": own[il]}, quantisation)
 
         def fit(il: int, sums: LayerSums) -> None:
             fitted, layer = fit_gated_stand_in(sums, own.pop(il), is_normed=self.hidden_norm), self.layers[il]
             assert layer is not None
             self.stand_in_r2[il] = fitted.explained
-            stored = quantise(fitted.matrices["skip_down"], self.settings.quantisation)
+            stored = quantise(fitted.matrices["skip_down"], quantisation, fitted.importance)
             self.layers[il] = replace(layer, bias=fitted.bias, matrices={**layer.matrices, "skip_down": stored})
 
         self._gather(self.text.fitted[:N_CHOOSE], Kind.NEURONS, choose, "neurons")
@@ -234,13 +239,13 @@ class Run:
             fitted = fit_linear_stand_in(sums, self.rank)
             if fitted is not None:
                 self.stand_in_r2[il] = fitted.explained
-                self._set_stand_in(il, fitted.matrices, fitted.bias)
+                self._set_stand_in(il, fitted.matrices, self.quantisation, fitted.bias)
 
         self._gather(self.text.fitted, Kind.OUTPUTS, fit, "stand-ins")
 
-    def _set_stand_in(self, il: int, matrices: dict[str, F32], bias: F32 | None = None) -> None:
+    def _set_stand_in(self, il: int, matrices: dict[str, F32], quantisation: str, bias: F32 | None = None) -> None:
         """With a gate that is not fitted yet."""
-        stored = {name: quantise(matrix, self.settings.quantisation) for name, matrix in matrices.items()}
+        stored = {name: quantise(matrix, quantisation) for name, matrix in matrices.items()}
         gate = np.zeros(self.n_embd + 2, np.float32)
         self.layers[il] = LayerFit(gate, np.zeros(self.n_embd, np.float32) if bias is None else bias, {**stored})
 
@@ -273,7 +278,7 @@ class Run:
             s.distill, s.text, s.n_fit, s.n_curve, s.width, s.seed, s.state or state_beside(target)
         )  # fmt: skip
         state, held = distil(self.llm, settings, self.progress)
-        self.layers, self.activation = layers_of(state, s.quantisation), state.activation
+        self.layers, self.activation = layers_of(state, self.quantisation), state.activation
         self.hidden_norm, self.rank = state.hidden_norm, state.width
         self.text = CalibrationText((), held, state.source, state.sha256, state.n_tokens)
 
@@ -312,4 +317,4 @@ class Run:
             activation=self.activation,
             hidden_norm=self.hidden_norm,
         )
-        write_profile(path, self.layers, points, recommended, provenance, self.settings.quantisation)
+        write_profile(path, self.layers, points, recommended, provenance, self.quantisation)

@@ -12,7 +12,7 @@ from .gather import LayerSums
 __all__ = ["GateFit", "StandInFit", "fit_gate", "fit_gated_stand_in", "fit_linear_stand_in"]
 
 LINEAR_RIDGE, GATE_RIDGE = 1e-3, 1e-2  # of the mean diagonal of the gram matrix
-GATED_RIDGE = 0.3  # of each neuron's own square
+GATED_RIDGE, N_PRIOR = 0.3, 3000  # of each neuron's own square, and so many tokens' worth of belief in the block's own
 N_PER_FEATURE = 2  # tokens that a linear stand-in must have been seen with, for each of its features
 
 F32 = npt.NDArray[np.float32]
@@ -21,11 +21,13 @@ F64 = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class StandInFit:
-    """bias: [n_embd]. matrices: those of write.LayerFit that were fitted. explained: share of the output's energy."""
+    """bias: [n_embd]. matrices: those of write.LayerFit that were fitted. explained: share of the output's energy.
+    importance: [width], mean squares of what a gated one's skip_down reads."""
 
     bias: F32
     matrices: dict[str, F32]
     explained: float
+    importance: F32 | None = None
 
 
 @dataclass(frozen=True)
@@ -92,11 +94,13 @@ def fit_gated_stand_in(sums: LayerSums, down: F32, *, is_normed: bool = False) -
     if is_normed:
         start *= _scale(start, gram, cross)
     diagonal = gram.diagonal()
-    penalty = GATED_RIDGE * diagonal + 1e-6 * diagonal.mean()
+    penalty = (GATED_RIDGE + N_PRIOR / max(1, sums.n_tokens)) * diagonal + 1e-6 * diagonal.mean()
     penalty[-1] = 0  # the bias is free
     fitted = start + _solve(gram, cross - gram @ start, penalty)
     explained = _explained(fitted, gram, cross, sums.energy)
-    return StandInFit(fitted[-1].astype(np.float32), {"skip_down": fitted[:-1].T.astype(np.float32)}, explained)
+    importance = (diagonal[:-1] / max(1, sums.n_tokens)).astype(np.float32)
+    matrices = {"skip_down": fitted[:-1].T.astype(np.float32)}
+    return StandInFit(fitted[-1].astype(np.float32), matrices, explained, importance)
 
 
 def fit_gate(sums: LayerSums) -> GateFit:

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import gguf
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Neurons", "default_width"]
+__all__ = ["Neurons", "default_width", "fitted_width"]
 
 POST_NORM = "post_ffw_norm"
+GRAM_BYTES = 3 << 30
 
 F32 = npt.NDArray[np.float32]
 
 
 def default_width(n_ff: int) -> int:
-    """About 1/7 of the block's neurons, a multiple of 32: in 4 bits 1/8 of the bytes of a block in 5 bits."""
+    """About 1/7 of the block's neurons, a multiple of 32: in 4 bits 1/8 of the bytes of a block in 5 bits. What is
+    trained makes more of few neurons than what is fitted."""
     return max(32, n_ff * 7 // 48 // 32 * 32)
+
+
+def fitted_width(n_ff: int, n_layer: int, quantisation: str) -> int:
+    """Half of the block's neurons in a K-quant, a third in another type, whole blocks of it: in 2 and 4 bits about a
+    quarter of the block's bytes. Fewer where the sums of all layers, 4 * width^2 bytes each, would be more than
+    GRAM_BYTES."""
+    is_k = quantisation.endswith("_K")
+    step, share = (256, 2) if is_k else (32, 3)
+    most = math.isqrt(GRAM_BYTES // (4 * n_layer))
+    return max(32, min(n_ff // share, most) // step * step) if n_ff > step * share else default_width(n_ff)
 
 
 class Neurons:

@@ -11,6 +11,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
+from ..binding.quantise import quantise_rows
 from ..errors import ProfileError
 from ..models.profile import Point
 from ..replace import replacing
@@ -61,12 +62,15 @@ class Provenance:
     hidden_norm: bool = False  # whether their skip_down reads hidden values of root mean square 1
 
 
-def quantise(matrix: F32, quantisation: str) -> Quantised:
-    """The matrix in the wanted type, in the next wider one if its rows are no whole blocks."""
-    for name in (quantisation, "Q8_0", "F16"):
+def quantise(matrix: F32, quantisation: str, importance: F32 | None = None) -> Quantised:
+    """The matrix in the wanted type, in the next wider one if its rows are no whole blocks. importance: [columns], how
+    much an error in each counts."""
+    for name in dict.fromkeys((quantisation, *(("Q4_0",) if quantisation.endswith("_K") else ()), "Q8_0", "F16")):
         kind = gguf.GGMLQuantizationType[name]
         if matrix.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] == 0:
-            return Quantised(gguf.quantize(np.ascontiguousarray(matrix, np.float32), kind), kind)
+            if name == "F16":
+                return Quantised(matrix.astype(np.float16), kind)
+            return Quantised(quantise_rows(matrix, kind, importance), kind)
     raise AssertionError("f16 has blocks of one")
 
 

@@ -31,17 +31,15 @@ __all__ = ["calibrate"]
 @click.option("-o", "--output", metavar="FILE", help="The profile. [default: MODEL.skip.gguf, beside the model]")
 @click.option(
     "--quantisation",
-    type=click.Choice(["q4_0", "q4_1", "q8_0", "f16"]),
-    default="q4_0",
-    show_default=True,
-    help="Type of the stand-ins' weights.",
+    type=click.Choice(["q2_k", "q3_k", "q4_k", "q4_0", "q4_1", "q8_0", "f16"]),
+    help="Type of the stand-ins' weights. [default: q2_k if n_embd is a multiple of 256, else q4_0]",
 )
 @click.option(
     "--fit",
     "n_fit",
     type=click.IntRange(1, 1 << 20),
     metavar="N",
-    help="Windows of 512 tokens to fit on. [default: 16; to distill, all of a text, or 160 of the model's own]",
+    help="Windows of 512 tokens to fit on. [default: 32; to distill, all of a text, or 160 of the model's own]",
 )
 @click.option(
     "--minutes",
@@ -88,7 +86,7 @@ __all__ = ["calibrate"]
     "--width",
     type=click.IntRange(32, 1 << 17),
     metavar="N",
-    help="Neurons of a gated stand-in. [default: 1/7 of the FFN's]",
+    help="Neurons of a gated stand-in. [default: 1/2 of the FFN's in q2_k, 1/3 in q4_0, 1/7 to distill]",
 )
 @click.option(
     "--seed",
@@ -107,7 +105,7 @@ def calibrate(
     text: tuple[str, ...],
     rank: int | None,
     output: str | None,
-    quantisation: str,
+    quantisation: str | None,
     n_fit: int | None,
     minutes: float | None,
     n_curve: int,
@@ -133,7 +131,7 @@ def calibrate(
     settings = Settings(
         text=tuple(map(Path, text)),
         rank=rank,
-        quantisation=quantisation.upper(),
+        quantisation=quantisation.upper() if quantisation else None,
         n_fit=n_fit,
         minutes=minutes,
         n_curve=n_curve,
