@@ -54,7 +54,7 @@ def main() -> int:
     windows = tuple(np.random.default_rng(i).integers(300, 30000, args.tokens).astype(np.int32) for i in range(2))
     with tempfile.TemporaryDirectory() as folder:
         run = Run(llm, Settings(), lambda *_: None, Path(folder) / "draft.skip.gguf")
-        run.text = CalibrationText(windows[:1], windows[1:], "random", "")
+        run.text = CalibrationText(windows[:1], windows[1:], "random", "", sum(map(len, windows[:1])))
         run.fit()
         size = (Path(folder) / "draft.skip.gguf").stat().st_size / 2**30
     found = peak()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+from concurrent.futures import ThreadPoolExecutor
 
 import gguf
 import numpy as np
 import numpy.typing as npt
 
+from ..system import physical_cores
 from .library import LIB_DIR
 
 __all__ = ["quantise_rows"]
+
+ROWS = 256  # that a thread takes at a time
 
 _ggml = ctypes.CDLL(str(LIB_DIR / "libggml-base.so"))  # loaded already, with libllama
 _ggml.ggml_quantize_chunk.restype = ctypes.c_size_t
@@ -31,7 +35,14 @@ def quantise_rows(
     source = np.ascontiguousarray(matrix, np.float32)
     weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
     out = np.empty((n_row, n // block * size), np.uint8)
-    _ggml.ggml_quantize_chunk(
-        int(kind), source.ctypes.data, out.ctypes.data, 0, n_row, n, None if weights is None else weights.ctypes.data
-    )
+    _ggml.ggml_quantize_init(int(kind))  # tables that threads would otherwise make at once
+
+    def part(begin: int) -> None:
+        _ggml.ggml_quantize_chunk(
+            int(kind), source.ctypes.data, out.ctypes.data, begin * n, min(ROWS, n_row - begin), n,
+            None if weights is None else weights.ctypes.data,
+        )  # fmt: skip
+
+    with ThreadPoolExecutor(physical_cores()) as pool:
+        list(pool.map(part, range(0, n_row, ROWS)))
     return out

@@ -212,7 +212,7 @@ class Run:
         neurons = Neurons(self.llm.model_path)
         own: dict[int, F32] = {}  # the down of those that were chosen
         quantisation = self.settings.quantisation or ("Q4_0" if self.n_embd % K_BLOCK else "Q2_K")
-        width = self.settings.width or fitted_width(self.info.n_ff, self.n_layer, quantisation)
+        width = self.settings.width or fitted_width(self.info.n_ff, self.n_embd, self.n_layer, quantisation)
 
         def choose(il: int, sums: LayerSums) -> None:
             found = neurons.strongest(il, sums.cross[0], width)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 __all__ = ["Neurons", "default_width", "fitted_width"]
 
 POST_NORM = "post_ffw_norm"
-GRAM_BYTES = 3 << 30
+SUM_BYTES = 4 << 30
 
 F32 = npt.NDArray[np.float32]
 
@@ -23,14 +23,13 @@ def default_width(n_ff: int) -> int:
     return max(32, n_ff * 7 // 48 // 32 * 32)
 
 
-def fitted_width(n_ff: int, n_layer: int, quantisation: str) -> int:
+def fitted_width(n_ff: int, n_embd: int, n_layer: int, quantisation: str) -> int:
     """Half of the block's neurons in a K-quant, a third in another type, whole blocks of it: in 2 and 4 bits about a
-    quarter of the block's bytes. Fewer where the sums of all layers, 4 * width^2 bytes each, would be more than
-    GRAM_BYTES."""
+    quarter of the block's bytes. Fewer where the sums of all layers (gather.py) would be more than SUM_BYTES."""
     is_k = quantisation.endswith("_K")
     step, share = (256, 2) if is_k else (32, 3)
-    most = math.isqrt(GRAM_BYTES // (4 * n_layer))
-    return max(32, min(n_ff // share, most) // step * step) if n_ff > step * share else default_width(n_ff)
+    most = (math.isqrt(n_embd**2 + SUM_BYTES // n_layer) - n_embd) // 2  # 4 * width * (width + n_embd) bytes a layer
+    return min(n_ff // share, most) // step * step or default_width(n_ff)
 
 
 class Neurons:
