@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
 import numpy as np
 import numpy.typing as npt
 import pytest
-from conftest import make_profile
+from conftest import make_profile, make_random
 from raw import Raw, Token
 
 import pyskip
+from pyskip.binding.kernels import kernels_chosen
 from pyskip.evaluation import ffn_bytes_saved
 from pyskip.models.profile import Profile, path_beside
 from pyskip.policy import Profiled
@@ -55,6 +57,34 @@ def profiles(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple
         made[kind, rank] = folder / f"{kind}-{rank}.skip.gguf"
         make_profile.make_profile(tiny, made[kind, rank], stand_in=kind, rank=rank, kind="f32")
     return made
+
+
+@pytest.mark.parametrize("kernels", ["fast", "upstream"])
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0", "q4_k", "q3_k", "q2_k"])
+def test_quantised_stand_ins_equal_numpy(tmp_path: Path, kind: str, kernels: str) -> None:
+    """Packed for pyskip's kernels or plain, up to the quantisation of activations; in a batch and in single steps."""
+    model, path = tmp_path / "m.gguf", tmp_path / "m.skip.gguf"
+    make_random.make(model, replace(make_random.SHAPES["tiny"], n_embd=256))
+    width = 256 if kind.endswith("k") else 288
+    make_profile.make_profile(model, path, stand_in="gated", rank=width, kind=kind)
+    assert gguf.GGMLQuantizationType[kind.upper()] in {t.tensor_type for t in gguf.GGUFReader(path).tensors}
+    w, norms, missed, size = weights(path), norm_weights(model), 0.0, 0.0
+    with kernels_chosen(kernels):
+        profile = Profile(path)
+    with Raw(model, taps=("ffn_inp-", "l_out-"), exact=True) as raw:
+        raw.skip.set_policy(Profiled(rate=0.5, hold=False), profile)
+        raw.skip.set_generated_from(0, 0)
+        for part in (tokens_of(3, 21, 320), [(5, 21, 0)]):
+            raw.decode(part)
+            skipped = raw.skip.take_trace(4096).skipped
+            for il in range(raw.skip.n_layer):
+                x, z = (raw.tapped[f"{name}-{il}"].reshape(len(part), -1) for name in ("ffn_inp", "l_out"))
+                xn = x / np.sqrt((x * x).mean(1, keepdims=True) + 1e-5) * norms[f"blk.{il}.ffn_norm.weight"]
+                expected, rows = stand_in(w, il, xn), skipped[:, il]
+                missed += float(((z - x - expected)[rows] ** 2).sum())
+                size += float((expected[rows] ** 2).sum())
+    assert size > 0
+    assert missed < 1e-3 * size
 
 
 @pytest.mark.parametrize("key", KINDS)

@@ -223,7 +223,8 @@ private:
     bool matrix(const ggml_tensor * t, int64_t n_in, int64_t n_out) {
         if (!is_weight_type(t->type) || t->ne[0] != n_in || t->ne[1] != n_out || t->ne[2] != 1 || t->ne[3] != 1) {
             return fail("tensor " + std::string(t->name), shape(t),
-                        "f32, f16, q8_0, q4_0, q4_1, q4_K, q3_K or q2_K [" + std::to_string(n_in) + ", " + std::to_string(n_out) + "]");
+                        "f32, f16, q8_0, q4_0, q4_1, q4_K, q3_K or q2_K [" + std::to_string(n_in) + ", " +
+                            std::to_string(n_out) + "]");
         }
         return true;
     }
