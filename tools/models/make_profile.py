@@ -17,6 +17,7 @@ from pyskip.calibration.write import LayerFit, Provenance, Quantised, write_prof
 from pyskip.models.profile import Point
 
 KINDS = ("linear", "gated", "none")
+TYPES = ("f32", "f16", "q8_0", "q4_0", "q4_1", "q4_k", "q3_k", "q2_k")
 F32 = npt.NDArray[np.float32]
 
 
@@ -64,9 +65,7 @@ def main() -> int:
     parser.add_argument("model", type=Path)
     parser.add_argument("--stand-in", choices=KINDS, default="linear")
     parser.add_argument("--rank", type=int, help="or width; default: full rank")
-    parser.add_argument(
-        "--type", choices=("f32", "f16", "q8_0", "q4_0", "q4_1", "q4_k", "q3_k", "q2_k"), default="q4_0"
-    )
+    parser.add_argument("--type", choices=TYPES, default="q4_0")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
