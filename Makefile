@@ -37,7 +37,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -qq
 PIN     := $(shell sed -n 's/^llama_cpp_python = "\(.*\)"/\1/p' patches/upstream.toml)
 SDIST   := build/sdist/llama_cpp_python-$(PIN).tar.gz
 NATIVE  := $(filter-out native/fuzz/%,$(wildcard native/*/* native/*/*/*)) $(wildcard models/profiles/*) models/catalog.toml \
-           CMakeLists.txt pyproject.toml tools/upstream.py $(wildcard patches/*)
+           CMakeLists.txt pyproject.toml tools/upstream.py $(wildcard patches/* cmake/*)
 
 # Where the editable install has its libraries, and the demo model; looked up when a recipe asks.
 LIB_DIR = $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/pyskip/lib
@@ -195,7 +195,13 @@ $(VENV)/.modules: FORCE | $(VENV)/.tools
 
 $(VENV)/.built: $(VENV)/.runtime $(VENV)/.modules $(NATIVE)
 	@echo "pyskip: compiling llama.cpp with pyskip (a few minutes the first time)" >&2
-	@PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation --editable .
+	@PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation -C cmake.define.PYSKIP_SERVER=OFF --editable .
+	@touch $@
+
+# The same build with the server.
+$(VENV)/.server: $(VENV)/.built $(wildcard pyskip/server/page/*) tools/embed_page.py
+	@echo "pyskip: compiling the server (a few minutes the first time)" >&2
+	@PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation -C cmake.define.PYSKIP_SERVER=ON --editable .
 	@touch $@
 
 $(VENV)/.wheel: Makefile | $(VENV)/.tools

@@ -1,0 +1,18 @@
+// The end of the server: the first signal lets requests be answered, the second does not.
+
+#pragma once
+
+namespace httplib {
+class Server;
+}
+
+// A listener, to be closed when the end begins.
+void pyskip_shutdown_watch(httplib::Server & server);
+
+// From the signal handler. False: upstream's own way on.
+bool pyskip_shutdown_signal(int signal);
+
+bool pyskip_is_shutting_down();
+
+// Of the process, once the server has returned.
+int pyskip_shutdown_status(int status);
