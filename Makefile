@@ -1,5 +1,6 @@
 # To use it
 #   make chat             set everything up and chat on the demo model (prompts from stdin if it is no terminal)
+#   make serve            the same with the server (some minutes more), which serves the demo model
 #   make wheel, make wheel-aarch64    wheels for every Python from 3.10 and every processor, into dist: docs/wheels.md
 #   make docs             the documentation as a site in build/site (mkdocs.yml)
 #   make clean            remove .venv and build
@@ -36,8 +37,8 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -qq
 
 PIN     := $(shell sed -n 's/^llama_cpp_python = "\(.*\)"/\1/p' patches/upstream.toml)
 SDIST   := build/sdist/llama_cpp_python-$(PIN).tar.gz
-NATIVE  := $(filter-out native/fuzz/%,$(wildcard native/*/* native/*/*/*)) $(wildcard models/profiles/*) models/catalog.toml \
-           CMakeLists.txt pyproject.toml tools/upstream.py $(wildcard patches/* cmake/*)
+NATIVE  := $(filter-out native/fuzz/% native/server/%,$(wildcard native/*/* native/*/*/*)) $(wildcard models/profiles/*) models/catalog.toml \
+           CMakeLists.txt pyproject.toml tools/upstream.py $(wildcard patches/*)
 
 # Where the editable install has its libraries, and the demo model; looked up when a recipe asks.
 LIB_DIR = $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/pyskip/lib
@@ -62,11 +63,14 @@ SANITIZED = -DCMAKE_BUILD_TYPE=Sanitized -DGGML_OPENMP=$(if $(filter thread,$(1)
 # What must hold on every release of llama.cpp.
 INVARIANTS := off static cosine profile batches session bad_input patches
 
-.PHONY: chat check test test-extras upstream-test bump invariants sanitize lint fuzz faults bench results screenshots \
+.PHONY: chat serve check test test-extras upstream-test bump invariants sanitize lint fuzz faults bench results screenshots \
         architectures compatibility docs wheel wheel-aarch64 wheel-test wheel-aarch64-test clean help FORCE
 
 chat: $(VENV)/.built
 	@$(BIN)/pyskip chat
+
+serve: $(VENV)/.server
+	@$(BIN)/pyskip serve
 
 # Nothing that the markers of pyproject.toml stand for; of the native tests those that need no model. A process a core, whose
 # threads sleep while they wait: spinning ones would hold the core that the others need.
@@ -74,7 +78,7 @@ check: lint build/native-tests/.built
 	$(BIN)/ctest --test-dir build/native-tests --output-on-failure --quiet --exclude-regex decode
 	OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 $(BIN)/python -m pytest -q -n auto --dist loadfile -m "not (slow or model or reference or loopback or browser)" $(PYTEST_ARGS)
 
-test: $(VENV)/.built build/reference/.built build/native-tests/.built $(VENV)/.dev
+test: $(VENV)/.server build/reference/.built build/native-tests/.built $(VENV)/.dev
 	$(BIN)/ctest --test-dir build/native-tests --output-on-failure
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
@@ -118,7 +122,7 @@ fuzz: $(VENV)/.built $(VENV)/.dev
 	$(if $(filter guided,$(TARGET)),$(BIN)/python tests/fuzz/guided.py skip -seed=1 -runs=$(or $(RUNS),200000))
 	$(if $(filter guided,$(TARGET)),$(BIN)/python tests/fuzz/guided.py task -seed=1 -runs=$(or $(RUNS),200000))
 
-faults: $(VENV)/.built $(VENV)/.dev
+faults: $(VENV)/.server $(VENV)/.dev
 	$(BIN)/python tests/faults/run.py $(FAULTS_ARGS)
 
 bench: $(VENV)/.built build/reference/.built build/never-built/.built $(VENV)/.dev
@@ -130,7 +134,7 @@ results: $(VENV)/.built build/reference/.built $(VENV)/.dev
 	  --fit $(DATA)/calibration_wiki.txt) \
 	  $(if $(ONLY),--only $(ONLY)) $(RESULTS_ARGS)
 
-screenshots: $(VENV)/.built $(VENV)/.dev
+screenshots: $(VENV)/.server $(VENV)/.dev
 	$(BIN)/python tools/screenshots_chat.py
 	$(BIN)/python tools/screenshots_page.py
 
@@ -199,7 +203,7 @@ $(VENV)/.built: $(VENV)/.runtime $(VENV)/.modules $(NATIVE)
 	@touch $@
 
 # The same build with the server.
-$(VENV)/.server: $(VENV)/.built $(wildcard pyskip/server/page/*) tools/embed_page.py
+$(VENV)/.server: $(VENV)/.built $(wildcard native/server/* pyskip/server/page/*) cmake/server.cmake tools/embed_page.py
 	@echo "pyskip: compiling the server (a few minutes the first time)" >&2
 	@PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation -C cmake.define.PYSKIP_SERVER=ON --editable .
 	@touch $@

@@ -264,9 +264,35 @@ std::shared_ptr<void> pyskip_guard_body(const httplib::Request & req, httplib::R
     return place;
 }
 
+// Upstream's errors in OpenAI's shape: a code is a word, and there is a param.
+static void tidy(httplib::Response & res) {
+    json body;
+    try {
+        body = json::parse(res.body);
+    } catch (const std::exception &) {
+        return;
+    }
+    if (!body.is_object() || !body.contains("error") || !body.at("error").is_object()) {
+        return;
+    }
+    json &            error   = body.at("error");
+    const std::string message = error.value("message", "");
+    const std::string field   = "Field '";
+    if (!error.contains("param")) {
+        const size_t end = message.rfind(field, 0) == 0 ? message.find('\'', field.size()) : std::string::npos;
+        error["param"] =
+            end == std::string::npos ? json(nullptr) : json(message.substr(field.size(), end - field.size()));
+    }
+    if (!error.contains("code") || error.at("code").is_number()) {
+        const bool is_long = error.value("type", "") == "exceed_context_size_error";
+        error["code"]      = is_long ? json("context_length_exceeded") : json(nullptr);
+    }
+    res.body = body.dump_safe();
+}
+
 void pyskip_guard_error(httplib::Response & res) {
     if (!res.body.empty()) {
-        return;
+        return tidy(res);
     }
     const pyskip_settings & settings = pyskip_server_settings();
     if (pyskip_deadline_missed()) {
