@@ -51,3 +51,5 @@ set_target_properties(pyskip-server PROPERTIES INSTALL_RPATH "$ORIGIN" BUILD_WIT
 
 # Beside the libraries that it is linked with: one place to be found, by $ORIGIN.
 install(TARGETS pyskip-server RUNTIME DESTINATION pyskip/lib)
+install(FILES ${PYSKIP_TREE}/vendor/cpp-httplib/LICENSE DESTINATION pyskip/lib RENAME LICENSE.cpp-httplib)
+install(FILES ${PYSKIP_TREE}/licenses/LICENSE-jsonhpp DESTINATION pyskip/lib RENAME LICENSE.jsonhpp)

@@ -5,11 +5,13 @@
 #include "deadline.h"
 #include "json.h"
 #include "metrics.h"
+#include "model.h"
 #include "places.h"
 #include "request.h"
 #include "schema-limits.h"
 #include "settings.h"
 #include "shutdown.h"
+#include "tidy.h"
 #include "ui.h"
 
 #include <cpp-httplib/httplib.h>
@@ -151,25 +153,45 @@ json parsed(const std::string & text) {
     }
 }
 
-void check_body(const httplib::Request & req) {
-    const bool is_form = req.is_multipart_form_data() && ends_with(req.path, "/transcriptions");
-    if (is_form) {
+void check_model(const json & body) {
+    const std::string & name = pyskip_server_model().name(); // none in front of several: the router knows them
+    if (!pyskip_server_settings().only_named || name.empty() || !body.contains("model") ||
+        !body.at("model").is_string() || body.at("model").get<std::string>() == name) {
+        return;
+    }
+    pyskip_refusal refusal = refusal_of(
+        404, "the model '" + body.at("model").get<std::string>().substr(0, 60) + "' does not exist, expected " + name,
+        "model_not_found");
+    refusal.param = "model";
+    throw refusal;
+}
+
+void check_body(const httplib::Request & req, std::string & text) {
+    if (req.is_multipart_form_data() && ends_with(req.path, "/transcriptions")) {
         return;
     }
     const std::string type = lower(req.get_header_value("Content-Type"));
     if (type.rfind("application/json", 0) != 0) { // what a page of another origin may send without being asked first
         throw refusal_of(400, "the header Content-Type is not application/json: send JSON, and say so", "");
     }
-    if (req.body.empty() && !computes(req.path)) {
+    if (text.empty() && !computes(req.path)) {
         return; // an action that is all in its address
     }
-    const json body = parsed(req.body);
+    json body = parsed(text);
+    if (!computes(req.path)) {
+        return;
+    }
+    if (!body.is_object()) {
+        throw refusal_of(400, "the body is no JSON object, expected one", "");
+    }
+    const bool is_changed = pyskip_tidy(body);
+    check_model(body);
     if (generates(req.path)) {
-        if (!body.is_object()) {
-            throw refusal_of(400, "the body is no JSON object, expected one", "");
-        }
         pyskip_request_read(body);
         pyskip_schema_check(body);
+    }
+    if (is_changed) {
+        text = body.dump_safe();
     }
 }
 
@@ -244,10 +266,10 @@ bool pyskip_guard_head(const httplib::Request & req, httplib::Response & res, co
     return true;
 }
 
-std::shared_ptr<void> pyskip_guard_body(const httplib::Request & req, httplib::Response & res) {
+std::shared_ptr<void> pyskip_guard_body(const httplib::Request & req, httplib::Response & res, std::string & body) {
     pyskip_deadline_met();
     try {
-        check_body(req);
+        check_body(req, body);
     } catch (const pyskip_refusal & refusal) {
         refuse(res, refusal);
         return nullptr;

@@ -55,6 +55,8 @@ const std::vector<flag> & flags() {
         { "--profile", "PYSKIP_SERVE_PROFILE", [](auto &, auto & text) { s.profile = text; } },
         { "--skip-prompt", "PYSKIP_SERVE_SKIP_PROMPT",
           [](auto & what, auto & text) { s.skip_prompt                             = number(what, text, 0, 1); } },
+        { "--only-named", "PYSKIP_SERVE_ONLY_NAMED",
+          [](auto & what, auto & text) { s.only_named                              = number(what, text, 0, 1) > 0; } },
         { "--max-queue", "PYSKIP_SERVE_MAX_QUEUE",
           [](auto & what, auto & text) { s.max_queue  = (int32_t) number(what, text, 0, 100000); } },
         { "--max-body", "PYSKIP_SERVE_MAX_BODY",

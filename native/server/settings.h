@@ -11,6 +11,7 @@ struct pyskip_settings {
     std::string profile; // a file; empty: beside the model, or one of those that come with pyskip
     double      skip_prompt = -1.0; // below 0: not given
 
+    bool    only_named = false;   // a request that names another model is refused
     int32_t max_queue  = 256;     // requests that wait
     size_t  max_body   = 1 << 20; // bytes
     int32_t max_tokens = -1;      // to generate for one request; -1: as many as fit the context
