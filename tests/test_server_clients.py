@@ -174,8 +174,8 @@ def test_fields_that_are_null(server: Running) -> None:
     """What a client sends that writes down every field that it knows."""
     fields = (
         "max_tokens", "max_completion_tokens", "temperature", "top_p", "n", "stop", "seed", "logprobs", "top_logprobs",
-        "logit_bias", "response_format", "tools", "tool_choice", "stream", "stream_options", "user", "frequency_penalty",
-        "presence_penalty", "parallel_tool_calls", "skip", "skip_trace", "skip_prompt", "reasoning_effort", "metadata",
+        "logit_bias", "response_format", "tools", "tool_choice", "stream", "stream_options", "user",
+        "frequency_penalty", "presence_penalty", "parallel_tool_calls", "skip", "skip_trace", "skip_prompt", "reasoning_effort", "metadata",
     )  # fmt: skip
     for field in fields:
         answer = server.post("/v1/chat/completions", {"messages": MESSAGES, "n_predict": 2, field: None})

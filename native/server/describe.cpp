@@ -38,6 +38,37 @@ server_http_res_ptr pyskip_describe_models(const server_http_req &) {
     return res;
 }
 
+static std::string text_of(server_http_res & res) {
+    std::string text = res.data;
+    std::string part;
+    for (bool more = res.is_stream(); more;) {
+        part.clear();
+        more = res.next(part);
+        text += part;
+    }
+    return text;
+}
+
+server_http_context::handler_t pyskip_describe_all(const server_http_context::handler_t & list,
+                                                   const server_http_context::handler_t & ask) {
+    return [list, ask](const server_http_req & req) {
+        json       all   = json::array();
+        const json named = json::parse(text_of(*list(req)));
+        for (size_t i = 0; i < named.at("data").size(); ++i) {
+            server_http_req one{ req.params, req.headers, req.path, "", "", {}, req.should_stop };
+            one.params["model"] = named.at("data").at(i).at("id").get<std::string>();
+            one.query_string    = "model=" + one.params["model"];
+            const json told     = json::parse(text_of(*ask(one)));
+            if (told.contains("data")) { // else it is not loaded, or failed
+                all.insert(told.at("data"));
+            }
+        }
+        auto res  = std::make_unique<server_http_res>();
+        res->data = json{ { "data", all } }.dump_safe();
+        return res;
+    };
+}
+
 void pyskip_describe_start(const std::vector<std::string> & addresses) {
     if (std::getenv("LLAMA_SERVER_ROUTER_PORT")) {
         return; // the router says it

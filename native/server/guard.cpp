@@ -184,10 +184,18 @@ void check_body(const httplib::Request & req, std::string & text) {
     if (!body.is_object()) {
         throw refusal_of(400, "the body is no JSON object, expected one", "");
     }
-    const bool is_changed = pyskip_tidy(body);
+    bool                is_changed = pyskip_tidy(body);
+    const bool          is_router  = pyskip_server_model().name().empty();
+    const std::string & standard   = pyskip_server_settings().default_model;
+    if (is_router && !body.contains("model") && !standard.empty()) {
+        body["model"] = standard;
+        is_changed    = true;
+    }
     check_model(body);
     if (generates(req.path)) {
-        pyskip_request_read(body);
+        if (!is_router) { // else the model's own process does
+            pyskip_request_read(body);
+        }
         pyskip_schema_check(body);
     }
     if (is_changed) {

@@ -20,11 +20,6 @@
 
 int llama_server(int argc, char ** argv); // upstream's server.cpp
 
-pyskip_settings & pyskip_server_settings() {
-    static pyskip_settings settings;
-    return settings;
-}
-
 namespace {
 
 struct usage_error {
@@ -55,8 +50,9 @@ const std::vector<flag> & flags() {
         { "--profile", "PYSKIP_SERVE_PROFILE", [](auto &, auto & text) { s.profile = text; } },
         { "--skip-prompt", "PYSKIP_SERVE_SKIP_PROMPT",
           [](auto & what, auto & text) { s.skip_prompt                             = number(what, text, 0, 1); } },
+        { "--default-model", "PYSKIP_SERVE_DEFAULT_MODEL", [](auto &, auto & text) { s.default_model = text; } },
         { "--only-named", "PYSKIP_SERVE_ONLY_NAMED",
-          [](auto & what, auto & text) { s.only_named                              = number(what, text, 0, 1) > 0; } },
+          [](auto & what, auto & text) { s.only_named = number(what, text, 0, 1) > 0; } },
         { "--max-queue", "PYSKIP_SERVE_MAX_QUEUE",
           [](auto & what, auto & text) { s.max_queue  = (int32_t) number(what, text, 0, 100000); } },
         { "--max-body", "PYSKIP_SERVE_MAX_BODY",

@@ -87,7 +87,7 @@ bool pyskip_served_model::find_profile(const std::string & path, std::string & e
     return error.empty();
 }
 
-bool pyskip_served_model::load(const std::string & path, const std::string & name, llama_context * ctx,
+bool pyskip_served_model::load(const std::string & path, const std::string & name, llama_context * ctx, int32_t n_ctx,
                                std::string & error) {
     const bool is_first = model_path.empty();
     model_path          = path;
@@ -95,7 +95,7 @@ bool pyskip_served_model::load(const std::string & path, const std::string & nam
     if (is_first && !find_profile(path, error)) {
         return false;
     }
-    ctx_size = (int32_t) llama_n_ctx_seq(ctx);
+    ctx_size = n_ctx;
     char line[N_ERROR];
     skippable.assign(pyskip_n_layer(ctx), 0);
     if (pyskip_skippable(ctx, skippable.data(), skippable.size(), line, sizeof(line)) != PYSKIP_STATUS_OK) {
@@ -121,9 +121,9 @@ bool pyskip_served_model::load(const std::string & path, const std::string & nam
     return true;
 }
 
-void pyskip_server_load(const std::string & path, const std::string & name, llama_context * ctx) {
+void pyskip_server_load(const std::string & path, const std::string & name, llama_context * ctx, int32_t n_ctx) {
     std::string error;
-    if (!pyskip_server_model().load(path, name, ctx, error)) {
+    if (!pyskip_server_model().load(path, name, ctx, n_ctx, error)) {
         std::fprintf(stderr, "pyskip: %s\n", error.c_str());
         _exit(1);
     }

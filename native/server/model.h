@@ -15,7 +15,8 @@ struct llama_context;
 class pyskip_served_model {
 public:
     // The model is loaded, the first time or again. False with a line in `error`.
-    bool load(const std::string & path, const std::string & name, llama_context * ctx, std::string & error);
+    bool load(const std::string & path, const std::string & name, llama_context * ctx, int32_t n_ctx,
+              std::string & error);
 
     // Throws pyskip_bad_spec if the model lacks what the specification asks for.
     void check(const pyskip_spec & spec) const;
@@ -58,4 +59,4 @@ private:
 pyskip_served_model & pyskip_server_model();
 
 // From upstream's load_model(). Ends the process with a line if the model cannot run what the command line asks for.
-void pyskip_server_load(const std::string & path, const std::string & name, llama_context * ctx);
+void pyskip_server_load(const std::string & path, const std::string & name, llama_context * ctx, int32_t n_ctx);

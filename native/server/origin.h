@@ -10,6 +10,8 @@ struct pyskip_origin {
     std::string prompt;       // empty: dense
     std::string generated;    // empty: dense
 
+    bool is_dense() const { return prompt.empty() && generated.empty(); }
+
     // How many of the first n tokens a prompt that is decided so would compute to the same.
     size_t n_alike(size_t n, const std::string & rule) const {
         if (prompt != rule) {

@@ -9,6 +9,7 @@
 struct pyskip_settings {
     std::string skip;    // of requests that name none; empty: the profile's recommended point, off without a profile
     std::string profile; // a file; empty: beside the model, or one of those that come with pyskip
+    std::string default_model;      // of several, for a request that names none
     double      skip_prompt = -1.0; // below 0: not given
 
     bool    only_named = false;   // a request that names another model is refused

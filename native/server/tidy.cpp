@@ -81,7 +81,8 @@ static bool tidy_choice(json & body) {
         }
     }
     if (only.empty()) {
-        throw refused("tool_choice", "tool_choice names '" + shown.substr(0, 60) + "', expected the name of one of the tools");
+        throw refused("tool_choice",
+                      "tool_choice names '" + shown.substr(0, 60) + "', expected the name of one of the tools");
     }
     body["tools"]       = only;
     body["tool_choice"] = "required";

@@ -146,8 +146,11 @@ def _served(model: str, options: ModelOptions) -> ServedModel:
         profile.check_model(info.fingerprint, str(path))
     if options.skip is None and profile is None:
         ui.note(f"running {model} dense: there is no profile for it; pyskip calibrate makes one")
+    elif options.skip is None and profile is not None:
+        point = profile.recommended
+        ui.note(f"{model}: requests without skip skip about {point.rate:.0%} of FFN blocks; --skip off runs them dense")
     elif profile is not None:
-        policy = parse_skip("profile" if options.skip is None else options.skip)
+        policy = parse_skip(options.skip or "off")
         if isinstance(policy, Profiled):
             profile.threshold(policy)  # raises beyond the curve
     return ServedModel(path, options.n_ctx or info.default_n_ctx, _template_file(options.chat_template))

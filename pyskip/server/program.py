@@ -38,7 +38,7 @@ def command(models: Mapping[str, ServedModel], flags: Sequence[str]) -> list[str
     if len(models) == 1:
         ((name, model),) = models.items()
         return [str(program()), "--model", str(model.path), "--alias", name, *_flags(model), *flags]
-    return [str(program()), "--models-preset", _preset(models), *flags]
+    return [str(program()), "--models-preset", _preset(models), "--default-model", next(iter(models)), *flags]
 
 
 def _flags(model: ServedModel) -> list[str]:
