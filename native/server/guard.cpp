@@ -184,6 +184,9 @@ void check_body(const httplib::Request & req, std::string & text) {
     if (!body.is_object()) {
         throw refusal_of(400, "the body is no JSON object, expected one", "");
     }
+    if (generates(req.path)) {
+        pyskip_schema_check(body);
+    }
     bool                is_changed = pyskip_tidy(body);
     const bool          is_router  = pyskip_server_model().name().empty();
     const std::string & standard   = pyskip_server_settings().default_model;
@@ -192,11 +195,8 @@ void check_body(const httplib::Request & req, std::string & text) {
         is_changed    = true;
     }
     check_model(body);
-    if (generates(req.path)) {
-        if (!is_router) { // else the model's own process does
-            pyskip_request_read(body);
-        }
-        pyskip_schema_check(body);
+    if (generates(req.path) && !is_router) { // else the model's own process does
+        pyskip_request_read(body);
     }
     if (is_changed) {
         text = body.dump_safe();
