@@ -20,6 +20,7 @@ pytestmark = pytest.mark.loopback
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "w1 w2 w3"}]
 LONG = " ".join(f"w{i % 30 + 1}" for i in range(150))
+LONGER = ("--", "--override-kv", "llama.context_length=int:1024")  # the tiny model says 512
 SKIPS = ("off", "static:1,3", ALTERNATE, 0.4, "profile:rate=0.3,hold=0,warmup=2")
 
 
@@ -36,7 +37,7 @@ def model(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(model: Path) -> Iterator[Running]:
-    with running(str(model), "-c", "1024", "--skip", "off") as server:
+    with running(str(model), "-c", "1024", "--skip", "off", *LONGER) as server:
         yield server
 
 
@@ -67,18 +68,19 @@ def content(chunk: dict[str, Any]) -> str:
 def test_skip_by_request(server: Running, model: Path) -> None:
     """What the library says and skips, a request is told."""
     llm = pyskip.Llama(model, n_ctx=512, n_threads=1, n_threads_batch=1, verbose=False)
+    tokens = chat_tokens(llm, MESSAGES)
     for skip in SKIPS:
         llm.reset()
         llm.skip = skip
-        generation = Generation(llm, chat_tokens(llm, MESSAGES), max_tokens=12, temp=0, seed=None)
+        generation = Generation(llm, tokens, max_tokens=12, temp=0, seed=None)
         expected = "".join(generation)
-        first, second = chat(server, skip=skip), chat(server, skip=skip)
-        assert said(first) == said(second) == expected
         usage = generation.answer()
-        for answer in (first, second):
-            assert answer["usage"]["skip_rate"] == pytest.approx(usage.skip.rate)
-            assert answer["timings"]["skip_rate"] == answer["usage"]["skip_rate"]
-            assert (answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"]) == (usage.n_prompt, 12)
+        for _ in range(2):
+            body = {"prompt": tokens, "n_predict": 12, "temperature": 0, "skip": skip}
+            answer = server.post("/completion", body).json()
+            assert answer["content"] == expected
+            assert answer["timings"]["skip_rate"] == pytest.approx(usage.skip.rate)
+            assert (answer["tokens_evaluated"], answer["tokens_predicted"]) == (usage.n_prompt, 12)
         assert (usage.skip.rate > 0) == (skip != "off")
     llm.close()
 
@@ -106,7 +108,8 @@ def test_requests_at_a_time_are_what_they_are_alone(model: Path) -> None:
         {"messages": [{"role": "user", "content": LONG + f" w{i}"}], "skip": skip, "max_tokens": 40, "skip_trace": True}
         for i, skip in enumerate(skips)
     ]
-    with running(str(model), "-c", "1024", "--", "--parallel", "8", "--no-cache-prompt") as server:
+    exact = ("-ctk", "f32", "-ctv", "f32", "-fa", "off")
+    with running(str(model), "-c", "1024", *LONGER, "--parallel", "8", "--no-cache-prompt", *exact) as server:
         alone = [chat(server, **body) for body in bodies]
         with ThreadPoolExecutor(8) as pool:
             together = list(pool.map(lambda body: chat(server, **body), bodies))
@@ -126,7 +129,7 @@ def test_answers_do_not_hang_on_the_past(server: Running, model: Path) -> None:
         for rest in ([], [{"role": "assistant", "content": "w3"}, {"role": "user", "content": "w4 w5"}]):
             bodies.append({"messages": [first, *rest], "skip": skip, "max_tokens": 24})
     alone = []
-    with running(str(model), "-c", "1024", "--", "--no-cache-prompt") as fresh:
+    with running(str(model), "-c", "1024", *LONGER, "--no-cache-prompt") as fresh:
         for body in bodies:
             alone.append(said(chat(fresh, **body)))
     n_cached = 0
@@ -174,7 +177,8 @@ def test_completions(server: Running, path: str) -> None:
         assert whole["timings"]["skip_rate"] == pytest.approx(1 / 6)
         return
     chunks = stream(server, path, body)
-    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == whole["choices"][0]["text"]
+    text = "".join(chunk["choices"][0]["text"] for chunk in chunks)
+    assert text == whole["choices"][0]["text"].removesuffix("\ufffd")  # the beginning of a character, which has no end
     assert whole["usage"]["skip_rate"] == pytest.approx(1 / 6)
 
 

@@ -25,12 +25,14 @@ CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "w1 w2 w3"}]
 ENDLESS = {"messages": MESSAGES, "max_tokens": 10_000, "temperature": 0, "ignore_eos": True}
 SHORT = {"messages": MESSAGES, "max_tokens": 3, "temperature": 0}
+LONGER = ("--", "--override-kv", "llama.context_length=int:65536")  # the tiny model says 512
 PROCESSING = "llamacpp:requests_processing"
 
 
 @contextmanager
 def served(path: Path, *args: str) -> Iterator[Running]:
-    with running(str(path), "-c", "16384", "--grace", "0.5", *args) as server:
+    at = args.index("--") if "--" in args else len(args)
+    with running(str(path), "-c", "16384", "--grace", "0.5", *args[:at], *LONGER, *args[at + 1 :]) as server:
         yield server
 
 
@@ -223,7 +225,7 @@ def test_many_at_a_time(tiny: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_requests_finish(tiny: Path, number: signal.Signals) -> None:
-    process, url, said = start(str(tiny), "-c", "4096", "--grace", "60", "-t", "1")
+    process, url, said = start(str(tiny), "-c", "4096", "--grace", "60", "-t", "1", *LONGER)
     body = {**ENDLESS, "max_tokens": 1000}
     with httpx.Client(base_url=url, timeout=60, verify=False) as client, ThreadPoolExecutor(1) as pool:
         asked = pool.submit(client.post, CHAT, json=body)
@@ -236,7 +238,7 @@ def test_a_signal_lets_requests_finish(tiny: Path, number: signal.Signals) -> No
 
 
 def test_the_end_of_the_grace(tiny: Path) -> None:
-    process, url, said = start(str(tiny), "-c", "60000", "--grace", "0.2", "-t", "1")
+    process, url, said = start(str(tiny), "-c", "60000", "--grace", "0.2", "-t", "1", *LONGER)
     body = {**ENDLESS, "max_tokens": 50_000, "stream": True}
     with httpx.stream("POST", url + CHAT, json=body, timeout=60, verify=False) as answer:
         lines = answer.iter_lines()
@@ -249,7 +251,7 @@ def test_the_end_of_the_grace(tiny: Path) -> None:
 
 
 def test_a_second_signal(tiny: Path) -> None:
-    process, url, said = start(str(tiny), "-c", "60000", "--grace", "600", "-t", "1")
+    process, url, said = start(str(tiny), "-c", "60000", "--grace", "600", "-t", "1", *LONGER)
     body = {**ENDLESS, "max_tokens": 50_000, "stream": True}
     with httpx.stream("POST", url + CHAT, json=body, timeout=60, verify=False) as answer:
         lines = answer.iter_lines()

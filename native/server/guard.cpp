@@ -222,7 +222,7 @@ void pyskip_guard_setup(httplib::Server & server, const common_params & params) 
                                                                      : req.matched_route,
                                          res.status);
     });
-    pyskip_shutdown_watch(server);
+    pyskip_shutdown_watch();
 
     prefix              = params.api_prefix;
     const bool is_local = std::all_of(params.hostnames.begin(), params.hostnames.end(), is_loopback);
@@ -317,10 +317,18 @@ static void tidy(httplib::Response & res) {
         const bool is_long = error.value("type", "") == "exceed_context_size_error";
         error["code"]      = is_long ? json("context_length_exceeded") : json(nullptr);
     }
+    if (res.status == 400 && message.rfind("model '", 0) == 0 && ends_with(message, "' not found")) { // the router's
+        res.status     = 404;
+        error["param"] = "model";
+        error["code"]  = "model_not_found";
+    }
     res.body = body.dump_safe();
 }
 
 void pyskip_guard_error(httplib::Response & res) {
+    if (res.content_provider_) {
+        return; // another process's, passed on
+    }
     if (!res.body.empty()) {
         return tidy(res);
     }

@@ -2,8 +2,10 @@
 
 #include "json.h"
 #include "request.h"
+#include "schemas.h"
 
 #include <cmath>
+#include <set>
 #include <string>
 
 using json = common_json;
@@ -56,24 +58,28 @@ static void check_number(const json & schema, const char * key, double low, doub
     }
 }
 
+static void check_type(const json & type) {
+    static const std::set<std::string> known = { "object", "array", "string", "number", "integer", "boolean", "null" };
+    for (size_t i = 0; type.is_array() && i < type.size(); ++i) {
+        check_type(type.at(i));
+    }
+    if (!type.is_array() && (!type.is_string() || known.count(type.get<std::string>()) == 0)) {
+        fail("type is " + type.dump_safe().substr(0, 40) + ", expected one of JSON's");
+    }
+}
+
 static void check_schema(const json & schema) {
-    if (schema.is_array()) {
-        for (size_t i = 0; i < schema.size(); ++i) {
-            check_schema(schema.at(i));
-        }
-        return;
-    }
-    if (!schema.is_object()) {
-        return;
-    }
     for (const char * key : { "minLength", "maxLength", "minItems", "maxItems" }) {
         check_number(schema, key, 0.0, MAX_REPEAT);
     }
     for (const char * key : { "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum" }) {
         check_number(schema, key, -MAX_NUMBER, MAX_NUMBER);
     }
-    if (schema.contains("pattern") && !schema.at("pattern").is_object()) { // else it is a property of that name
+    if (schema.contains("pattern")) {
         check_pattern(schema.at("pattern"));
+    }
+    if (schema.contains("type")) {
+        check_type(schema.at("type"));
     }
     if (schema.contains("properties") && schema.at("properties").is_object()) {
         const size_t n_required =
@@ -82,38 +88,22 @@ static void check_schema(const json & schema) {
             fail("an object has more than " + std::to_string(MAX_OPTIONAL) + " optional properties");
         }
     }
-    for (const auto & item : schema.items()) {
-        check_schema(item.value());
-    }
 }
 
-static void check(const json & schema, const char * param) {
-    std::string line;
-    try {
-        const size_t n = schema.dump_safe().size();
-        if (n > MAX_SCHEMA) {
-            fail("it has " + std::to_string(n) + " characters, expected up to " + std::to_string(MAX_SCHEMA));
+void pyskip_schema_check(json & body) {
+    pyskip_schemas(body, [](json & schema, const std::string & param) {
+        try {
+            const size_t n = schema.dump_safe().size();
+            if (n > MAX_SCHEMA) {
+                fail("it has " + std::to_string(n) + " characters, expected up to " + std::to_string(MAX_SCHEMA));
+            }
+            check_schema(schema);
+        } catch (const pyskip_bad_spec & e) {
+            pyskip_refusal refusal;
+            refusal.param   = param;
+            refusal.message = std::string("no grammar can be made of the JSON schema (") + e.what() + ")";
+            throw refusal;
         }
-        check_schema(schema);
-        return;
-    } catch (const pyskip_bad_spec & e) {
-        line = e.what();
-    }
-    pyskip_refusal refusal;
-    refusal.param   = param;
-    refusal.message = "no grammar can be made of the JSON schema (" + line + ")";
-    throw refusal;
-}
-
-void pyskip_schema_check(const json & body) {
-    for (const char * param : { "response_format", "json_schema", "text", "output_config" }) {
-        if (body.contains(param) && body.at(param).is_object()) {
-            check(body.at(param), param);
-        }
-    }
-    if (body.contains("tools") && body.at("tools").is_array()) {
-        for (size_t i = 0; i < body.at("tools").size(); ++i) {
-            check(body.at("tools").at(i), "tools");
-        }
-    }
+        return false;
+    });
 }

@@ -5,5 +5,5 @@
 
 class common_json;
 
-// The schemas of a request for text, and its grammar. Throws pyskip_refusal.
-void pyskip_schema_check(const common_json & body);
+// Of a request for text. Throws pyskip_refusal.
+void pyskip_schema_check(common_json & body);

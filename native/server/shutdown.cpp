@@ -3,13 +3,10 @@
 #include "places.h"
 #include "settings.h"
 
-#include <cpp-httplib/httplib.h>
-
 #include <atomic>
 #include <chrono>
 #include <mutex>
 #include <thread>
-#include <vector>
 
 #include <unistd.h>
 
@@ -17,21 +14,13 @@ void llama_server_terminate(); // upstream's server.cpp
 
 namespace {
 
-std::atomic<int>               n_signals{ 0 };
-std::mutex                     mutex;
-std::vector<httplib::Server *> listeners;
+std::atomic<int> n_signals{ 0 };
 
 // Not in the signal handler, which may do next to nothing.
 void wait_for_signal() {
     const auto pause = [] { std::this_thread::sleep_for(std::chrono::milliseconds(20)); };
     while (n_signals == 0) {
         pause();
-    }
-    {
-        const std::lock_guard<std::mutex> lock(mutex);
-        for (httplib::Server * server : listeners) {
-            server->stop();
-        }
     }
     const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(pyskip_server_settings().grace);
     while (n_signals == 1 && pyskip_server_places().n_taken() > 0 && std::chrono::steady_clock::now() < end) {
@@ -45,12 +34,9 @@ void wait_for_signal() {
 
 } // namespace
 
-void pyskip_shutdown_watch(httplib::Server & server) {
-    const std::lock_guard<std::mutex> lock(mutex);
-    if (listeners.empty()) {
-        std::thread(wait_for_signal).detach();
-    }
-    listeners.push_back(&server);
+void pyskip_shutdown_watch() {
+    static std::once_flag once;
+    std::call_once(once, [] { std::thread(wait_for_signal).detach(); });
 }
 
 bool pyskip_shutdown_signal(int) {

@@ -2,12 +2,8 @@
 
 #pragma once
 
-namespace httplib {
-class Server;
-}
-
-// A listener, to be closed when the end begins.
-void pyskip_shutdown_watch(httplib::Server & server);
+// A listener was made. It is not closed when the end begins, for that would cut off streams: who asks then is refused.
+void pyskip_shutdown_watch();
 
 // From the signal handler. False: upstream's own way on.
 bool pyskip_shutdown_signal(int signal);

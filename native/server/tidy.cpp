@@ -3,6 +3,7 @@
 #include "json.h"
 #include "pattern.h"
 #include "request.h"
+#include "schemas.h"
 
 #include <string>
 #include <vector>
@@ -47,27 +48,14 @@ static bool tidy_messages(json & messages) {
     return is_changed;
 }
 
-// Patterns, wherever a schema may stand.
-static bool tidy_schema(json & node) {
-    bool is_changed = false;
-    if (node.is_array()) {
-        for (size_t i = 0; i < node.size(); ++i) {
-            is_changed |= tidy_schema(node.at(i));
-        }
-    } else if (node.is_object()) {
-        if (node.contains("pattern") && node.at("pattern").is_string()) {
-            const std::string pattern = node.at("pattern").get<std::string>();
-            const std::string plain   = pyskip_pattern_plain(pattern);
-            if (plain != pattern) {
-                node["pattern"] = plain;
-                is_changed      = true;
-            }
-        }
-        for (const auto & item : node.items()) {
-            is_changed |= tidy_schema(item.value());
-        }
+static bool tidy_schema(json & schema, const std::string &) {
+    if (!schema.contains("pattern") || !schema.at("pattern").is_string()) {
+        return false;
     }
-    return is_changed;
+    const std::string pattern = schema.at("pattern").get<std::string>();
+    const std::string plain   = pyskip_pattern_plain(pattern);
+    schema["pattern"]         = plain;
+    return plain != pattern;
 }
 
 static bool tidy_tools(json & tools) {
@@ -80,9 +68,6 @@ static bool tidy_tools(json & tools) {
         is_changed |= drop_nulls(tool);
         if (tool.contains("function") && tool.at("function").is_object()) {
             is_changed |= drop_nulls(tool.at("function"));
-        }
-        for (const char * schema : { "function", "parameters", "input_schema" }) {
-            is_changed |= tool.contains(schema) && tidy_schema(tool.at(schema));
         }
     }
     return is_changed;
@@ -139,9 +124,7 @@ bool pyskip_tidy(json & body) {
         is_changed |= tidy_tools(body.at("tools"));
     }
     is_changed |= tidy_choice(body);
-    for (const char * schema : { "response_format", "json_schema", "text", "output_config" }) {
-        is_changed |= body.contains(schema) && tidy_schema(body.at(schema));
-    }
+    is_changed |= pyskip_schemas(body, tidy_schema);
     check_input(body);
     return is_changed;
 }

@@ -50,7 +50,7 @@ class Running:
 def start(*args: str) -> tuple[subprocess.Popen[str], str, list[str]]:
     """`pyskip serve` on a free port: the process, its address, and what it goes on to say on stderr."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "pyskip", "serve", *args, "--port", "0"],
+        [sys.executable, "-m", "pyskip", "serve", "--port", "0", *args],
         stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
@@ -58,22 +58,29 @@ def start(*args: str) -> tuple[subprocess.Popen[str], str, list[str]]:
     watch = threading.Timer(120, process.kill)
     watch.start()
     said: list[str] = []
+    before: list[str] = []
     for line in process.stderr:
         found = re.search(r" at (http://127\.0\.0\.1:\d+);", line)
         if found:
             watch.cancel()
-            threading.Thread(target=lambda: said.extend(process.stderr or ()), daemon=True).start()
+            rest = process.stderr
+
+            def listen() -> None:
+                with rest:
+                    said.extend(rest)
+
+            threading.Thread(target=listen, daemon=True).start()
             return process, found[1], said
-        said.append(line)
+        before.append(line)
     watch.cancel()
     process.wait()
-    pytest.fail("".join(said))
+    pytest.fail("".join(before))
 
 
 @contextmanager
 def running(*args: str) -> Iterator[Running]:
     """The server of this command line, with one thread, until the block ends; then all of it has ended."""
-    process, url, said = start(*args, "-t", "1")
+    process, url, said = start("-t", "1", *args)
     try:
         with httpx.Client(timeout=60, verify=False, limits=httpx.Limits(max_connections=None)) as client:
             yield Running(process, url, client, said)
