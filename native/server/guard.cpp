@@ -325,23 +325,27 @@ static void tidy(httplib::Response & res) {
     res.body = body.dump_safe();
 }
 
-void pyskip_guard_error(httplib::Response & res) {
+bool pyskip_guard_error(httplib::Response & res) {
     if (res.content_provider_) {
-        return; // another process's, passed on
+        return true; // another process's, passed on
     }
     if (!res.body.empty()) {
-        return tidy(res);
+        tidy(res);
+        return true;
     }
     const pyskip_settings & settings = pyskip_server_settings();
     if (pyskip_deadline_missed()) {
-        refuse(res, refusal_of(408, "the body did not come within " + std::to_string(settings.timeout) + " s",
-                               "request_timeout"));
+        const std::string time = std::to_string(settings.timeout) + " s";
+        refuse(res, refusal_of(408, "the request did not come within " + time, "request_timeout"));
     } else if (res.status == 413) {
         refuse(res, refusal_of(413,
                                "the body has more than " + std::to_string(settings.max_body) +
                                    " bytes: send less, or start the server with a larger --max-body",
                                "request_too_large"));
+    } else if (res.status == 404) {
+        refuse(res, refusal_of(404, "there is nothing at this address: docs/server.md lists what is", "not_found"));
     } else {
         refuse(res, refusal_of(res.status, "the request cannot be answered: it is malformed, or was cut off", ""));
     }
+    return true;
 }

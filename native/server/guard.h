@@ -24,5 +24,5 @@ bool pyskip_guard_head(const httplib::Request & req, httplib::Response & res, co
 // held until it is answered; none if it was answered.
 std::shared_ptr<void> pyskip_guard_body(const httplib::Request & req, httplib::Response & res, std::string & body);
 
-// An answer with an error goes out.
-void pyskip_guard_error(httplib::Response & res);
+// An answer with an error goes out. True: its body is what it should be.
+bool pyskip_guard_error(httplib::Response & res);
