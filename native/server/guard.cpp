@@ -166,6 +166,20 @@ void check_model(const json & body) {
     throw refusal;
 }
 
+// Upstream would let the model answer as it likes.
+void check_tools(const json & body) {
+    if (pyskip_server_model().has_tools() || body.value("tool_choice", json("auto")) != "required") {
+        return;
+    }
+    pyskip_refusal refusal =
+        refusal_of(400,
+                   "the model's chat template knows no tools, so no call can be required: ask for a "
+                   "response_format, or give the server a --chat-template that does",
+                   "tools_not_supported");
+    refusal.param = "tool_choice";
+    throw refusal;
+}
+
 void check_body(const httplib::Request & req, std::string & text) {
     if (req.is_multipart_form_data() && ends_with(req.path, "/transcriptions")) {
         return;
@@ -195,6 +209,7 @@ void check_body(const httplib::Request & req, std::string & text) {
         is_changed    = true;
     }
     check_model(body);
+    check_tools(body);
     if (generates(req.path) && !is_router) { // else the model's own process does
         pyskip_request_read(body);
     }

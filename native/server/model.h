@@ -27,6 +27,10 @@ public:
     // Of a request that names none.
     const pyskip_spec & standard() const { return own; }
 
+    // Whether the chat template puts tools to the model.
+    void set_tools(bool known) { knows_tools = known; }
+    bool has_tools() const { return knows_tools; }
+
     const std::string & name() const { return model_name; }
     int32_t             n_ctx() const { return ctx_size; } // of one request
     int32_t             n_layer() const { return (int32_t) skippable.size(); }
@@ -45,7 +49,8 @@ private:
 
     std::string          model_name;
     std::string          model_path;
-    int32_t              ctx_size = 0;
+    int32_t              ctx_size    = 0;
+    bool                 knows_tools = true;
     std::vector<uint8_t> skippable;
     std::string          unskippable; // why nothing can be skipped
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import pytest
@@ -63,18 +63,17 @@ def start(*args: str) -> tuple[subprocess.Popen[str], str, list[str]]:
         found = re.search(r" at (http://127\.0\.0\.1:\d+);", line)
         if found:
             watch.cancel()
-            rest = process.stderr
-
-            def listen() -> None:
-                with rest:
-                    said.extend(rest)
-
-            threading.Thread(target=listen, daemon=True).start()
+            threading.Thread(target=_listen, args=(process.stderr, said), daemon=True).start()
             return process, found[1], said
         before.append(line)
     watch.cancel()
     process.wait()
     pytest.fail("".join(before))
+
+
+def _listen(stream: IO[str], said: list[str]) -> None:
+    with stream:
+        said.extend(stream)
 
 
 @contextmanager
