@@ -4,7 +4,34 @@
 #include "server-task.h"
 #include "turn.h"
 
-#include <string>
+// Bytes of the character at `at`; 0: it is none; beyond the text: it may become one.
+static size_t length_of(const std::string & text, size_t at) {
+    const auto byte = [&](size_t i) { return (unsigned char) text[i]; };
+    size_t     n    = 1;
+    if (byte(at) >= 0x80) {
+        n = byte(at) >= 0xC2 && byte(at) < 0xE0   ? 2
+            : byte(at) >= 0xE0 && byte(at) < 0xF0 ? 3
+            : byte(at) >= 0xF0 && byte(at) < 0xF5 ? 4
+                                                  : 0;
+    }
+    for (size_t i = at + 1; i < at + n && i < text.size(); ++i) {
+        if ((byte(i) & 0xC0) != 0x80) {
+            return 0;
+        }
+    }
+    const bool is_surrogate = n == 3 && at + 1 < text.size() && byte(at) == 0xED && byte(at + 1) >= 0xA0;
+    return is_surrogate ? 0 : n;
+}
+
+void pyskip_answer_mend(std::string & text) {
+    for (size_t at = 0; at < text.size();) {
+        const size_t n = length_of(text, at);
+        if (n == 0) {
+            text.replace(at, 1, "\xEF\xBF\xBD");
+        }
+        at += n == 0 ? 3 : n;
+    }
+}
 
 static json trace_of(const pyskip_told & told) {
     json trace = json::array();

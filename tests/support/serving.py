@@ -51,7 +51,7 @@ def start(*args: str) -> tuple[subprocess.Popen[str], str, list[str]]:
     """`pyskip serve` on a free port: the process, its address, and what it goes on to say on stderr."""
     process = subprocess.Popen(
         [sys.executable, "-m", "pyskip", "serve", "--port", "0", *args],
-        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, errors="replace",
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     assert process.stderr is not None
