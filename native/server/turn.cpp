@@ -92,6 +92,16 @@ void pyskip_turn::said(const std::string & text) {
     }
 }
 
+void pyskip_turn::ended(const std::string & held) {
+    if (held.empty() || !request->is_traced) {
+        return;
+    }
+    if (pieces.empty()) {
+        pieces.emplace_back();
+    }
+    pieces.back().text += held;
+}
+
 std::shared_ptr<const pyskip_told> pyskip_turn::tell(bool is_last) {
     auto told       = std::make_shared<pyskip_told>();
     told->is_last   = is_last;

@@ -43,6 +43,9 @@ public:
     // The text that may be sent because of it.
     void said(const std::string & text);
 
+    // No more tokens come; the text that was held back.
+    void ended(const std::string & held);
+
     std::shared_ptr<const pyskip_told> tell(bool is_last);
 
 private:
