@@ -177,8 +177,7 @@ def test_completions(server: Running, path: str) -> None:
         assert whole["timings"]["skip_rate"] == pytest.approx(1 / 6)
         return
     chunks = stream(server, path, body)
-    text = "".join(chunk["choices"][0]["text"] for chunk in chunks)
-    assert text == whole["choices"][0]["text"].removesuffix("\ufffd")  # the beginning of a character, which has no end
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == whole["choices"][0]["text"]
     assert whole["usage"]["skip_rate"] == pytest.approx(1 / 6)
 
 
