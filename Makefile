@@ -19,6 +19,7 @@
 #   make fuzz [RUNS=N] [TARGET=skip|task|profile|session|pair|calls|native|guided]    mutated inputs
 #   make faults [FAULTS_ARGS=...]     interrupts, too little memory, thousands of requests
 #   make upstream-test    upstream's own tests on unpatched llama.cpp and on pyskip's (half an hour)
+#   make upstream-server-test         upstream's tests of its server, likewise
 #   make wheel-test [PYTHONS="python3.10 ..."], make wheel-aarch64-test    install and run the wheels, also under QEMU
 #
 # To measure it, and to write pages of docs
@@ -63,7 +64,7 @@ SANITIZED = -DCMAKE_BUILD_TYPE=Sanitized -DGGML_OPENMP=$(if $(filter thread,$(1)
 # What must hold on every release of llama.cpp.
 INVARIANTS := off static cosine profile batches session bad_input patches
 
-.PHONY: chat serve check test test-extras upstream-test bump invariants sanitize lint fuzz faults bench results screenshots \
+.PHONY: chat serve check test test-extras upstream-test upstream-server-test bump invariants sanitize lint fuzz faults bench results screenshots \
         architectures compatibility docs wheel wheel-aarch64 wheel-test wheel-aarch64-test clean help FORCE
 
 chat: $(VENV)/.built
@@ -88,6 +89,10 @@ test-extras: $(VENV)/.built $(VENV)/.dev
 
 upstream-test: build/upstream-tests/.built build/reference/.built
 	$(BIN)/python tests/upstream/run.py $(UPSTREAM_TEST_ARGS)
+
+upstream-server-test: $(VENV)/.server build/upstream-server/.built
+	$(BIN)/python -m pip --disable-pip-version-check -qq install requests filelock
+	$(BIN)/python tests/upstream/server.py $(UPSTREAM_TEST_ARGS)
 
 # Leaks in upstream, races in upstream, each with its reason: native/tests/*.supp.
 sanitize: build/sanitize/address/.built build/sanitize/thread/.built build/tiny/.built
@@ -256,6 +261,17 @@ build/sanitize/address/.built build/sanitize/thread/.built: build/sanitize/%/.bu
 	@$(BIN)/cmake -S native/tests -B $(@D)/tests $(NATIVE_TESTS) $(WITH_TINY) $(call SANITIZED,$*) \
 	  -DPYSKIP_LIB_DIR=$(abspath $(@D)/cmake/bin) >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
 	@$(BIN)/cmake --build $(@D)/tests >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
+	@touch $@
+
+# Upstream's server, unpatched, to compare with.
+build/upstream-server/.built: $(SDIST) CMakeLists.txt cmake/server.cmake tools/upstream.py | $(VENV)/.tools
+	@echo "pyskip: compiling llama.cpp's server to compare with (ten minutes and more the first time)" >&2
+	@mkdir -p $(@D)
+	@$(BIN)/cmake -S . -B $(@D)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+	  -DPython_EXECUTABLE=$(abspath $(BIN))/python -DPYSKIP_REFERENCE=ON -DPYSKIP_REFERENCE_PATCHES= -DPYSKIP_SERVER=ON \
+	  >$(@D)/log || { cat $(@D)/log; exit 1; }
+	@$(BIN)/cmake --build $(@D)/cmake --target pyskip-libraries >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
+	@$(BIN)/cmake --install $(@D)/cmake --prefix $(@D) >>$(@D)/log
 	@touch $@
 
 build/native-tests/.built: $(VENV)/.built $(NATIVE)

@@ -29,7 +29,11 @@ file(GLOB mtmd   ${PYSKIP_TREE}/tools/mtmd/*.cpp ${PYSKIP_TREE}/tools/mtmd/model
 list(FILTER mtmd EXCLUDE REGEX "(mtmd-cli|deprecation-warning)\\.cpp$") # programs of their own
 file(GLOB server ${PYSKIP_TREE}/tools/server/*.cpp)
 list(FILTER server EXCLUDE REGEX "/main\\.cpp$")
-file(GLOB own CONFIGURE_DEPENDS ${server_dir}/*.cpp)
+if(PYSKIP_REFERENCE) # upstream's own, to compare with
+    set(own ${PYSKIP_TREE}/tools/server/main.cpp)
+else()
+    file(GLOB own CONFIGURE_DEPENDS ${server_dir}/*.cpp)
+endif()
 
 set(httplib ${PYSKIP_TREE}/vendor/cpp-httplib/httplib.cpp)
 add_executable(pyskip-server EXCLUDE_FROM_ALL ${own} ${server} ${common} ${mtmd} ${httplib} ${page_sources}
@@ -48,6 +52,12 @@ target_link_options(pyskip-server PRIVATE -Wl,--gc-sections)
 target_link_libraries(pyskip-server PRIVATE
     llama ggml vendor::hash vendor::miniaudio vendor::stb vendor::sheredom vendor::nlohmann Threads::Threads)
 set_target_properties(pyskip-server PROPERTIES INSTALL_RPATH "$ORIGIN" BUILD_WITH_INSTALL_RPATH ON)
+
+if(PYSKIP_REFERENCE)
+    set_target_properties(pyskip-server PROPERTIES OUTPUT_NAME llama-server)
+    install(TARGETS pyskip-server RUNTIME DESTINATION lib)
+    return()
+endif()
 
 # Beside the libraries that it is linked with: one place to be found, by $ORIGIN.
 install(TARGETS pyskip-server RUNTIME DESTINATION pyskip/lib)
