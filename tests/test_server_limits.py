@@ -294,3 +294,23 @@ def test_the_programs_own_command_line(tiny: Path, cli: Any) -> None:
         assert done.returncode in (1, 2)
         assert words in done.stderr
         assert done.stderr.startswith("pyskip: ")
+
+
+@pytest.mark.slow
+def test_long_texts_of_one_character(demo: Path) -> None:
+    """std::regex, which the rules of some vocabularies fall back to, recurses once a character."""
+    with running(str(demo), "-c", "512", "--skip", "off") as server:
+        for text in ("a" * 900_000, " " * 900_000, "\n" * 400_000, "é" * 150_000):
+            answer = server.post(CHAT, {"messages": [{"role": "user", "content": text}], "max_tokens": 1}, timeout=120)
+            assert answer.status_code == 400, text[:1]
+            assert answer.json()["error"]["code"] == "context_length_exceeded"
+        assert server.post(CHAT, SHORT).status_code == 200
+
+
+def test_many_that_send_much_and_leave(tiny: Path) -> None:
+    with served(tiny) as server:
+        large = {"messages": [{"role": "user", "content": "w1 " * 100_000}]}
+        for sock in [connect(server, large) for _ in range(100)]:
+            sock.close()
+        assert server.post(CHAT, SHORT).status_code == 200
+        wait_until(lambda: server.metric("pyskip_requests_running") == 0, 30)
