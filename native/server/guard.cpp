@@ -1,17 +1,15 @@
 #include "guard.h"
 
+#include "body.h"
 #include "common.h"
 #include "crash.h"
 #include "deadline.h"
 #include "json.h"
 #include "metrics.h"
-#include "model.h"
 #include "places.h"
 #include "request.h"
-#include "schema-limits.h"
 #include "settings.h"
 #include "shutdown.h"
-#include "tidy.h"
 #include "ui.h"
 
 #include <cpp-httplib/httplib.h>
@@ -22,8 +20,6 @@
 #include <string>
 
 using json = common_json;
-
-static constexpr int MAX_DEPTH = 128; // of a body's nesting
 
 static const char * const CSP = // of the page: files of its own, nothing inline, nobody else's
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
@@ -42,23 +38,6 @@ void refuse(httplib::Response & res, const pyskip_refusal & refusal) {
     if (refusal.retry_after > 0) {
         res.set_header("Retry-After", std::to_string(refusal.retry_after));
     }
-}
-
-pyskip_refusal refusal_of(int status, const std::string & message, const std::string & code) {
-    pyskip_refusal refusal;
-    refusal.status  = status;
-    refusal.message = message;
-    refusal.code    = code;
-    if (status == 401) {
-        refusal.type = "authentication_error";
-    } else if (status == 403) {
-        refusal.type = "permission_error";
-    } else if (status == 429) {
-        refusal.type = "rate_limit_error";
-    } else if (status == 503) {
-        refusal.type = "unavailable_error";
-    }
-    return refusal;
 }
 
 std::string lower(std::string text) {
@@ -103,118 +82,16 @@ bool is_open(const std::string & path) {
            llama_ui_find_asset(own.empty() ? "" : own.substr(1));
 }
 
-bool ends_with(const std::string & path, const char * end) {
-    const std::string tail = end;
-    return path.size() >= tail.size() && path.compare(path.size() - tail.size(), tail.size(), tail) == 0;
+bool ends_with(const std::string & text, const std::string & end) {
+    return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
 }
 
-bool is_any(const std::string & path, std::initializer_list<const char *> ends) {
-    return std::any_of(ends.begin(), ends.end(), [&](const char * end) { return ends_with(path, end); });
-}
-
-bool generates(const std::string & path) {
-    return is_any(path, { "/completion", "/completions", "/responses", "/messages", "/infill" });
-}
-
-bool computes(const std::string & path) {
-    return generates(path) || is_any(path, { "/embedding", "/embeddings", "/rerank", "/reranking", "/transcriptions" });
-}
-
-// Parsers and copies recurse: what is nested deeper than they have stack for must not reach them.
-bool is_shallow(const std::string & text) {
-    int  depth   = 0;
-    bool in_text = false;
-    for (size_t i = 0; i < text.size(); ++i) {
-        const char c = text[i];
-        if (in_text) {
-            i += c == '\\';
-            in_text = c != '"';
-        } else if (c == '"') {
-            in_text = true;
-        } else if (c == '[' || c == '{') {
-            if (++depth > MAX_DEPTH) {
-                return false;
-            }
-        } else if (c == ']' || c == '}') {
-            depth--;
-        }
-    }
-    return true;
-}
-
-json parsed(const std::string & text) {
-    if (!is_shallow(text)) {
-        throw refusal_of(400, "the body is nested deeper than " + std::to_string(MAX_DEPTH) + ": flatten it", "");
-    }
-    try {
-        return json::parse(text);
-    } catch (const std::exception & e) {
-        throw refusal_of(400, std::string("the body is not valid JSON (") + e.what() + "), expected a JSON object", "");
-    }
-}
-
-void check_model(const json & body) {
-    const std::string & name = pyskip_server_model().name(); // none in front of several: the router knows them
-    if (!pyskip_server_settings().only_named || name.empty() || !body.contains("model") ||
-        !body.at("model").is_string() || body.at("model").get<std::string>() == name) {
-        return;
-    }
-    pyskip_refusal refusal = refusal_of(
-        404, "the model '" + body.at("model").get<std::string>().substr(0, 60) + "' does not exist, expected " + name,
-        "model_not_found");
-    refusal.param = "model";
-    throw refusal;
-}
-
-// Upstream would let the model answer as it likes.
-void check_tools(const json & body) {
-    if (pyskip_server_model().has_tools() || body.value("tool_choice", json("auto")) != "required") {
-        return;
-    }
-    pyskip_refusal refusal =
-        refusal_of(400,
-                   "the model's chat template knows no tools, so no call can be required: ask for a "
-                   "response_format, or give the server a --chat-template that does",
-                   "tools_not_supported");
-    refusal.param = "tool_choice";
-    throw refusal;
-}
-
-void check_body(const httplib::Request & req, std::string & text) {
-    if (req.is_multipart_form_data() && ends_with(req.path, "/transcriptions")) {
-        return;
-    }
-    const std::string type = lower(req.get_header_value("Content-Type"));
-    if (type.rfind("application/json", 0) != 0) { // what a page of another origin may send without being asked first
-        throw refusal_of(400, "the header Content-Type is not application/json: send JSON, and say so", "");
-    }
-    if (text.empty() && !computes(req.path)) {
-        return; // an action that is all in its address
-    }
-    json body = parsed(text);
-    if (!computes(req.path)) {
-        return;
-    }
-    if (!body.is_object()) {
-        throw refusal_of(400, "the body is no JSON object, expected one", "");
-    }
-    if (generates(req.path)) {
-        pyskip_schema_check(body);
-    }
-    bool                is_changed = pyskip_tidy(body);
-    const bool          is_router  = pyskip_server_model().name().empty();
-    const std::string & standard   = pyskip_server_settings().default_model;
-    if (is_router && !body.contains("model") && !standard.empty()) {
-        body["model"] = standard;
-        is_changed    = true;
-    }
-    check_model(body);
-    check_tools(body);
-    if (generates(req.path) && !is_router) { // else the model's own process does
-        pyskip_request_read(body);
-    }
-    if (is_changed) {
-        text = body.dump_safe();
+// Of a POST: JSON, or a form where audio is sent.
+void check_type(const httplib::Request & req) {
+    const bool is_form = req.is_multipart_form_data() && ends_with(req.path, "/transcriptions");
+    if (!is_form && lower(req.get_header_value("Content-Type")).rfind("application/json", 0) != 0) {
+        // what a page of another origin may send without being asked first
+        throw pyskip_refuse(400, "the header Content-Type is not application/json: send JSON, and say so", "");
     }
 }
 
@@ -232,10 +109,9 @@ void pyskip_guard_setup(httplib::Server & server, const common_params & params) 
     server.set_read_timeout(settings.timeout);
     server.set_write_timeout(settings.timeout);
     server.set_logger([](const httplib::Request & req, const httplib::Response & res) {
-        pyskip_server_metrics().answered(res.status == 404           ? "other"
-                                         : req.matched_route.empty() ? req.path
-                                                                     : req.matched_route,
-                                         res.status);
+        // what leads nowhere is not counted by its name: anybody could make up more of them
+        const bool is_known = res.status != 404 && !req.matched_route.empty();
+        pyskip_server_metrics().answered(is_known ? req.matched_route : "other", res.status);
     });
     pyskip_shutdown_watch();
 
@@ -256,7 +132,7 @@ bool pyskip_guard_head(const httplib::Request & req, httplib::Response & res, co
         pyskip_deadline_met();
     }
     const auto fail = [&](int status, const std::string & message, const std::string & code) {
-        refuse(res, refusal_of(status, message, code));
+        refuse(res, pyskip_refuse(status, message, code));
         return false;
     };
     const std::string host = lower(req.get_header_value("Host"));
@@ -292,17 +168,20 @@ bool pyskip_guard_head(const httplib::Request & req, httplib::Response & res, co
 std::shared_ptr<void> pyskip_guard_body(const httplib::Request & req, httplib::Response & res, std::string & body) {
     pyskip_deadline_met();
     try {
-        check_body(req, body);
+        check_type(req);
+        if (!req.is_multipart_form_data()) {
+            pyskip_body_check(req.path, body);
+        }
     } catch (const pyskip_refusal & refusal) {
         refuse(res, refusal);
         return nullptr;
     }
-    if (!computes(req.path)) {
+    if (!pyskip_body_computes(req.path)) {
         return std::make_shared<int>(0);
     }
     std::shared_ptr<void> place = pyskip_server_places().take();
     if (!place) {
-        pyskip_refusal refusal = refusal_of(429, "the queue is full: ask again later", "queue_full");
+        pyskip_refusal refusal = pyskip_refuse(429, "the queue is full: ask again later", "queue_full");
         refusal.retry_after    = 1 + pyskip_server_places().n_waiting() / 8;
         refuse(res, refusal);
     }
@@ -351,16 +230,16 @@ bool pyskip_guard_error(httplib::Response & res) {
     const pyskip_settings & settings = pyskip_server_settings();
     if (pyskip_deadline_missed()) {
         const std::string time = std::to_string(settings.timeout) + " s";
-        refuse(res, refusal_of(408, "the request did not come within " + time, "request_timeout"));
+        refuse(res, pyskip_refuse(408, "the request did not come within " + time, "request_timeout"));
     } else if (res.status == 413) {
-        refuse(res, refusal_of(413,
-                               "the body has more than " + std::to_string(settings.max_body) +
-                                   " bytes: send less, or start the server with a larger --max-body",
-                               "request_too_large"));
+        refuse(res, pyskip_refuse(413,
+                                  "the body has more than " + std::to_string(settings.max_body) +
+                                      " bytes: send less, or start the server with a larger --max-body",
+                                  "request_too_large"));
     } else if (res.status == 404) {
-        refuse(res, refusal_of(404, "there is nothing at this address: docs/server.md lists what is", "not_found"));
+        refuse(res, pyskip_refuse(404, "there is nothing at this address: docs/server.md lists what is", "not_found"));
     } else {
-        refuse(res, refusal_of(res.status, "the request cannot be answered: it is malformed, or was cut off", ""));
+        refuse(res, pyskip_refuse(res.status, "the request cannot be answered: it is malformed, or was cut off", ""));
     }
     return true;
 }

@@ -18,6 +18,23 @@ std::string pyskip_refusal::body() const {
     }.dump_safe();
 }
 
+pyskip_refusal pyskip_refuse(int status, const std::string & message, const std::string & code) {
+    pyskip_refusal refusal;
+    refusal.status  = status;
+    refusal.message = message;
+    refusal.code    = code;
+    if (status == 401) {
+        refusal.type = "authentication_error";
+    } else if (status == 403) {
+        refusal.type = "permission_error";
+    } else if (status == 429) {
+        refusal.type = "rate_limit_error";
+    } else if (status == 503) {
+        refusal.type = "unavailable_error";
+    }
+    return refusal;
+}
+
 static pyskip_refusal refused(const std::string & param, const std::string & message) {
     pyskip_refusal refusal;
     refusal.param   = param;

@@ -29,6 +29,8 @@ struct pyskip_refusal {
     std::string body() const;
 };
 
+pyskip_refusal pyskip_refuse(int status, const std::string & message, const std::string & code);
+
 // `skip`, `skip_prompt` and `skip_trace` of a body. Throws pyskip_refusal.
 pyskip_request_ptr pyskip_request_read(const common_json & body);
 
