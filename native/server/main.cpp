@@ -156,7 +156,6 @@ int main(int argc, char ** argv) {
     standard({ "-lv", "--verbosity", "--log-verbosity", "-v", "--verbose", "--log-verbose" },
              { "-lv", is_child ? "2" : "1" });
     standard({ "--cors-origins" }, { "--cors-origins", "localhost" });
-    standard({ "--metrics" }, { "--metrics" });
     if (!is_child) {
         standard({ "--port" }, { "--port", "8000" });
     }

@@ -96,7 +96,7 @@ def serve(
     program()  # before anything is downloaded
     served = {name: _served(model, options) for name, model in names.items()}
     flags = ["--host", address, "--port", str(port), "--kernels", options.kernels, *_threads(options)]
-    flags += ["--only-named", "1"]
+    flags += ["--only-named", "1", "--metrics"]
     own = {"skip": options.skip, "skip_prompt": options.skip_prompt, "profile": options.profile, **limits}
     for key, value in own.items():
         flags += [] if value is None else [f"--{key.replace('_', '-')}", str(value)]
