@@ -1,5 +1,6 @@
 # To use it
 #   make chat             set everything up and chat on the demo model (prompts from stdin if it is no terminal)
+#   make serve            the same with the server (some minutes more), which serves the demo model
 #   make wheel, make wheel-aarch64    wheels for every Python from 3.10 and every processor, into dist: docs/wheels.md
 #   make docs             the documentation as a site in build/site (mkdocs.yml)
 #   make clean            remove .venv and build
@@ -18,6 +19,7 @@
 #   make fuzz [RUNS=N] [TARGET=skip|task|profile|session|pair|calls|native|guided]    mutated inputs
 #   make faults [FAULTS_ARGS=...]     interrupts, too little memory, thousands of requests
 #   make upstream-test    upstream's own tests on unpatched llama.cpp and on pyskip's (half an hour)
+#   make upstream-server-test         upstream's tests of its server, likewise
 #   make wheel-test [PYTHONS="python3.10 ..."], make wheel-aarch64-test    install and run the wheels, also under QEMU
 #
 # To measure it, and to write pages of docs
@@ -36,7 +38,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -qq
 
 PIN     := $(shell sed -n 's/^llama_cpp_python = "\(.*\)"/\1/p' patches/upstream.toml)
 SDIST   := build/sdist/llama_cpp_python-$(PIN).tar.gz
-NATIVE  := $(filter-out native/fuzz/%,$(wildcard native/*/* native/*/*/*)) $(wildcard models/profiles/*) models/catalog.toml \
+NATIVE  := $(filter-out native/fuzz/% native/server/%,$(wildcard native/*/* native/*/*/*)) $(wildcard models/profiles/*) models/catalog.toml \
            CMakeLists.txt pyproject.toml tools/upstream.py $(wildcard patches/*)
 
 # Where the editable install has its libraries, and the demo model; looked up when a recipe asks.
@@ -62,11 +64,14 @@ SANITIZED = -DCMAKE_BUILD_TYPE=Sanitized -DGGML_OPENMP=$(if $(filter thread,$(1)
 # What must hold on every release of llama.cpp.
 INVARIANTS := off static cosine profile batches session bad_input patches
 
-.PHONY: chat check test test-extras upstream-test bump invariants sanitize lint fuzz faults bench results screenshots \
+.PHONY: chat serve check test test-extras upstream-test upstream-server-test bump invariants sanitize lint fuzz faults bench results screenshots \
         architectures compatibility docs wheel wheel-aarch64 wheel-test wheel-aarch64-test clean help FORCE
 
 chat: $(VENV)/.built
 	@$(BIN)/pyskip chat
+
+serve: $(VENV)/.server
+	@$(BIN)/pyskip serve
 
 # Nothing that the markers of pyproject.toml stand for; of the native tests those that need no model. A process a core, whose
 # threads sleep while they wait: spinning ones would hold the core that the others need.
@@ -74,7 +79,7 @@ check: lint build/native-tests/.built
 	$(BIN)/ctest --test-dir build/native-tests --output-on-failure --quiet --exclude-regex decode
 	OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 $(BIN)/python -m pytest -q -n auto --dist loadfile -m "not (slow or model or reference or loopback or browser)" $(PYTEST_ARGS)
 
-test: $(VENV)/.built build/reference/.built build/native-tests/.built $(VENV)/.dev
+test: $(VENV)/.server build/reference/.built build/native-tests/.built $(VENV)/.dev
 	$(BIN)/ctest --test-dir build/native-tests --output-on-failure
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
@@ -84,6 +89,10 @@ test-extras: $(VENV)/.built $(VENV)/.dev
 
 upstream-test: build/upstream-tests/.built build/reference/.built
 	$(BIN)/python tests/upstream/run.py $(UPSTREAM_TEST_ARGS)
+
+upstream-server-test: $(VENV)/.server build/upstream-server/.built
+	$(BIN)/python -m pip --disable-pip-version-check -qq install requests filelock
+	$(BIN)/python tests/upstream/server.py $(UPSTREAM_TEST_ARGS)
 
 # Leaks in upstream, races in upstream, each with its reason: native/tests/*.supp.
 sanitize: build/sanitize/address/.built build/sanitize/thread/.built build/tiny/.built
@@ -118,7 +127,7 @@ fuzz: $(VENV)/.built $(VENV)/.dev
 	$(if $(filter guided,$(TARGET)),$(BIN)/python tests/fuzz/guided.py skip -seed=1 -runs=$(or $(RUNS),200000))
 	$(if $(filter guided,$(TARGET)),$(BIN)/python tests/fuzz/guided.py task -seed=1 -runs=$(or $(RUNS),200000))
 
-faults: $(VENV)/.built $(VENV)/.dev
+faults: $(VENV)/.server $(VENV)/.dev
 	$(BIN)/python tests/faults/run.py $(FAULTS_ARGS)
 
 bench: $(VENV)/.built build/reference/.built build/never-built/.built $(VENV)/.dev
@@ -130,7 +139,7 @@ results: $(VENV)/.built build/reference/.built $(VENV)/.dev
 	  --fit $(DATA)/calibration_wiki.txt) \
 	  $(if $(ONLY),--only $(ONLY)) $(RESULTS_ARGS)
 
-screenshots: $(VENV)/.built $(VENV)/.dev
+screenshots: $(VENV)/.server $(VENV)/.dev
 	$(BIN)/python tools/screenshots_chat.py
 	$(BIN)/python tools/screenshots_page.py
 
@@ -195,7 +204,13 @@ $(VENV)/.modules: FORCE | $(VENV)/.tools
 
 $(VENV)/.built: $(VENV)/.runtime $(VENV)/.modules $(NATIVE)
 	@echo "pyskip: compiling llama.cpp with pyskip (a few minutes the first time)" >&2
-	@PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation --editable .
+	@PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation -C cmake.define.PYSKIP_SERVER=OFF --editable .
+	@touch $@
+
+# The same build with the server.
+$(VENV)/.server: $(VENV)/.built $(wildcard native/server/* pyskip/server/page/*) cmake/server.cmake tools/embed_page.py
+	@echo "pyskip: compiling the server (a few minutes the first time)" >&2
+	@PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation -C cmake.define.PYSKIP_SERVER=ON --editable .
 	@touch $@
 
 $(VENV)/.wheel: Makefile | $(VENV)/.tools
@@ -246,6 +261,17 @@ build/sanitize/address/.built build/sanitize/thread/.built: build/sanitize/%/.bu
 	@$(BIN)/cmake -S native/tests -B $(@D)/tests $(NATIVE_TESTS) $(WITH_TINY) $(call SANITIZED,$*) \
 	  -DPYSKIP_LIB_DIR=$(abspath $(@D)/cmake/bin) >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
 	@$(BIN)/cmake --build $(@D)/tests >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
+	@touch $@
+
+# Upstream's server, unpatched, to compare with.
+build/upstream-server/.built: $(SDIST) CMakeLists.txt cmake/server.cmake tools/upstream.py | $(VENV)/.tools
+	@echo "pyskip: compiling llama.cpp's server to compare with (ten minutes and more the first time)" >&2
+	@mkdir -p $(@D)
+	@$(BIN)/cmake -S . -B $(@D)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+	  -DPython_EXECUTABLE=$(abspath $(BIN))/python -DPYSKIP_REFERENCE=ON -DPYSKIP_REFERENCE_PATCHES= -DPYSKIP_SERVER=ON \
+	  >$(@D)/log || { cat $(@D)/log; exit 1; }
+	@$(BIN)/cmake --build $(@D)/cmake --target pyskip-libraries >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
+	@$(BIN)/cmake --install $(@D)/cmake --prefix $(@D) >>$(@D)/log
 	@touch $@
 
 build/native-tests/.built: $(VENV)/.built $(NATIVE)

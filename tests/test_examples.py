@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, make_profile
-from serving import open_served, running
+from serving import running
 
 import pyskip
 
@@ -132,7 +132,7 @@ def test_fastapi_app(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.loopback
 def test_langchain(run: Run, tiny: Path) -> None:
-    with running({"tiny": open_served(tiny)}) as server:
+    with running(str(tiny)) as server:
         out = run(
             "langchain_chat.py",
             "Why?",

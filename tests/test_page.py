@@ -9,9 +9,7 @@ from browser import complaints, requests, set_screen
 from page import Page, api, letters, shown
 from selenium.webdriver import ActionChains, Chrome, Keys
 from selenium.webdriver.common.by import By
-from serving import open_served, running
-
-from pyskip.server.limits import Limits
+from serving import running
 
 KEY = "a-key-of-ours"
 TIMES = "\u00d7"
@@ -165,18 +163,6 @@ def test_another_model_and_its_own_policies(page: Page) -> None:
     assert len(page.bodies()[0]["messages"]) == 1
 
 
-def test_a_pace_is_the_servers_until_a_rate_is_set(page: Page, page_models: tuple[Path, Path]) -> None:
-    with running({"paced": open_served(page_models[0], target_tps=1.5)}) as server:
-        other = Page(page.browser, server.url)
-        other.until(lambda: "keeps 1.5 tokens/s" in other("#point").text)
-        other.ask(n_tokens=4)
-        other.slide(40)
-        other.ask(n_tokens=4)
-        assert [a.get("skip") for a in other.bodies()] == [None, 0.4]
-    page.browser.get("about:blank")
-    requests(page.browser)
-
-
 def test_a_refusal_is_one_line_and_loses_nothing(page: Page) -> None:
     page.fill("#policy", "cosine:threshold=many")
     page("#prompt").send_keys("do not lose this", Keys.ENTER)
@@ -194,7 +180,7 @@ def test_a_refusal_is_one_line_and_loses_nothing(page: Page) -> None:
 
 def test_the_key_is_asked_for(browser: Chrome, page_models: tuple[Path, Path]) -> None:
     set_screen(browser, 1100, 800)
-    with running({"fitted": open_served(page_models[0])}, Limits(api_key=KEY, grace=5)) as server:
+    with running(str(page_models[0]), "--api-key", KEY) as server:
         page = Page(browser, server.url)
         page.until(lambda: page("#key-dialog").is_displayed())
         page("#key").send_keys("wrong", Keys.ENTER)

@@ -14,12 +14,13 @@ import numpy as np
 import openai
 import pytest
 from conftest import make_random
-from serving import ALTERNATE, Running, open_served, running
+from serving import ALTERNATE, Running, running
 
 import pyskip
 
 pytestmark = pytest.mark.loopback
 
+LONGER = ("--", "--override-kv", "llama.context_length=int:8192")  # the tiny model says 512
 MESSAGES: list[Any] = [{"role": "user", "content": "w1 w2 w3"}]
 SCHEMA: Any = {
     "type": "object",
@@ -35,17 +36,34 @@ TOOL: Any = {
     },
 }
 
+TEMPLATE = """{% if tools %}<|im_start|>system
+Functions: {% for tool in tools %}{{ tool | tojson }}
+{% endfor %}To call one: <tool_call>{"name": NAME, "arguments": OBJECT}</tool_call><|im_end|>
+{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}
+{% if m.content %}{{ m.content }}{% endif %}{% if m.tool_calls %}{% for call in m.tool_calls %}
+<tool_call>
+{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
+</tool_call>{% endfor %}{% endif %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
 
 @pytest.fixture(scope="module")
 def server(tiny: Path) -> Iterator[Running]:
-    models = {"tiny": open_served(tiny, n_ctx=2048), "embedder": open_served(tiny, embedding=True)}
-    with running(models) as server:
+    with running(str(tiny), "-c", "2048", *LONGER) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def client(server: Running) -> Iterator[openai.OpenAI]:
     with openai.DefaultHttpxClient(verify=False) as http:
+        yield openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", http_client=http, max_retries=0, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def embedder(tiny: Path) -> Iterator[openai.OpenAI]:
+    args = (str(tiny), "-c", "8192", "--embedding", *LONGER)
+    with running(*args) as server, openai.DefaultHttpxClient(verify=False) as http:
         yield openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", http_client=http, max_retries=0, timeout=60)
 
 
@@ -69,8 +87,7 @@ def test_completion_and_models(client: openai.OpenAI) -> None:
     done = client.completions.create(model="tiny", prompt="w1", max_tokens=4, temperature=0, extra_body={"skip": "off"})
     parts = client.completions.create(model="tiny", prompt="w1", max_tokens=4, temperature=0, stream=True)
     assert "".join(part.choices[0].text for part in parts) == done.choices[0].text
-    assert [model.id for model in client.models.list()] == ["tiny", "embedder"]
-    assert client.models.retrieve("tiny").id == "tiny"
+    assert [model.id for model in client.models.list()] == ["tiny"]
 
 
 def test_errors(client: openai.OpenAI) -> None:
@@ -98,55 +115,101 @@ def test_json_schema(client: openai.OpenAI) -> None:
     assert person["ok"] is True
 
 
-def test_tools(client: openai.OpenAI) -> None:
-    kwargs: dict[str, Any] = {
-        "model": "tiny",
-        "messages": MESSAGES,
-        "tools": [TOOL],
-        "temperature": 0,
-        "max_tokens": 400,
-    }
-    choices: Any = ({"type": "function", "function": {"name": "look_up"}}, "required")
-    for choice in choices:
-        answer = client.chat.completions.create(**kwargs, tool_choice=choice)
-        calls = answer.choices[0].message.tool_calls
-        assert calls
-        assert calls[0].function.name == "look_up"
-        arguments = json.loads(calls[0].function.arguments)
-        assert arguments["ok"] is True
-        with client.chat.completions.stream(**kwargs, tool_choice=choice) as stream:
-            streamed = stream.get_final_completion().choices[0].message.tool_calls
-        assert streamed
-        assert (streamed[0].function.name, streamed[0].function.arguments) == ("look_up", calls[0].function.arguments)
-    result = {"role": "tool", "tool_call_id": calls[0].id, "content": "w9"}
-    messages = [*MESSAGES, answer.choices[0].message.model_dump(exclude_none=True), result]
-    assert client.chat.completions.create(model="tiny", messages=messages, max_tokens=3).choices
-    wrongs: Any = ({"type": "function", "function": {"name": "other"}}, "sometimes")
-    for wrong in wrongs:
-        with pytest.raises(openai.BadRequestError):
-            client.chat.completions.create(**kwargs, tool_choice=wrong)
+def test_tools(tiny: Path, client: openai.OpenAI) -> None:
+    """With a template that puts them to the model; what it says before a call is its own, so only what it is held to is
+    looked at."""
+    kwargs: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "tools": [TOOL], "max_tokens": 8}
     two = [TOOL, {**TOOL, "function": {**TOOL["function"], "name": "other"}}]
-    with pytest.raises(openai.BadRequestError, match="tool_choice"):
-        client.chat.completions.create(**{**kwargs, "tools": two}, tool_choice="required")
+    with running(str(tiny), "-c", "4096", "--chat-template", TEMPLATE, *LONGER) as server:
+        for tools, choice, names in (
+            ([TOOL], {"type": "function", "function": {"name": "look_up"}}, {"look_up"}),
+            (two, {"type": "function", "function": {"name": "other"}}, {"other"}),
+            (two, "required", {"look_up", "other"}),
+        ):
+            body = {**kwargs, "tools": tools, "tool_choice": choice, "verbose": True}
+            answer = server.post("/v1/chat/completions", body).json()
+            grammar = answer["__verbose"]["generation_settings"]["grammar"]
+            assert {name for name in ("look_up", "other") if f'"{name}"' in grammar} == names
+            assert "grammar_lazy" not in answer or not answer["grammar_lazy"]
+        call = {"id": "1", "type": "function", "function": {"name": "look_up", "arguments": '{"name": "x"}'}}
+        messages = [*MESSAGES, {"role": "assistant", "content": None, "tool_calls": [call]}]
+        messages.append({"role": "tool", "tool_call_id": "1", "content": "w9"})
+        assert server.post("/v1/chat/completions", {**kwargs, "messages": messages}).status_code == 200
+        wrong = {**kwargs, "tool_choice": {"type": "function", "function": {"name": "nothing"}}}
+        assert server.post("/v1/chat/completions", wrong).json()["error"]["param"] == "tool_choice"
+        assert server.post("/v1/chat/completions", {**kwargs, "tool_choice": "sometimes"}).status_code == 400
+    with pytest.raises(openai.BadRequestError, match="knows no tools"):
+        client.chat.completions.create(**kwargs, tool_choice="required")
 
 
-def test_embeddings(client: openai.OpenAI, tiny: Path) -> None:
+def test_embeddings(embedder: openai.OpenAI, tiny: Path) -> None:
     texts = ["w1 w2 w3", "w4"]
-    answer = client.embeddings.create(model="embedder", input=texts)  # in base64, which is what this client asks for
-    plain = client.embeddings.create(model="embedder", input=texts[0], encoding_format="float")
+    answer = embedder.embeddings.create(model="tiny", input=texts)  # in base64, which is what this client asks for
+    plain = embedder.embeddings.create(model="tiny", input=texts[0], encoding_format="float")
     llm = pyskip.Llama(tiny, n_ctx=512, n_threads=1, n_threads_batch=1, embedding=True, verbose=False)
     expected = llm.create_embedding(texts)["data"]
     llm.close()
     for item, want in zip(answer.data, expected, strict=True):
-        assert item.embedding == pytest.approx(np.mean(want["embedding"], axis=0))
-    assert plain.data[0].embedding == pytest.approx(answer.data[0].embedding)
-    before = client.chat.completions.create(model="embedder", messages=MESSAGES, max_tokens=5, temperature=0)
-    client.embeddings.create(model="embedder", input=texts)
-    after = client.chat.completions.create(model="embedder", messages=MESSAGES, max_tokens=5, temperature=0)
+        mean = np.mean(want["embedding"], axis=0)
+        assert item.embedding == pytest.approx(mean / np.linalg.norm(mean), abs=2e-3)
+        assert np.linalg.norm(item.embedding) == pytest.approx(1, abs=1e-4)
+    assert plain.data[0].embedding == pytest.approx(answer.data[0].embedding, abs=1e-5)
+    long = embedder.embeddings.create(model="tiny", input="w1 " * 2000)
+    assert long.usage.prompt_tokens >= 4000
+    assert np.linalg.norm(long.data[0].embedding) == pytest.approx(1, abs=1e-4)
+    before = embedder.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=5, temperature=0)
+    embedder.embeddings.create(model="tiny", input=texts)
+    after = embedder.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=5, temperature=0)
     assert before.choices == after.choices
-    for model, text in (("tiny", "w1"), ("embedder", ""), ("embedder", [[1, 2]]), ("embedder", "w1 " * 600)):
+    nothing: Any = ("", [], ["w1", ""])
+    for text in nothing:
         with pytest.raises(openai.BadRequestError):
-            client.embeddings.create(model=model, input=text)
+            embedder.embeddings.create(model="tiny", input=text)
+
+
+def test_logprobs_and_choices(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="tiny", messages=MESSAGES, max_tokens=24, n=2, logprobs=True, top_logprobs=3, temperature=1
+    )
+    assert len(answer.choices) == 2
+    told = [choice.logprobs.content for choice in answer.choices if choice.logprobs is not None]
+    assert told  # tokens that are part of a character have none
+    assert all(len(token.top_logprobs) == 3 for tokens in told for token in tokens or ())
+
+
+def test_fields_that_are_null(server: Running) -> None:
+    """What a client sends that writes down every field that it knows."""
+    fields = (
+        "max_tokens", "max_completion_tokens", "temperature", "top_p", "n", "stop", "seed", "logprobs", "top_logprobs",
+        "logit_bias", "response_format", "tools", "tool_choice", "stream", "stream_options", "user",
+        "frequency_penalty", "presence_penalty", "parallel_tool_calls", "skip", "skip_trace", "skip_prompt",
+        "reasoning_effort", "metadata",
+    )  # fmt: skip
+    for field in fields:
+        answer = server.post("/v1/chat/completions", {"messages": MESSAGES, "n_predict": 2, field: None})
+        assert answer.status_code == 200, f"{field}: {answer.text}"
+
+
+def test_a_reply_goes_back_as_it_came(client: openai.OpenAI) -> None:
+    first = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=4)
+    messages = [*MESSAGES, first.choices[0].message.model_dump(), {"role": "user", "content": "w4"}]
+    assert client.chat.completions.create(model="tiny", messages=messages, max_tokens=4).choices
+
+
+def test_tools_of_odd_shapes(client: openai.OpenAI) -> None:
+    """Without parameters, with null for them, with a property named as a keyword of schemas."""
+    shapes: Any = (
+        {"name": "f"},
+        {"name": "f", "parameters": None, "description": None},
+        {"name": "f", "parameters": {"type": "object", "properties": {"pattern": {"type": "string"}}}},
+    )
+    for shape in shapes:
+        tools: Any = [{"type": "function", "function": shape}]
+        for choice in ("auto", "none"):
+            answer = client.chat.completions.create(
+                model="tiny", messages=MESSAGES, tools=tools, tool_choice=choice, max_tokens=4
+            )
+            assert answer.choices
 
 
 def test_langchain(server: Running) -> None:
@@ -159,9 +222,6 @@ def test_langchain(server: Running) -> None:
         short = chat.bind(max_tokens=6)
         whole = short.invoke("w1 w2")
         assert "".join(part.content for part in short.stream("w1 w2")) == whole.content
-        called = chat.bind_tools([TOOL], tool_choice="look_up").invoke("w1")
-        assert called.tool_calls[0]["name"] == "look_up"
-        assert called.tool_calls[0]["args"]["ok"] is True
         person = chat.with_structured_output({"title": "person", **SCHEMA}, method="json_schema").invoke("w1")
         assert person["ok"] is True
 
@@ -196,6 +256,6 @@ def test_llm_by_its_own_openai_models(server: Running, tmp_path: Path) -> None:
 def test_a_model_without_a_template_speaks_chatml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gguf.GGUFWriter.add_chat_template", lambda *_: None)
     make_random.make(tmp_path / "bare.gguf", make_random.SHAPES["tiny"])
-    llm = open_served(tmp_path / "bare.gguf")
-    assert llm.chat_format == "chatml"
-    llm.close()
+    with running(str(tmp_path / "bare.gguf")) as server:
+        prompt = server.post("/apply-template", {"messages": MESSAGES}).json()["prompt"]
+    assert prompt.startswith("<|im_start|>user\nw1 w2 w3<|im_end|>")

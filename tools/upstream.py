@@ -30,11 +30,9 @@ except ModuleNotFoundError:  # Python 3.10
 PATCHES = Path(__file__).resolve().parent.parent / "patches"
 # What libllama and ggml are built from; the rest of upstream's tree stays in the archive.
 PARTS = ("CMakeLists.txt", "LICENSE", "cmake/", "ggml/", "include/", "licenses/", "scripts/", "src/", "vendor/")
-# And pyskip's converter of JSON schemas (CMakeLists.txt: pyskip-schema).
-PARTS += tuple(f"common/{name}" for name in ("common.h", "json.h", "json.cpp", "json-schema.h", "json-schema.cpp"))
-PARTS += tuple(f"common/{name}" for name in ("json-schema-to-grammar.h", "json-schema-to-grammar.cpp"))
-PARTS += tuple(f"common/{name}" for name in ("trie.h", "trie.cpp", "unicode.h", "unicode.cpp"))
-TEST_PARTS = ("common/", "models/", "tests/", "tools/mtmd/", "tools/server/")
+# And pyskip's converter of JSON schemas and its server (CMakeLists.txt, cmake/server.cmake).
+PARTS += ("common/", "tools/mtmd/", "tools/server/")
+TEST_PARTS = ("models/", "tests/")
 STAMP = ".pyskip-stamp"
 
 

@@ -96,9 +96,10 @@ def check(wheel: Path, arch: str) -> None:
     if not re.fullmatch(rf"pyskip-[^-]+-cp310-abi3-manylinux_2_\d+_{arch}\.whl", wheel.name):
         raise Failure(f"{wheel.name} was built, expected pyskip-VERSION-cp310-abi3-manylinux_2_N_{arch}.whl")
     with zipfile.ZipFile(wheel) as archive:
-        libraries = [name for name in archive.namelist() if re.search(r"\.so(\.[\d.]+)?$", name)]
+        libraries = [name for name in archive.namelist() if re.search(r"\.so(\.[\d.]+)?$|/pyskip-server$", name)]
         wanted = [f"pyskip/lib/libggml-cpu-{name}.so" for name in BACKENDS[arch].split()]
-        missing = {"pyskip/_native.abi3.so", "pyskip/lib/libllama.so", *wanted} - set(libraries)
+        wanted += ["pyskip/_native.abi3.so", "pyskip/lib/libllama.so", "pyskip/lib/pyskip-server"]
+        missing = set(wanted) - set(libraries)
         if missing:
             raise Failure(
                 f"{wheel.name} has no {min(missing)}: build with PYSKIP_PORTABLE=ON and a compiler that knows all "

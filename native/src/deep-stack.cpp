@@ -11,7 +11,10 @@ struct deep_task {
     std::exception_ptr            thrown;
 };
 
+thread_local bool is_deep = false;
+
 void * deep_run(void * data) {
+    is_deep          = true;
     deep_task & todo = *(deep_task *) data;
     try {
         todo.run();
@@ -41,4 +44,8 @@ bool pyskip_on_deep_stack(size_t n_bytes, const std::function<void()> & run) {
         std::rethrow_exception(todo.thrown);
     }
     return true;
+}
+
+bool pyskip_is_on_deep_stack() {
+    return is_deep;
 }

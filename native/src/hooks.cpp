@@ -2,11 +2,16 @@
 
 #include "access.h"
 #include "attach.h"
+#include "deep-stack.h"
 #include "llama-batch.h"
 #include "llama-graph.h"
+#include "llama.h"
 #include "state.h"
 
 #include <algorithm>
+#include <mutex>
+#include <stdexcept>
+#include <string>
 
 void pyskip_hook_reuse(pyskip_state * state, const llama_ubatch & ubatch, llm_graph_result * previous) {
     if (state && !state->plan(ubatch)) {
@@ -84,4 +89,26 @@ void pyskip_hook_seq_div(const llama_memory_i * mem, int32_t seq_id, int32_t p0,
     if (const auto state = pyskip_state_of(mem)) {
         state->sequences.div(seq_id, p0, p1, d);
     }
+}
+
+static constexpr int32_t SHORT_TEXT     = 2048; // bytes that every thread's stack is enough for
+static constexpr size_t  STACK_PER_BYTE = 1024; // std::regex takes less than 350 a character, unoptimised more
+
+bool pyskip_hook_is_long(int32_t n_text) {
+    return n_text > SHORT_TEXT && !pyskip_is_on_deep_stack();
+}
+
+int32_t pyskip_hook_tokenize(const llama_vocab * vocab, const char * text, int32_t n_text, int32_t * tokens,
+                             int32_t n_tokens, bool add_special, bool parse_special) {
+    static std::mutex                 one; // what it takes of memory is hundreds of times the text
+    const std::lock_guard<std::mutex> lock(one);
+
+    int32_t n = 0;
+    if (!pyskip_on_deep_stack((size_t) n_text * STACK_PER_BYTE, [&] {
+            n = llama_tokenize(vocab, text, n_text, tokens, n_tokens, add_special, parse_special);
+        })) {
+        throw std::runtime_error("no memory for a stack to split a text of " + std::to_string(n_text) +
+                                 " bytes on: split it into smaller texts");
+    }
+    return n;
 }

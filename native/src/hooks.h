@@ -10,6 +10,7 @@ struct ggml_cgraph;
 struct llama_batch;
 struct llama_memory_i;
 struct llama_ubatch;
+struct llama_vocab;
 struct pyskip_state;
 class llm_graph_result;
 
@@ -35,3 +36,9 @@ void pyskip_hook_seq_cp(const llama_memory_i * mem, int32_t seq_id_src, int32_t 
 void pyskip_hook_seq_keep(const llama_memory_i * mem, int32_t seq_id);
 void pyskip_hook_seq_add(const llama_memory_i * mem, int32_t seq_id, int32_t p0, int32_t p1, int32_t delta);
 void pyskip_hook_seq_div(const llama_memory_i * mem, int32_t seq_id, int32_t p0, int32_t p1, int32_t d);
+
+// llama_tokenize: a text that this thread's stack may not be deep enough for
+bool    pyskip_hook_is_long(int32_t n_text);
+// is split in another thread, one at a time. Throws if there is no memory for its stack
+int32_t pyskip_hook_tokenize(const llama_vocab * vocab, const char * text, int32_t n_text, int32_t * tokens,
+                             int32_t n_tokens, bool add_special, bool parse_special);

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
+import contextlib
 import ipaddress
 import os
 import re
+import socket
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from . import ui
-from .options import FiniteFloat, ModelOptions, load, model_options
+from .options import FiniteFloat, ModelOptions, model_options
+
+if TYPE_CHECKING:
+    from pyskip.server.program import ServedModel
 
 __all__ = ["serve"]
 
-EXTRA = ("fastapi", "uvicorn", "pydantic_settings", "sse_starlette", "starlette_context", "prometheus_client")
+
+class _Passing(click.Command):
+    """What follows `--` goes on to llama-server."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        at = args.index("--") if "--" in args else len(args)
+        ctx.meta["pyskip.rest"] = args[at + 1 :]
+        return super().parse_args(ctx, args[:at])
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return [*super().collect_usage_pieces(ctx), "[-- LLAMA-SERVER FLAG...]"]
 
 
-@click.command()
+@click.command(cls=_Passing)
 @click.argument("models", nargs=-1, metavar="[[NAME=]MODEL]...")
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="HOST", help="Address to listen at.")
 @click.option(
@@ -29,7 +44,7 @@ EXTRA = ("fastapi", "uvicorn", "pydantic_settings", "sse_starlette", "starlette_
     "--api-key", envvar="PYSKIP_API_KEY", metavar="KEY", help="Key that requests must bear. [env: PYSKIP_API_KEY]"
 )
 @model_options
-@click.option("--embedding", is_flag=True, help="Load the models for /v1/embeddings too.")
+@click.option("--embedding", is_flag=True, help="Serve /v1/embeddings too.")
 @click.option("--max-tokens", type=click.IntRange(1), metavar="N", help="Tokens that a request may generate.")
 @click.option(
     "--max-queue", type=click.IntRange(0), default=256, show_default=True, metavar="N", help="Requests that may wait."
@@ -39,8 +54,8 @@ EXTRA = ("fastapi", "uvicorn", "pydantic_settings", "sse_starlette", "starlette_
 )
 @click.option(
     "--timeout",
-    type=FiniteFloat(0.0, min_open=True),
-    default=30.0,
+    type=click.IntRange(1, 86400),
+    default=30,
     show_default=True,
     metavar="SECONDS",
     help="For a client to send its request, and to take what it is sent.",
@@ -60,51 +75,116 @@ def serve(
     api_key: str | None,
     options: ModelOptions,
     embedding: bool,
-    max_tokens: int | None,
-    max_queue: int,
-    max_body: int,
-    timeout: float,
-    grace: float,
+    **limits: Any,
 ) -> int:
     """Serve MODELs over HTTP as OpenAI does, with a page to try them at /.
 
     MODEL is a path, a name of pyskip list, hf:REPO[:FILE], or demo, which is the default. Requests name it by NAME, or
-    by the file's name. They may carry "skip", which is a specification as --skip takes it.
+    by the file's name. They may carry "skip", which is a specification as --skip takes it. The server is llama.cpp's:
+    its own flags follow `--`, as in `pyskip serve MODEL -- --parallel 8`.
     """
-    _check_extra()
     names = _named(models or ("demo",))
-    if api_key is not None and not (api_key and api_key.isascii() and api_key.isprintable()):
-        raise click.BadParameter("expected printable ASCII.", param_hint="--api-key")
+    _check(options)
+    if api_key is not None and not (api_key and api_key.isascii() and api_key.isprintable() and "," not in api_key):
+        raise click.BadParameter("expected printable ASCII without commas.", param_hint="--api-key")
+    address, port = _free(host, port)
+    if api_key is None and not ipaddress.ip_address(address).is_loopback:
+        ui.note(f"warning: {address} is open to others, and there is no --api-key")
 
-    from pyskip.server.app import Service
-    from pyskip.server.limits import Limits
-    from pyskip.server.run import Server, bind
-    from pyskip.server.served import ServedLlama
+    from pyskip.server.program import command, program
 
-    with bind(host, port) as sock:
-        address = sock.getsockname()[:2]
-        shown = f"[{address[0]}]" if ":" in address[0] else address[0]
-        is_local = ipaddress.ip_address(address[0]).is_loopback
-        if api_key is None and not is_local:
-            ui.note(f"warning: {address[0]} is open to others, and there is no --api-key")
-        open_model = functools.partial(ServedLlama, embedding=embedding)
-        llms = {name: load(model, options, open_model) for name, model in names.items()}
-        hosts = frozenset({"localhost", "127.0.0.1", "[::1]", shown}) if is_local and api_key is None else None
-        settings = Limits(api_key, hosts, max_queue, max_body, max_tokens, timeout, grace)
-        service = Service(llms, settings)
-        where = f"http://{shown}:{address[1]}"
-        server = Server(service, lambda: ui.note(f"serving {', '.join(names)} at {where}; Ctrl-C stops"))
-        server.run(sockets=[sock])
-    ui.must_exit_now = not service.close()
-    return 130 if server.force_exit else 0
+    program()  # before anything is downloaded
+    served = {name: _served(model, options) for name, model in names.items()}
+    flags = ["--host", address, "--port", str(port), "--kernels", options.kernels, *_threads(options)]
+    flags += ["--only-named", "1", "--metrics"]
+    own = {"skip": options.skip, "skip_prompt": options.skip_prompt, "profile": options.profile, **limits}
+    for key, value in own.items():
+        flags += [] if value is None else [f"--{key.replace('_', '-')}", str(value)]
+    if embedding:
+        n = str(max(model.n_ctx for model in served.values()))
+        flags += ["--embeddings", "--pooling", "mean", "--batch-size", n, "--ubatch-size", n]
+    if options.verbose:
+        flags += ["--log-verbosity", "3"]
+    if api_key is not None:
+        os.environ["LLAMA_API_KEY"] = api_key  # which no list of processes shows
+    args = command(served, [*flags, *click.get_current_context().meta["pyskip.rest"]])
+    os.execv(args[0], args)
 
 
-def _check_extra() -> None:
-    missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
-    if missing:
-        raise click.ClickException(
-            f"pyskip serve needs {', '.join(missing)}, not installed: pip install 'pyskip[server]'"
-        )
+def _threads(options: ModelOptions) -> list[str]:
+    from pyskip.system import physical_cores
+
+    n = str(options.n_threads or physical_cores())
+    return ["--threads", n, "--threads-batch", n]
+
+
+def _check(options: ModelOptions) -> None:
+    """Before anything is loaded. Raises PolicyError for a malformed specification."""
+    from pyskip.policy import parse_skip
+
+    if options.target_tps is not None or options.max_skip is not None:
+        raise click.UsageError("the server keeps no pace: leave --target-tps and --max-skip out, and give a rate.")
+    if options.low_memory:
+        raise click.UsageError("the server has no --low-memory: leave it out.")
+    policy = parse_skip("off" if options.skip is None else options.skip)
+    if options.skip_prompt is not None and options.skip is not None:
+        policy.with_prompt(options.skip_prompt)
+
+
+def _served(model: str, options: ModelOptions) -> ServedModel:
+    from pyskip.models.gguf_info import inspect
+    from pyskip.models.profile import Profile, find_profile
+    from pyskip.policy import Profiled, parse_skip
+    from pyskip.server.program import ServedModel
+
+    path = ui.resolve(model)
+    info = inspect(path)
+    if options.profile is None:
+        profile = find_profile(path, info.fingerprint)
+    else:
+        profile = Profile(options.profile)
+        profile.check_model(info.fingerprint, str(path))
+    if options.skip is None and profile is None:
+        ui.note(f"running {model} dense: there is no profile for it; pyskip calibrate makes one")
+    elif options.skip is None and profile is not None:
+        point = profile.recommended
+        ui.note(f"{model}: requests without skip skip about {point.rate:.0%} of FFN blocks; --skip off runs them dense")
+    elif profile is not None:
+        policy = parse_skip(options.skip or "off")
+        if isinstance(policy, Profiled):
+            profile.threshold(policy)  # raises beyond the curve
+    return ServedModel(path, options.n_ctx or info.default_n_ctx, _template_file(options.chat_template))
+
+
+def _template_file(given: str | None) -> Path | None:
+    """A file of the chat template."""
+    if given is None:
+        return None
+    if "{" not in given:
+        if not os.path.isfile(given):
+            raise click.BadParameter(f"{given}: no such file.", param_hint="--chat-template")
+        return Path(given)
+    with tempfile.TemporaryFile() as file:
+        file.write(given.encode())
+        file.flush()
+        copy = os.dup(file.fileno())
+    os.set_inheritable(copy, True)
+    return Path(f"/proc/self/fd/{copy}")
+
+
+def _free(host: str, port: int) -> tuple[str, int]:
+    """The address that a host name stands for, which can be listened at. Raises OSError."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with contextlib.closing(socket.socket(family, kind, proto)) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(address)
+            return str(sock.getsockname()[0]), port
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise OSError(f"cannot listen at {host}:{port} ({reason}): choose another --host or --port") from error
 
 
 def _named(models: tuple[str, ...]) -> dict[str, str]:

@@ -1,40 +1,37 @@
-"""A server of this process, for the tests of `pyskip serve`: real sockets on the loopback, one model or more."""
+"""The server as a process of its own, for the tests of `pyskip serve`: real sockets on the loopback."""
 
 from __future__ import annotations
 
 import json
+import re
+import signal
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from typing import IO, Any
 
 import httpx
+import pytest
 
-from pyskip.server.app import Service
-from pyskip.server.limits import Limits
-from pyskip.server.run import Server, bind
-from pyskip.server.served import ServedLlama
+__all__ = ["ALTERNATE", "Running", "running", "start", "wait_until"]
 
 ALTERNATE = "cosine:threshold=-1,run=1,cold_start=1,cold_end=1,warmup=0"  # skips layers 2 and 4 of 6, whatever they say
 
 
-def open_served(path: Path, **kwargs: Any) -> ServedLlama:
-    kwargs = {"n_ctx": 512, "n_threads": 1, "n_threads_batch": 1, "verbose": False, **kwargs}
-    return ServedLlama(path, **kwargs)
-
-
 @dataclass
 class Running:
-    service: Service
-    server: Server
-    port: int
+    process: subprocess.Popen[str]
+    url: str
     client: httpx.Client  # one: each reads the certificates of the system anew, to no use here
+    said: list[str] = field(default_factory=list)  # on stderr, line by line
 
     @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
 
     def post(self, path: str, body: Any, **kwargs: Any) -> httpx.Response:
         raw = body if isinstance(body, (bytes, str)) else json.dumps(body)
@@ -44,23 +41,63 @@ class Running:
     def get(self, path: str, **kwargs: Any) -> httpx.Response:
         return self.client.get(self.url + path, **kwargs)
 
+    def metric(self, name: str) -> float:
+        """Of GET /metrics; 0 if it is not there."""
+        found = re.search(rf"^{re.escape(name)} (\S+)$", self.get("/metrics").text, re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+
+def start(*args: str) -> tuple[subprocess.Popen[str], str, list[str]]:
+    """`pyskip serve` on a free port: the process, its address, and what it goes on to say on stderr."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pyskip", "serve", "--port", "0", *args],
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, errors="replace",
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    assert process.stderr is not None
+    watch = threading.Timer(120, process.kill)
+    watch.start()
+    said: list[str] = []
+    before: list[str] = []
+    for line in process.stderr:
+        found = re.search(r" at (http://127\.0\.0\.1:\d+);", line)
+        if found:
+            watch.cancel()
+            threading.Thread(target=_listen, args=(process.stderr, said), daemon=True).start()
+            return process, found[1], said
+        before.append(line)
+    watch.cancel()
+    process.wait()
+    pytest.fail("".join(before))
+
+
+def _listen(stream: IO[str], said: list[str]) -> None:
+    with stream:
+        said.extend(stream)
+
 
 @contextmanager
-def running(models: dict[str, ServedLlama], settings: Limits | None = None) -> Iterator[Running]:
-    """The server of these models, until the block ends; then all of it has ended."""
-    service = Service(models, settings or Limits(grace=5))
-    up = threading.Event()
-    with bind("127.0.0.1", 0) as sock:
-        server = Server(service, up.set)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
-        port = sock.getsockname()[1]
-        thread.start()
-        assert up.wait(30)
+def running(*args: str) -> Iterator[Running]:
+    """The server of this command line, with one thread, until the block ends; then all of it has ended."""
+    process, url, said = start("-t", "1", *args)
+    try:
+        with httpx.Client(timeout=60, verify=False, limits=httpx.Limits(max_connections=None)) as client:
+            yield Running(process, url, client, said)
+    finally:
+        for sig in (signal.SIGTERM, signal.SIGTERM):
+            if process.poll() is None:
+                process.send_signal(sig)
+                time.sleep(0.2)
         try:
-            with httpx.Client(timeout=60, verify=False, limits=httpx.Limits(max_connections=None)) as client:
-                yield Running(service, server, port, client)
-        finally:
-            server.stop()
-            thread.join(30)
-            assert not thread.is_alive()
-            assert service.close()
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            pytest.fail("the server did not end on two signals")
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)

@@ -45,6 +45,7 @@ class Served:
 
     def __init__(self, model: Path) -> None:
         command = ["serve", str(model), "-t", "1", "-c", "512", "--port", "0", "--timeout", "5", "--max-queue", "1000"]
+        command += ["--", "--no-cache-prompt"]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "pyskip", *command], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
         )
@@ -120,7 +121,7 @@ class Siege:
             await self._ask(client, 0)
             self.n_same -= 1
             metrics = (await client.get("/metrics")).text
-            for gauge in ("pyskip_queue_depth 0.0", "pyskip_requests_running 0.0"):
+            for gauge in ("pyskip_queue_depth 0\n", "pyskip_requests_running 0\n"):
                 if gauge not in metrics:
                     self.wrong.append(f"no {gauge} when all was over")
 
@@ -133,7 +134,7 @@ class Siege:
             return
         if stream:
             events = [line[6:] for line in answer.text.split("\n") if line.startswith("data: {")]
-            text = "".join(json.loads(event)["choices"][0]["delta"].get("content", "") for event in events)
+            text = "".join(json.loads(event)["choices"][0]["delta"].get("content") or "" for event in events)
         else:
             text = answer.json()["choices"][0]["message"]["content"]
         if text == self.alone[which]:

@@ -60,7 +60,10 @@ export async function models(askKey) {
 
 /** The chunks of a streamed chat completion, as the API sends them. Throws AbortError when the signal is set. */
 export async function* chat(body, signal, askKey) {
-  const stream = { stream: true, stream_options: { include_usage: true }, skip_trace: true };
+  const stream = {
+    stream: true, stream_options: { include_usage: true }, skip_trace: true,
+    reasoning_format: "none", // tokens and text are told together
+  };
   const response = await request("v1/chat/completions", { body: { ...body, ...stream }, signal, askKey });
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";

@@ -1,0 +1,100 @@
+#include "answer.h"
+
+#include "json.h"
+#include "server-task.h"
+#include "turn.h"
+
+// Bytes of the character at `at`; 0: it is none; beyond the text: it may become one.
+static size_t length_of(const std::string & text, size_t at) {
+    const auto byte = [&](size_t i) { return (unsigned char) text[i]; };
+    size_t     n    = 1;
+    if (byte(at) >= 0x80) {
+        n = byte(at) >= 0xC2 && byte(at) < 0xE0   ? 2
+            : byte(at) >= 0xE0 && byte(at) < 0xF0 ? 3
+            : byte(at) >= 0xF0 && byte(at) < 0xF5 ? 4
+                                                  : 0;
+    }
+    for (size_t i = at + 1; i < at + n && i < text.size(); ++i) {
+        if ((byte(i) & 0xC0) != 0x80) {
+            return 0;
+        }
+    }
+    const bool is_surrogate = n == 3 && at + 1 < text.size() && byte(at) == 0xED && byte(at + 1) >= 0xA0;
+    return is_surrogate ? 0 : n;
+}
+
+void pyskip_answer_mend(std::string & text) {
+    for (size_t at = 0; at < text.size();) {
+        const size_t n = length_of(text, at);
+        if (n == 0) {
+            text.replace(at, 1, "\xEF\xBF\xBD");
+        }
+        at += n == 0 ? 3 : n;
+    }
+}
+
+static json trace_of(const pyskip_told & told) {
+    json trace = json::array();
+    for (const pyskip_piece & piece : told.pieces) {
+        json layers = json::array();
+        for (const int32_t il : piece.skipped) {
+            layers.push_back(il);
+        }
+        trace.push_back(json{ { "text", piece.text }, { "skipped", layers } });
+    }
+    return trace;
+}
+
+// Only where upstream writes figures, never into what the model said.
+static void add_figures(json & node, const pyskip_told & told, double tokens_per_second) {
+    if (node.is_array()) {
+        for (size_t i = 0; i < node.size(); ++i) {
+            add_figures(node.at(i), told, tokens_per_second);
+        }
+        return;
+    }
+    if (!node.is_object()) {
+        return;
+    }
+    if (told.is_last && node.contains("usage") && node.at("usage").is_object()) {
+        node.at("usage")["skip_rate"]         = told.skip_rate;
+        node.at("usage")["tokens_per_second"] = tokens_per_second;
+    }
+    if (node.contains("timings") && node.at("timings").is_object()) {
+        node.at("timings")["skip_rate"] = told.skip_rate;
+    }
+    for (const char * inner : { "data", "response" }) { // of an event
+        if (node.contains(inner)) {
+            add_figures(node.at(inner), told, tokens_per_second);
+        }
+    }
+}
+
+static void add_trace(json & answer, const pyskip_told & told) {
+    const json trace = trace_of(told);
+    if (answer.is_null() || (answer.is_array() && answer.empty())) {
+        if (!told.pieces.empty()) { // tokens whose text is held back, or goes into nothing that is told
+            answer = json::array();
+            answer.push_back(
+                json{ { "object", "chat.completion.chunk" }, { "choices", json::array() }, { "skip_trace", trace } });
+        }
+        return;
+    }
+    json & at = answer.is_array() ? answer.at((size_t) 0) : answer;
+    if (!at.is_object() || (told.pieces.empty() && answer.is_array())) {
+        return;
+    }
+    (at.contains("data") ? at.at("data") : at)["skip_trace"] = trace;
+}
+
+void pyskip_answer_tell(json & answer, const server_task_result & result) {
+    const auto & told = result.pyskip;
+    if (!told) {
+        return;
+    }
+    const auto * last = dynamic_cast<const server_task_result_cmpl_final *>(&result);
+    if (told->is_traced) {
+        add_trace(answer, *told);
+    }
+    add_figures(answer, *told, last ? last->stats.n_gen_tps() : 0.0);
+}

@@ -1,0 +1,231 @@
+#include "model.h"
+
+#include "llama.h"
+#include "policy.h"
+#include "settings.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+
+#include <unistd.h>
+
+namespace fs = std::filesystem;
+
+static constexpr size_t N_ERROR   = 4096 + 512;
+static constexpr size_t MAX_TRACE = 65536; // tokens between two looks of a slot at what it decoded
+
+pyskip_served_model & pyskip_server_model() {
+    static pyskip_served_model model;
+    return model;
+}
+
+static fs::path path_beside(const fs::path & model) {
+    return model.parent_path() /
+           ((model.extension() == ".gguf" ? model.stem() : model.filename()).string() + ".skip.gguf");
+}
+
+// Of every model that comes with pyskip: beside the folder of this program.
+static std::vector<fs::path> bundled() {
+    std::vector<fs::path> found;
+    std::error_code       ignored;
+    const fs::path        self = fs::read_symlink("/proc/self/exe", ignored);
+    for (const auto & entry : fs::directory_iterator(self.parent_path().parent_path() / "profiles", ignored)) {
+        if (entry.path().extension() == ".gguf") {
+            found.push_back(entry.path());
+        }
+    }
+    std::sort(found.begin(), found.end());
+    return found;
+}
+
+// True if it is the model's. False without an error: it is another's, and nobody asked for it.
+bool pyskip_served_model::read_profile(const std::string & path, const std::string & fingerprint, bool is_asked_for,
+                                       std::string & error) {
+    char             line[N_ERROR];
+    pyskip_profile * read = nullptr;
+    if (pyskip_profile_load(path.c_str(), &read, line, sizeof(line)) != PYSKIP_STATUS_OK) {
+        error = line;
+        return false;
+    }
+    pyskip_profile_get(read, &info);
+    if (info.fingerprint != fingerprint) {
+        if (is_asked_for) {
+            error = path + ": pyskip.model_fingerprint: found " + info.fingerprint + ", expected " + fingerprint +
+                    " of " + model_path + ": a profile serves the one file that it was made for; run pyskip calibrate";
+        }
+        pyskip_profile_free(read);
+        return false;
+    }
+    profile = read;
+    points.resize(info.n_points);
+    pyskip_profile_get_points(profile, points.data());
+    return true;
+}
+
+bool pyskip_served_model::find_profile(const std::string & path, std::string & error) {
+    char             line[N_ERROR];
+    pyskip_gguf_info model{};
+    if (pyskip_gguf_inspect(path.c_str(), &model, line, sizeof(line)) != PYSKIP_STATUS_OK) {
+        error = line;
+        return false;
+    }
+    const std::string & asked_for = pyskip_server_settings().profile;
+    const fs::path      beside    = path_beside(path);
+    if (!asked_for.empty()) {
+        return read_profile(asked_for, model.fingerprint, true, error);
+    }
+    if (fs::exists(beside)) {
+        return read_profile(beside.string(), model.fingerprint, true, error);
+    }
+    for (const fs::path & other : bundled()) {
+        if (read_profile(other.string(), model.fingerprint, false, error) || !error.empty()) {
+            break;
+        }
+    }
+    return error.empty();
+}
+
+bool pyskip_served_model::load(const std::string & path, const std::string & name, llama_context * ctx, int32_t n_ctx,
+                               std::string & error) {
+    const bool is_first = model_path.empty();
+    model_path          = path;
+    model_name          = name;
+    if (is_first && !find_profile(path, error)) {
+        return false;
+    }
+    ctx_size = n_ctx;
+    char line[N_ERROR];
+    skippable.assign(pyskip_n_layer(ctx), 0);
+    if (pyskip_skippable(ctx, skippable.data(), skippable.size(), line, sizeof(line)) != PYSKIP_STATUS_OK) {
+        unskippable = line;
+    }
+    pyskip_set_trace(ctx, MAX_TRACE);
+    const pyskip_settings & settings = pyskip_server_settings();
+    try {
+        own = {};
+        if (!settings.skip.empty()) {
+            own = pyskip_spec_parse(settings.skip);
+        } else if (profile) {
+            own.type = PYSKIP_POLICY_PROFILE;
+        }
+        if (settings.skip_prompt >= 0.0 && (profile || !settings.skip.empty())) {
+            own = own.with_prompt(settings.skip_prompt);
+        }
+        check(own);
+    } catch (const pyskip_bad_spec & e) {
+        error = e.what();
+        return false;
+    }
+    return true;
+}
+
+void pyskip_server_load(const std::string & path, const std::string & name, llama_context * ctx, int32_t n_ctx) {
+    std::string error;
+    if (!pyskip_server_model().load(path, name, ctx, n_ctx, error)) {
+        std::fprintf(stderr, "pyskip: %s\n", error.c_str());
+        _exit(1);
+    }
+}
+
+void pyskip_served_model::check(const pyskip_spec & spec) const {
+    if (spec.type == PYSKIP_POLICY_OFF) {
+        return;
+    }
+    if (!unskippable.empty()) {
+        throw pyskip_bad_spec(unskippable);
+    }
+    if (spec.needs_profile()) {
+        if (!profile) {
+            const fs::path path = model_path;
+            throw pyskip_bad_spec(
+                "skip '" + spec.str() + "' needs a profile and " + path.filename().string() + " has none (no " +
+                path_beside(path).filename().string() +
+                "): make one with pyskip calibrate, name one with --profile, or use cosine or static");
+        }
+        if (spec.type == PYSKIP_POLICY_PROFILE && spec.rate.is_set) {
+            check_rate(spec.rate.value);
+        }
+        if (spec.type == PYSKIP_POLICY_PROFILE && spec.prompt.is_set) {
+            check_rate(spec.prompt.value);
+        }
+    }
+    pyskip_rule         rule;
+    std::string         line;
+    const pyskip_policy asked = policy(spec);
+    if (!pyskip_rule_init(rule, asked, n_layer(), line)) {
+        throw pyskip_bad_spec(line);
+    }
+    for (const int32_t il : spec.layers) {
+        if (!skippable[il]) {
+            throw pyskip_bad_spec("static names layer " + std::to_string(il) +
+                                  ", which has no FFN that can be skipped: leave it out");
+        }
+    }
+}
+
+void pyskip_served_model::check_rate(double rate) const {
+    const double last = points.back().rate;
+    if (rate > last + 5e-4) {
+        throw pyskip_bad_spec("rate " + pyskip_number(rate) + " is beyond the profile's curve, expected 0 to " +
+                              pyskip_number(std::floor(last * 1000.0) / 1000.0) + ": ask for less");
+    }
+}
+
+// The curve's threshold at a rate: straight between its points, below them falling without bound
+// (pyskip/models/profile.py).
+double pyskip_served_model::threshold(double rate) const {
+    const pyskip_profile_point & first = points.front();
+    if (rate < first.rate) {
+        if (rate == 0.0) {
+            return -INFINITY;
+        }
+        const double slope = points.size() > 1 ? ((double) points[1].threshold - first.threshold) /
+                                                     ((double) points[1].rate - first.rate)
+                                               : 1.0;
+        return first.threshold - ((first.rate - rate) * slope - std::log(rate / first.rate));
+    }
+    for (size_t i = 1; i < points.size(); ++i) {
+        if (rate <= points[i].rate) {
+            const double share = (rate - points[i - 1].rate) / ((double) points[i].rate - points[i - 1].rate);
+            return points[i - 1].threshold + share * ((double) points[i].threshold - points[i - 1].threshold);
+        }
+    }
+    return points.back().threshold;
+}
+
+static double log_error(const pyskip_maybe & error) {
+    return !error.is_set ? INFINITY : error.value > 0.0 ? std::log(error.value) : -INFINITY;
+}
+
+pyskip_policy pyskip_served_model::policy(const pyskip_spec & spec) const {
+    pyskip_policy policy{};
+    policy.type       = spec.type;
+    policy.run        = spec.run;
+    policy.cold_start = spec.cold_start;
+    policy.cold_end   = spec.cold_end;
+    policy.seed       = spec.seed;
+    policy.layers     = spec.layers.data();
+    policy.n_layers   = spec.layers.size();
+    policy.warmup     = (int32_t) spec.warmup.value;
+    if (spec.type == PYSKIP_POLICY_COSINE) {
+        policy.threshold = (float) std::clamp(spec.threshold, -3.0e38, 3.0e38);
+    }
+    if (spec.type == PYSKIP_POLICY_RANDOM) {
+        policy.rate      = (float) spec.rate.value;
+        policy.threshold = (float) log_error(spec.error);
+        policy.profile   = spec.stand_in ? profile : nullptr;
+    }
+    if (spec.type == PYSKIP_POLICY_PROFILE) {
+        const double rate = spec.rate.is_set ? spec.rate.value : recommended();
+        policy.profile    = profile;
+        policy.warmup     = spec.warmup.is_set ? policy.warmup : info.warmup;
+        policy.hold       = spec.hold;
+        policy.prefill    = spec.prefill;
+        policy.rate       = (float) std::clamp(rate, 0.0, 1.0);
+        policy.prompt     = (float) (spec.prefill && spec.hold ? rate : spec.prompt.value);
+        policy.threshold  = (float) (spec.error.is_set ? log_error(spec.error) : threshold(rate));
+    }
+    return policy;
+}

@@ -1,0 +1,67 @@
+// What the server knows of its model: which policies it can run, and what they need. Written while the model is loaded, only
+// read while requests run.
+
+#pragma once
+
+#include "pyskip.h"
+#include "spec.h"
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+struct llama_context;
+
+class pyskip_served_model {
+public:
+    // The model is loaded, the first time or again. False with a line in `error`.
+    bool load(const std::string & path, const std::string & name, llama_context * ctx, int32_t n_ctx,
+              std::string & error);
+
+    // Throws pyskip_bad_spec if the model lacks what the specification asks for.
+    void check(const pyskip_spec & spec) const;
+
+    // For pyskip_seq_set_policy(), of a specification that was checked. Valid as long as `spec` is.
+    pyskip_policy policy(const pyskip_spec & spec) const;
+
+    // Of a request that names none.
+    const pyskip_spec & standard() const { return own; }
+
+    // Whether the chat template puts tools to the model.
+    void set_tools(bool known) { knows_tools = known; }
+    bool has_tools() const { return knows_tools; }
+
+    const std::string & name() const { return model_name; }
+    int32_t             n_ctx() const { return ctx_size; } // of one request
+    int32_t             n_layer() const { return (int32_t) skippable.size(); }
+
+    bool                                      has_profile() const { return profile != nullptr; }
+    const std::vector<pyskip_profile_point> & curve() const { return points; }
+    double                                    recommended() const { return points[info.recommended].rate; }
+    const std::vector<uint8_t> &              layers() const { return skippable; }
+
+private:
+    bool   find_profile(const std::string & path, std::string & error);
+    bool   read_profile(const std::string & path, const std::string & fingerprint, bool is_asked_for,
+                        std::string & error);
+    double threshold(double rate) const;
+    void   check_rate(double rate) const;
+
+    std::string          model_name;
+    std::string          model_path;
+    int32_t              ctx_size    = 0;
+    bool                 knows_tools = true;
+    std::vector<uint8_t> skippable;
+    std::string          unskippable; // why nothing can be skipped
+
+    pyskip_profile *                  profile = nullptr;
+    pyskip_profile_info               info{};
+    std::vector<pyskip_profile_point> points;
+
+    pyskip_spec own;
+};
+
+pyskip_served_model & pyskip_server_model();
+
+// From upstream's load_model(). Ends the process with a line if the model cannot run what the command line asks for.
+void pyskip_server_load(const std::string & path, const std::string & name, llama_context * ctx, int32_t n_ctx);

@@ -1,0 +1,27 @@
+// Requests that are there: each holds a place from when its body was read until it was answered. As many as there are slots
+// run, the others wait; there are only so many places.
+
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+
+class pyskip_places {
+public:
+    // Of a model with n_slots, and n_queue more.
+    void open(int32_t n_slots, int32_t n_queue);
+
+    // None if all are taken. It is given back when the last copy goes.
+    std::shared_ptr<void> take();
+
+    int32_t n_taken() const { return taken; }
+    int32_t n_waiting() const;
+
+private:
+    int32_t              slots = 1;
+    int32_t              queue = 0;
+    std::atomic<int32_t> taken{ 0 };
+};
+
+pyskip_places & pyskip_server_places();

@@ -1,0 +1,113 @@
+#include "turn.h"
+
+#include "llama.h"
+#include "metrics.h"
+#include "model.h"
+#include "pyskip.h"
+
+#include <algorithm>
+#include <atomic>
+
+// What tells apart what is decided in two prompts. Empty: they run dense. A rate in prompts depends on where they end.
+static std::string prompt_rule(const pyskip_request & request) {
+    static std::atomic<uint64_t> n_prompts{ 0 };
+    if (!request.spec.decides_prompt()) {
+        return "";
+    }
+    const bool is_own = request.spec.type == PYSKIP_POLICY_PROFILE && (request.spec.hold || request.spec.prompt.is_set);
+    return request.text + (is_own ? " " + std::to_string(++n_prompts) : "");
+}
+
+bool pyskip_turn::begin(llama_context * context, int32_t seq, const pyskip_request_ptr & asked, size_t n_prompt,
+                        int32_t end, pyskip_origin & origin, size_t & n_reused, std::string & error) {
+    static const pyskip_request_ptr dense = std::make_shared<pyskip_request>();
+
+    ctx       = context;
+    seq_id    = seq;
+    n_layer   = pyskip_n_layer(ctx);
+    request   = asked ? asked : dense;
+    n_tokens  = 0;
+    n_skipped = 0;
+    take(); // what a task left behind that was cancelled
+    decided.clear();
+    pieces.clear();
+
+    char                line[4096 + 512] = "";
+    const pyskip_policy policy           = pyskip_server_model().policy(request->spec);
+    if (pyskip_seq_set_policy(ctx, seq_id, &policy, line, sizeof(line)) != PYSKIP_STATUS_OK) {
+        error = line;
+        return false;
+    }
+    pyskip_set_generated_from(ctx, seq_id, end);
+
+    const std::string rule = prompt_rule(*request);
+    n_reused               = origin.n_alike(n_reused, rule);
+    origin                 = { n_prompt, rule, request->spec.type == PYSKIP_POLICY_OFF ? "" : request->text };
+    return true;
+}
+
+void pyskip_turn::take() {
+    constexpr size_t                N = 64;
+    std::vector<pyskip_trace_token> tokens(N);
+    std::vector<uint8_t>            skipped(N * n_layer);
+    for (size_t n = N; n == N;) {
+        n = pyskip_seq_take_trace(ctx, seq_id, N, tokens.data(), skipped.data(), nullptr);
+        for (size_t i = 0; i < n; ++i) {
+            while (!decided.empty() && decided.back().pos >= tokens[i].pos) {
+                decided.pop_back(); // decoded again
+            }
+            decided.push_back({ tokens[i].pos, {} });
+            for (int32_t il = 0; il < n_layer; ++il) {
+                if (skipped[i * n_layer + il]) {
+                    decided.back().skipped.push_back(il);
+                }
+            }
+        }
+    }
+}
+
+void pyskip_turn::sampled(int32_t next) {
+    if (decided.empty()) {
+        take();
+        while (!decided.empty() && decided.back().pos >= next) {
+            decided.pop_back();
+        }
+    }
+    pyskip_piece piece;
+    if (!decided.empty()) {
+        piece.skipped = std::move(decided.front().skipped);
+        decided.pop_front();
+        n_tokens++;
+        n_skipped += (int64_t) piece.skipped.size();
+        pyskip_server_metrics().add(piece.skipped, n_layer);
+    }
+    if (request->is_traced) {
+        pieces.push_back(std::move(piece));
+    }
+}
+
+void pyskip_turn::said(const std::string & text) {
+    if (!pieces.empty()) {
+        pieces.back().text = text;
+    }
+}
+
+void pyskip_turn::ended(const std::string & held) {
+    if (held.empty() || !request->is_traced) {
+        return;
+    }
+    if (pieces.empty()) {
+        pieces.emplace_back();
+    }
+    pieces.back().text += held;
+}
+
+std::shared_ptr<const pyskip_told> pyskip_turn::tell(bool is_last) {
+    auto told       = std::make_shared<pyskip_told>();
+    told->is_last   = is_last;
+    told->is_traced = request && request->is_traced;
+    told->skip_rate = n_tokens > 0 ? (double) n_skipped / (double) (n_tokens * n_layer) : 0.0;
+    told->pieces    = std::move(pieces);
+    pieces.clear();
+    return told;
+}

@@ -1,0 +1,68 @@
+// One slot of the server under the policy of the request that it has: what of the slot's cache the request may use again,
+// what was decided for each of its tokens, and what is told of that. Upstream's server-context.cpp calls it (patches/);
+// only the thread that decodes does.
+
+#pragma once
+
+#include "origin.h"
+#include "request.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <string>
+#include <vector>
+
+struct llama_context;
+
+// A token, and the layers that were skipped in the decode that yielded it.
+struct pyskip_piece {
+    std::string          text;
+    std::vector<int32_t> skipped;
+};
+
+// What goes with a result to the thread that answers.
+struct pyskip_told {
+    bool                      is_last   = false;
+    bool                      is_traced = false;
+    double                    skip_rate = 0.0;
+    std::vector<pyskip_piece> pieces;
+};
+
+class pyskip_turn {
+public:
+    // A task begins, whose prompt has n_prompt tokens and ends at position `end`. Cuts n_reused to what of the slot's tokens
+    // this task would compute to the same. False with a line in `error`.
+    bool begin(llama_context * ctx, int32_t seq_id, const pyskip_request_ptr & request, size_t n_prompt, int32_t end,
+               pyskip_origin & origin, size_t & n_reused, std::string & error);
+
+    // A token was sampled; the sequence goes on at position `next`, what was decoded from there on was rejected.
+    void sampled(int32_t next);
+
+    // The text that may be sent because of it.
+    void said(const std::string & text);
+
+    // No more tokens come; the text that was held back.
+    void ended(const std::string & held);
+
+    std::shared_ptr<const pyskip_told> tell(bool is_last);
+
+private:
+    struct decision {
+        int32_t              pos;
+        std::vector<int32_t> skipped;
+    };
+
+    void take();
+
+    llama_context *      ctx     = nullptr;
+    int32_t              seq_id  = 0;
+    int32_t              n_layer = 0;
+    pyskip_request_ptr   request;
+    std::deque<decision> decided; // of tokens that were not sampled from yet
+
+    int64_t                   n_tokens  = 0; // decoded after the prompt
+    int64_t                   n_skipped = 0; // blocks
+    std::vector<pyskip_piece> pieces;
+};
