@@ -103,6 +103,7 @@ bool pyskip_served_model::load(const std::string & path, const std::string & nam
     }
     pyskip_set_trace(ctx, MAX_TRACE);
     const pyskip_settings & settings = pyskip_server_settings();
+    pyskip_set_streaming(ctx, settings.low_memory);
     try {
         own = {};
         if (!settings.skip.empty()) {

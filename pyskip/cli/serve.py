@@ -103,6 +103,8 @@ def serve(
     if embedding:
         n = str(max(model.n_ctx for model in served.values()))
         flags += ["--embeddings", "--pooling", "mean", "--batch-size", n, "--ubatch-size", n]
+    if options.low_memory:
+        flags += ["--low-memory", "1"]
     if options.verbose:
         flags += ["--log-verbosity", "3"]
     if api_key is not None:
@@ -124,8 +126,6 @@ def _check(options: ModelOptions) -> None:
 
     if options.target_tps is not None or options.max_skip is not None:
         raise click.UsageError("the server keeps no pace: leave --target-tps and --max-skip out, and give a rate.")
-    if options.low_memory:
-        raise click.UsageError("the server has no --low-memory: leave it out.")
     policy = parse_skip("off" if options.skip is None else options.skip)
     if options.skip_prompt is not None and options.skip is not None:
         policy.with_prompt(options.skip_prompt)
