@@ -5,13 +5,16 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import platform
 from pathlib import Path
 from typing import Any
 
 import gguf
+import make_random
 import numpy as np
 import numpy.typing as npt
 import pytest
+from serving import running
 
 import pyskip
 
@@ -76,10 +79,10 @@ def test_skipped_blocks_are_never_read(tiny: Path) -> None:
     llm.close()
 
 
-def read_alone(path: Path) -> bool:
+def read_alone(path: Path, process: int | str = "self") -> bool:
     """Whether any page of the file is marked MADV_RANDOM."""
     flags, ours = [], False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
+    for line in Path(f"/proc/{process}/smaps").read_text().splitlines():
         if line.split()[0].count("-") == 1 and not line.split()[0].endswith(":"):
             ours = line.endswith(str(path))
         elif ours and line.startswith("VmFlags:"):
@@ -122,3 +125,44 @@ def test_changes_no_logits(tiny: Path, skip: str) -> None:
 def test_refuses_what_loads_all(tiny: Path, argument: dict[str, Any]) -> None:
     with pytest.raises(pyskip.ModelLoadError, match="low_memory found"):
         pyskip.Llama(tiny, low_memory=True, verbose=False, **argument)
+
+
+# In pyskip serve
+
+
+@pytest.fixture(scope="module")
+def packable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a type that the kernels have a layout of their own for."""
+    path = tmp_path_factory.mktemp("packable") / "q4_k.gguf"
+    make_random.make(path, make_random.Shape(3, 256, 512, 4, 2, 384, 128, "f32"), kind="q4_k")
+    return path
+
+
+@pytest.mark.loopback
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs /proc")
+def test_served(packable: Path) -> None:
+    body = {"prompt": [5, 6, 7], "n_predict": 12, "temperature": 0, "skip": "static:1"}
+    log = {}
+    for flags in ((), ("--low-memory",)):
+        args = ("-c", "64", "--skip", "off", "--kernels", "upstream", *flags, "--", "-lv", "5")
+        with running(str(packable), *args) as server:
+            assert server.post("/completion", body).json()["timings"]["skip_rate"] == pytest.approx(1 / 3)
+            assert read_alone(packable, server.process.pid) == bool(flags)
+            server.post("/completion", {**body, "skip": "off"})
+            assert not read_alone(packable, server.process.pid)
+            log[flags] = "".join(server.before)
+    for flags, text in log.items():
+        assert "CPU_Mapped model buffer" in text
+        assert ("warming up" in text) != bool(flags)  # reads all weights
+    assert "CPU_REPACK model buffer" not in log[("--low-memory",)]  # copies of weights
+    assert "CPU_REPACK model buffer" in log[()] or platform.machine() != "x86_64"
+
+
+@pytest.mark.loopback
+@pytest.mark.parametrize(
+    "flags", [("--load-mode", "none"), ("-lm", "mlock"), ("--repack",), ("--lora", "x.gguf"), ("--lora-scaled", "x:1")]
+)
+def test_the_server_refuses_what_loads_all(tiny: Path, cli: Any, flags: tuple[str, ...]) -> None:
+    done = cli("serve", str(tiny), "--port", "0", "--skip", "off", "--low-memory", "--", *flags)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"--low-memory found {flags[0]}" in done.stderr

@@ -163,6 +163,18 @@ def test_another_model_and_its_own_policies(page: Page) -> None:
     assert len(page.bodies()[0]["messages"]) == 1
 
 
+def test_a_pace_is_the_servers_until_a_rate_is_set(page: Page, page_models: tuple[Path, Path]) -> None:
+    with running(str(page_models[0]), "--target-tps", "1.5") as server:
+        other = Page(page.browser, server.url)
+        other.until(lambda: "keeps 1.5 tokens/s" in other("#point").text)
+        other.ask(n_tokens=4)
+        other.slide(40)
+        other.ask(n_tokens=4)
+        assert [asked.get("skip") for asked in other.bodies()] == [None, 0.4]
+    page.browser.get("about:blank")
+    requests(page.browser)
+
+
 def test_a_refusal_is_one_line_and_loses_nothing(page: Page) -> None:
     page.fill("#policy", "cosine:threshold=many")
     page("#prompt").send_keys("do not lose this", Keys.ENTER)

@@ -26,6 +26,7 @@ struct llama_context;
 struct llama_vocab;
 struct pyskip_profile;
 struct pyskip_gather;
+struct pyskip_pace;
 
 // The newest version of the profile's fields, "pyskip.profile_version"; older ones are read too. 2 brought the
 // activation of gated stand-ins and their normed hidden values.
@@ -221,6 +222,34 @@ PYSKIP_API void pyskip_watch_interrupt(struct llama_context * ctx, bool begin);
 // For models larger than memory, mapped from their file: under a policy other than off, from the next llama_decode() on,
 // nothing is read around a page that is missing, and the weights of a block are asked for when it was decided to run.
 PYSKIP_API enum pyskip_status pyskip_set_streaming(struct llama_context * ctx, bool on);
+
+// What a pace did since its statistics were reset. Rates are nominal: the operating points that it asked for.
+struct pyskip_pace_stats {
+    double target_tps;
+    double tps;       // measured last, tokens/s; 0 if nothing was measured
+    double rate;      // now
+    double mean_rate; // over the time that was measured
+    double floor;
+    double max_skip;
+    double held;     // share of the time in which the rate was at least 0.9 of the target
+    double seconds;  // measured
+    bool   is_short; // max_skip is not enough, for now
+};
+
+// A pace to keep: which skip rate, from `floor` to `max_skip`, decodes target_tps tokens/s. It knows no context and no clock:
+// who decodes a sequence has a pace for it, says what its tokens took, and sets the sequence's policy to the operating point
+// of stats.rate, with `hold` off. INVALID for a target that is no rate and for bounds that leave nothing to move.
+PYSKIP_API enum pyskip_status pyskip_pace_new(double target_tps, double max_skip, double floor,
+                                              struct pyskip_pace ** pace, char * error, size_t n_error);
+PYSKIP_API void               pyskip_pace_free(struct pyskip_pace * pace);
+
+// n_tokens took `seconds`: such that the rate had a say in, neither prompt nor warm-up. True if the rate has changed.
+PYSKIP_API bool pyskip_pace_add(struct pyskip_pace * pace, double seconds, int32_t n_tokens);
+
+// Another answer begins: the time since the last look at the rate does not count.
+PYSKIP_API void pyskip_pace_restart(struct pyskip_pace * pace);
+PYSKIP_API void pyskip_pace_get(const struct pyskip_pace * pace, struct pyskip_pace_stats * stats);
+PYSKIP_API void pyskip_pace_reset_stats(struct pyskip_pace * pace);
 
 // Until pyskip_catch_aborts(false), what makes llama.cpp abort in this thread is thrown as an exception instead. For
 // calls that catch, log and return NULL: llama_model_load_from_file() and llama_init_from_model().

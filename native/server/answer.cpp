@@ -45,6 +45,22 @@ static json trace_of(const pyskip_told & told) {
     return trace;
 }
 
+static void add_skipping(json & figures, const pyskip_told & told) {
+    figures["skip_rate"] = told.skip_rate;
+    if (told.pace) {
+        const pyskip_pace_stats & pace = *told.pace;
+        figures["pace"]                = json{ { "target_tps", pace.target_tps },
+                                               { "tps", pace.tps },
+                                               { "rate", pace.rate },
+                                               { "mean_rate", pace.mean_rate },
+                                               { "floor", pace.floor },
+                                               { "max_skip", pace.max_skip },
+                                               { "held", pace.held },
+                                               { "seconds", pace.seconds },
+                                               { "is_short", pace.is_short } };
+    }
+}
+
 // Only where upstream writes figures, never into what the model said.
 static void add_figures(json & node, const pyskip_told & told, double tokens_per_second) {
     if (node.is_array()) {
@@ -57,11 +73,11 @@ static void add_figures(json & node, const pyskip_told & told, double tokens_per
         return;
     }
     if (told.is_last && node.contains("usage") && node.at("usage").is_object()) {
-        node.at("usage")["skip_rate"]         = told.skip_rate;
+        add_skipping(node.at("usage"), told);
         node.at("usage")["tokens_per_second"] = tokens_per_second;
     }
     if (node.contains("timings") && node.at("timings").is_object()) {
-        node.at("timings")["skip_rate"] = told.skip_rate;
+        add_skipping(node.at("timings"), told);
     }
     for (const char * inner : { "data", "response" }) { // of an event
         if (node.contains(inner)) {

@@ -28,10 +28,15 @@ server_http_res_ptr pyskip_describe_models(const server_http_req &) {
             layers.push_back(il);
         }
     }
-    json described = { { "id", model.name() },          { "n_layer", model.n_layer() },     { "n_ctx", model.n_ctx() },
-                       { "skippable", layers },         { "skip", model.standard().str() }, { "target_tps", nullptr },
-                       { "profile", profile_of(model) } };
-    json list      = json::array();
+    const double target_tps = model.standard_pace().target_tps;
+    json         described  = { { "id", model.name() },
+                                { "n_layer", model.n_layer() },
+                                { "n_ctx", model.n_ctx() },
+                                { "skippable", layers },
+                                { "skip", model.standard().str() },
+                                { "target_tps", target_tps > 0.0 ? json(target_tps) : json(nullptr) },
+                                { "profile", profile_of(model) } };
+    json         list       = json::array();
     list.push_back(described);
     auto res  = std::make_unique<server_http_res>();
     res->data = json{ { "data", list } }.dump_safe();

@@ -50,6 +50,12 @@ const std::vector<flag> & flags() {
         { "--profile", "PYSKIP_SERVE_PROFILE", [](auto &, auto & text) { s.profile = text; } },
         { "--skip-prompt", "PYSKIP_SERVE_SKIP_PROMPT",
           [](auto & what, auto & text) { s.skip_prompt                             = number(what, text, 0, 1); } },
+        { "--target-tps", "PYSKIP_SERVE_TARGET_TPS",
+          [](auto & what, auto & text) { s.target_tps                              = number(what, text, 0, 1e9); } },
+        { "--max-skip", "PYSKIP_SERVE_MAX_SKIP",
+          [](auto & what, auto & text) { s.max_skip                                = number(what, text, 0, 1); } },
+        { "--low-memory", "PYSKIP_SERVE_LOW_MEMORY",
+          [](auto & what, auto & text) { s.low_memory                              = number(what, text, 0, 1) > 0; } },
         { "--default-model", "PYSKIP_SERVE_DEFAULT_MODEL", [](auto &, auto & text) { s.default_model = text; } },
         { "--only-named", "PYSKIP_SERVE_ONLY_NAMED",
           [](auto & what, auto & text) { s.only_named = number(what, text, 0, 1) > 0; } },
@@ -129,6 +135,28 @@ bool has(const std::vector<std::string> & args, std::initializer_list<const char
     return false;
 }
 
+// Leaves the weights in the file's mapping: copies of them do not fit, and what is skipped need not be read.
+void keep_mapped(std::vector<std::string> & args) {
+    for (size_t i = 0; i < args.size(); ++i) {
+        const bool is_mode = args[i] == "-lm" || args[i] == "--load-mode";
+        const bool is_kept = is_mode && i + 1 < args.size() && (args[i + 1] == "mmap" || args[i + 1] == "auto");
+        for (const char * loads : { "-lm", "--load-mode", "--repack", "--lora", "--lora-scaled" }) {
+            if (args[i] == loads && !is_kept) {
+                throw usage_error{ "--low-memory found " + args[i] + ", which loads the whole model: leave it out" };
+            }
+        }
+    }
+    if (!has(args, { "-nr", "--no-repack" })) {
+        args.push_back("--no-repack");
+    }
+    if (!has(args, { "-lm", "--load-mode" })) {
+        args.insert(args.end(), { "--load-mode", "mmap" });
+    }
+    if (!has(args, { "--warmup", "--no-warmup" })) {
+        args.push_back("--no-warmup"); // it reads every weight
+    }
+}
+
 } // namespace
 
 int main(int argc, char ** argv) {
@@ -143,6 +171,9 @@ int main(int argc, char ** argv) {
     std::vector<std::string> args;
     try {
         args = read(argc, argv);
+        if (pyskip_server_settings().low_memory) {
+            keep_mapped(args);
+        }
     } catch (const usage_error & e) {
         std::fprintf(stderr, "pyskip: %s\n", e.line.c_str());
         return 2;

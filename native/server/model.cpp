@@ -3,6 +3,7 @@
 #include "llama.h"
 #include "policy.h"
 #include "settings.h"
+#include "turn-pace.h"
 
 #include <algorithm>
 #include <cmath>
@@ -87,6 +88,30 @@ bool pyskip_served_model::find_profile(const std::string & path, std::string & e
     return error.empty();
 }
 
+// What the command line asks for. Throws pyskip_bad_spec if the model lacks that.
+void pyskip_served_model::read_settings() {
+    const pyskip_settings & settings = pyskip_server_settings();
+    own = own_floor = {};
+    own_pace        = { settings.target_tps, settings.max_skip };
+    if (!settings.skip.empty()) {
+        own = own_floor = pyskip_spec_parse(settings.skip);
+    } else if (profile) {
+        own.type = PYSKIP_POLICY_PROFILE;
+    }
+    if (settings.skip_prompt >= 0.0 && (profile || !settings.skip.empty())) {
+        own       = own.with_prompt(settings.skip_prompt);
+        own_floor = own_floor.with_prompt(settings.skip_prompt);
+    }
+    if (own_pace.target_tps > 0.0) {
+        own = own_floor.paced();
+        check_pace(own, own_pace);
+    } else if (own_pace.max_skip >= 0.0) {
+        throw pyskip_bad_spec("--max-skip is " + pyskip_number(own_pace.max_skip) +
+                              " and there is no --target-tps to keep: give one");
+    }
+    check(own);
+}
+
 bool pyskip_served_model::load(const std::string & path, const std::string & name, llama_context * ctx, int32_t n_ctx,
                                std::string & error) {
     const bool is_first = model_path.empty();
@@ -102,18 +127,9 @@ bool pyskip_served_model::load(const std::string & path, const std::string & nam
         unskippable = line;
     }
     pyskip_set_trace(ctx, MAX_TRACE);
-    const pyskip_settings & settings = pyskip_server_settings();
+    pyskip_set_streaming(ctx, pyskip_server_settings().low_memory);
     try {
-        own = {};
-        if (!settings.skip.empty()) {
-            own = pyskip_spec_parse(settings.skip);
-        } else if (profile) {
-            own.type = PYSKIP_POLICY_PROFILE;
-        }
-        if (settings.skip_prompt >= 0.0 && (profile || !settings.skip.empty())) {
-            own = own.with_prompt(settings.skip_prompt);
-        }
-        check(own);
+        read_settings();
     } catch (const pyskip_bad_spec & e) {
         error = e.what();
         return false;
@@ -129,6 +145,24 @@ void pyskip_server_load(const std::string & path, const std::string & name, llam
     }
 }
 
+void pyskip_served_model::fail_without_profile(const std::string & what) const {
+    const fs::path path = model_path;
+    throw pyskip_bad_spec(what + " needs a profile and " + path.filename().string() + " has none (no " +
+                          path_beside(path).filename().string() +
+                          "): make one with pyskip calibrate, name one with --profile, or use cosine or static");
+}
+
+void pyskip_served_model::check_pace(const pyskip_spec & spec, pyskip_pacing & pacing) const {
+    if (!profile) {
+        fail_without_profile("target_tps");
+    }
+    if (pacing.max_skip < 0.0) {
+        pacing.max_skip = std::floor(1000.0 * recommended()) / 1000.0;
+    }
+    check_rate(pacing.max_skip);
+    pyskip_pace_make(pacing, spec);
+}
+
 void pyskip_served_model::check(const pyskip_spec & spec) const {
     if (spec.type == PYSKIP_POLICY_OFF) {
         return;
@@ -138,11 +172,7 @@ void pyskip_served_model::check(const pyskip_spec & spec) const {
     }
     if (spec.needs_profile()) {
         if (!profile) {
-            const fs::path path = model_path;
-            throw pyskip_bad_spec(
-                "skip '" + spec.str() + "' needs a profile and " + path.filename().string() + " has none (no " +
-                path_beside(path).filename().string() +
-                "): make one with pyskip calibrate, name one with --profile, or use cosine or static");
+            fail_without_profile("skip '" + spec.str() + "'");
         }
         if (spec.type == PYSKIP_POLICY_PROFILE && spec.rate.is_set) {
             check_rate(spec.rate.value);

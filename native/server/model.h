@@ -21,11 +21,19 @@ public:
     // Throws pyskip_bad_spec if the model lacks what the specification asks for.
     void check(const pyskip_spec & spec) const;
 
+    // Likewise for a pace from this specification's rate on. Gives it its max_skip if it has none.
+    void check_pace(const pyskip_spec & spec, pyskip_pacing & pacing) const;
+
     // For pyskip_seq_set_policy(), of a specification that was checked. Valid as long as `spec` is.
     pyskip_policy policy(const pyskip_spec & spec) const;
 
     // Of a request that names none.
     const pyskip_spec & standard() const { return own; }
+
+    const pyskip_pacing & standard_pace() const { return own_pace; }
+
+    // Where a pace begins whose request names no policy.
+    const pyskip_spec & floor() const { return own_floor; }
 
     // Whether the chat template puts tools to the model.
     void set_tools(bool known) { knows_tools = known; }
@@ -46,6 +54,9 @@ private:
                         std::string & error);
     double threshold(double rate) const;
     void   check_rate(double rate) const;
+    void   read_settings();
+
+    [[noreturn]] void fail_without_profile(const std::string & what) const;
 
     std::string          model_name;
     std::string          model_path;
@@ -58,7 +69,9 @@ private:
     pyskip_profile_info               info{};
     std::vector<pyskip_profile_point> points;
 
-    pyskip_spec own;
+    pyskip_spec   own;
+    pyskip_spec   own_floor;
+    pyskip_pacing own_pace;
 };
 
 pyskip_served_model & pyskip_server_model();

@@ -38,7 +38,7 @@ pyskip_refusal pyskip_refuse(int status, const std::string & message, const std:
 static pyskip_refusal refused(const std::string & param, const std::string & message) {
     pyskip_refusal refusal;
     refusal.param   = param;
-    refusal.code    = param == "skip" || param == "skip_prompt" ? "invalid_skip" : "";
+    refusal.code    = param == "skip_trace" ? "" : "invalid_skip";
     refusal.message = message;
     return refusal;
 }
@@ -58,21 +58,64 @@ static pyskip_spec read_spec(const json & skip) {
         "skip is neither a number nor a text, expected a rate such as 0.25 or a specification such as 'off'");
 }
 
+static double read_number(const json & body, const char * name, const std::string & expected) {
+    if (!body.at(name).is_number()) {
+        throw pyskip_bad_spec(std::string(name) + " is no number, expected " + expected);
+    }
+    return body.at(name).get<double>();
+}
+
+// A request that names a policy keeps no pace unless it names that, too.
+static void read_pacing(const json & body, pyskip_request & request, std::string & param) {
+    const pyskip_served_model & model = pyskip_server_model();
+    if (has(body, "skip")) {
+        request.pacing = {};
+    }
+    if (has(body, "target_tps")) {
+        param                     = "target_tps";
+        request.pacing.target_tps = read_number(body, "target_tps", "tokens/s above 0");
+        if (!(request.pacing.target_tps > 0.0)) {
+            throw pyskip_bad_spec("target_tps is " + pyskip_number(request.pacing.target_tps) +
+                                  ", expected tokens/s above 0");
+        }
+        if (!has(body, "skip")) {
+            request.spec = model.floor();
+        }
+    }
+    if (has(body, "max_skip")) {
+        param                   = "max_skip";
+        request.pacing.max_skip = read_number(body, "max_skip", "a rate above 0, up to 1");
+        if (request.pacing.target_tps <= 0.0) {
+            throw pyskip_bad_spec("max_skip is " + pyskip_number(request.pacing.max_skip) +
+                                  " and there is no target_tps to keep: give one");
+        }
+        if (!(request.pacing.max_skip > 0.0 && request.pacing.max_skip <= 1.0)) {
+            throw pyskip_bad_spec("max_skip is " + pyskip_number(request.pacing.max_skip) +
+                                  ", expected a rate above 0, up to 1");
+        }
+    }
+}
+
 pyskip_request_ptr pyskip_request_read(const json & body) {
     const pyskip_served_model & model   = pyskip_server_model();
     auto                        request = std::make_shared<pyskip_request>();
     request->spec                       = model.standard();
+    request->pacing                     = model.standard_pace();
     std::string param                   = "skip";
     try {
         if (has(body, "skip")) {
             request->spec = read_spec(body.at("skip"));
         }
+        read_pacing(body, *request, param);
         if (has(body, "skip_prompt")) {
-            param = "skip_prompt";
-            if (!body.at("skip_prompt").is_number()) {
-                throw pyskip_bad_spec("skip_prompt is no number, expected a rate from 0 to 1");
-            }
-            request->spec = request->spec.with_prompt(body.at("skip_prompt").get<double>());
+            param         = "skip_prompt";
+            request->spec = request->spec.with_prompt(read_number(body, "skip_prompt", "a rate from 0 to 1"));
+        }
+        if (request->pacing.target_tps > 0.0) {
+            param         = "skip";
+            request->spec = request->spec.paced();
+            param         = has(body, "max_skip") ? "max_skip" : "target_tps";
+            model.check_pace(request->spec, request->pacing);
         }
         model.check(request->spec);
     } catch (const pyskip_bad_spec & e) {
@@ -102,7 +145,7 @@ pyskip_request_ptr pyskip_request_of(const json & body, int32_t & n_predict) {
 
 void pyskip_request_carry(const std::string & raw, json & converted) {
     const json body = json::parse(raw);
-    for (const char * name : { "skip", "skip_prompt", "skip_trace" }) {
+    for (const char * name : { "skip", "skip_prompt", "target_tps", "max_skip", "skip_trace" }) {
         if (has(body, name)) {
             converted[name] = body.at(name);
         }

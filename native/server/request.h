@@ -10,9 +10,10 @@
 class common_json;
 
 struct pyskip_request {
-    pyskip_spec spec;
-    std::string text;              // the specification
-    bool        is_traced = false; // skip_trace
+    pyskip_spec   spec;
+    std::string   text;              // the specification
+    pyskip_pacing pacing;            // if there is one, the specification's rate is its floor
+    bool          is_traced = false; // skip_trace
 };
 
 using pyskip_request_ptr = std::shared_ptr<const pyskip_request>;
@@ -31,7 +32,7 @@ struct pyskip_refusal {
 
 pyskip_refusal pyskip_refuse(int status, const std::string & message, const std::string & code);
 
-// `skip`, `skip_prompt` and `skip_trace` of a body. Throws pyskip_refusal.
+// `skip`, `skip_prompt`, `target_tps`, `max_skip` and `skip_trace` of a body. Throws pyskip_refusal.
 pyskip_request_ptr pyskip_request_read(const common_json & body);
 
 // What was checked already, for upstream's task_params: as above, and no more tokens than the server lets one request have.

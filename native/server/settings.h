@@ -12,6 +12,11 @@ struct pyskip_settings {
     std::string default_model;      // of several, for a request that names none
     double      skip_prompt = -1.0; // below 0: not given
 
+    double target_tps = 0.0;  // of requests that name neither this nor `skip`; 0: no pace
+    double max_skip   = -1.0; // below 0: not given
+
+    bool low_memory = false; // the model is larger than memory
+
     bool    only_named = false;   // a request that names another model is refused
     int32_t max_queue  = 256;     // requests that wait
     size_t  max_body   = 1 << 20; // bytes

@@ -262,6 +262,22 @@ std::string pyskip_spec::str() const {
     }
 }
 
+pyskip_spec pyskip_spec::at_rate(double value) const {
+    pyskip_spec spec = *this;
+    spec.rate        = { true, value };
+    spec.hold        = false;
+    return spec;
+}
+
+pyskip_spec pyskip_spec::paced() const {
+    if (type != PYSKIP_POLICY_OFF && (type != PYSKIP_POLICY_PROFILE || !rate.is_set)) {
+        fail("skip is " + shown(str()) + ", expected off or a rate to keep a pace from, such as 0.1");
+    }
+    pyskip_spec spec = at_rate(rate.value); // 0 of off
+    spec.type        = PYSKIP_POLICY_PROFILE;
+    return spec;
+}
+
 pyskip_spec pyskip_spec::with_prompt(double share) const {
     if (!(share >= 0.0 && share <= 1.0)) {
         fail("skip_prompt is " + pyskip_number(share) + ", expected a number from 0 to 1");

@@ -44,6 +44,12 @@ struct pyskip_spec {
 
     bool needs_profile() const;
 
+    // The same at another rate, of which what moves it is told: nothing else holds it.
+    pyskip_spec at_rate(double rate) const;
+
+    // What a pace moves, at its floor. Throws pyskip_bad_spec if it has no rate.
+    pyskip_spec paced() const;
+
     // Whether prompt tokens are decided, too; else prompts run dense.
     bool decides_prompt() const;
 
@@ -52,6 +58,12 @@ struct pyskip_spec {
 
     // The same, and this share of the FFN blocks of prompts is skipped. Throws pyskip_bad_spec if nothing can tell which.
     pyskip_spec with_prompt(double rate) const;
+};
+
+// A pace to keep.
+struct pyskip_pacing {
+    double target_tps = 0.0;  // 0: none
+    double max_skip   = -1.0; // below 0: the profile's recommended rate
 };
 
 // Throws pyskip_bad_spec if it is malformed. Whether the model has what it asks for is another matter (model.h).

@@ -38,11 +38,15 @@ bool pyskip_turn::begin(llama_context * context, int32_t seq, const pyskip_reque
         error = line;
         return false;
     }
+    pace.begin(ctx, seq_id, *request, policy.warmup);
     pyskip_set_generated_from(ctx, seq_id, end);
 
-    const std::string rule = prompt_rule(*request);
-    n_reused               = origin.n_alike(n_reused, rule);
-    origin                 = { n_prompt, rule, request->spec.type == PYSKIP_POLICY_OFF ? "" : request->text };
+    const bool        is_dense  = request->spec.type == PYSKIP_POLICY_OFF;
+    const bool        is_paced  = request->pacing.target_tps > 0.0; // at what rates, no prompt is decided by
+    const std::string rule      = prompt_rule(*request);
+    const std::string generated = is_dense ? "" : is_paced ? "paced" : request->text;
+    n_reused                    = origin.n_alike(n_reused, rule);
+    origin                      = { n_prompt, rule, generated };
     return true;
 }
 
@@ -67,6 +71,7 @@ void pyskip_turn::take() {
 }
 
 void pyskip_turn::sampled(int32_t next) {
+    pace.sampled();
     if (decided.empty()) {
         take();
         while (!decided.empty() && decided.back().pos >= next) {
@@ -108,6 +113,7 @@ std::shared_ptr<const pyskip_told> pyskip_turn::tell(bool is_last) {
     told->is_traced = request && request->is_traced;
     told->skip_rate = n_tokens > 0 ? (double) n_skipped / (double) (n_tokens * n_layer) : 0.0;
     told->pieces    = std::move(pieces);
+    told->pace      = pace.stats();
     pieces.clear();
     return told;
 }

@@ -6,11 +6,13 @@
 
 #include "origin.h"
 #include "request.h"
+#include "turn-pace.h"
 
 #include <cstddef>
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -28,6 +30,8 @@ struct pyskip_told {
     bool                      is_traced = false;
     double                    skip_rate = 0.0;
     std::vector<pyskip_piece> pieces;
+
+    std::optional<pyskip_pace_stats> pace;
 };
 
 class pyskip_turn {
@@ -60,6 +64,7 @@ private:
     int32_t              seq_id  = 0;
     int32_t              n_layer = 0;
     pyskip_request_ptr   request;
+    pyskip_turn_pace     pace;
     std::deque<decision> decided; // of tokens that were not sampled from yet
 
     int64_t                   n_tokens  = 0; // decoded after the prompt

@@ -197,11 +197,6 @@ def load(model: str, options: ModelOptions, open_model: Callable[..., Llama] | N
             "beyond them"
         )
     llm.set_abort(False)
-    if info.n_ctx_train and n_ctx > info.n_ctx_train:
-        ui.note(
-            f"-c {n_ctx} is more than the {info.n_ctx_train} tokens that the model was trained with: expect worse text "
-            "beyond them"
-        )
     if llm.pace is not None:
         pace = llm.pace
         ui.note(

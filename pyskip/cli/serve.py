@@ -98,11 +98,14 @@ def serve(
     flags = ["--host", address, "--port", str(port), "--kernels", options.kernels, *_threads(options)]
     flags += ["--only-named", "1", "--metrics"]
     own = {"skip": options.skip, "skip_prompt": options.skip_prompt, "profile": options.profile, **limits}
+    own |= {"target_tps": options.target_tps, "max_skip": options.max_skip}
     for key, value in own.items():
         flags += [] if value is None else [f"--{key.replace('_', '-')}", str(value)]
     if embedding:
         n = str(max(model.n_ctx for model in served.values()))
         flags += ["--embeddings", "--pooling", "mean", "--batch-size", n, "--ubatch-size", n]
+    if options.low_memory:
+        flags += ["--low-memory", "1"]
     if options.verbose:
         flags += ["--log-verbosity", "3"]
     if api_key is not None:
@@ -120,15 +123,17 @@ def _threads(options: ModelOptions) -> list[str]:
 
 def _check(options: ModelOptions) -> None:
     """Before anything is loaded. Raises PolicyError for a malformed specification."""
+    from pyskip.errors import PolicyError
     from pyskip.policy import parse_skip
 
-    if options.target_tps is not None or options.max_skip is not None:
-        raise click.UsageError("the server keeps no pace: leave --target-tps and --max-skip out, and give a rate.")
-    if options.low_memory:
-        raise click.UsageError("the server has no --low-memory: leave it out.")
+    if options.max_skip is not None and options.target_tps is None:
+        raise click.UsageError("--max-skip bounds a pace, and there is no --target-tps to keep: give one.")
     policy = parse_skip("off" if options.skip is None else options.skip)
     if options.skip_prompt is not None and options.skip is not None:
         policy.with_prompt(options.skip_prompt)
+    start = policy.paced_from()
+    if options.target_tps is not None and (start is None or start.rate is None):
+        raise PolicyError(f"skip is {str(policy)!r}, expected off or a rate to keep a pace from, such as 0.1")
 
 
 def _served(model: str, options: ModelOptions) -> ServedModel:
@@ -144,7 +149,9 @@ def _served(model: str, options: ModelOptions) -> ServedModel:
     else:
         profile = Profile(options.profile)
         profile.check_model(info.fingerprint, str(path))
-    if options.skip is None and profile is None:
+    if options.target_tps is not None:
+        ui.note(f"{model}: requests without skip skip what it takes to keep {options.target_tps:g} tokens/s")
+    elif options.skip is None and profile is None:
         ui.note(f"running {model} dense: there is no profile for it; pyskip calibrate makes one")
     elif options.skip is None and profile is not None:
         point = profile.recommended

@@ -28,6 +28,7 @@ class Running:
     url: str
     client: httpx.Client  # one: each reads the certificates of the system anew, to no use here
     said: list[str] = field(default_factory=list)  # on stderr, line by line
+    before: list[str] = field(default_factory=list)  # likewise, until it listened
 
     @property
     def port(self) -> int:
@@ -47,8 +48,9 @@ class Running:
         return float(found[1]) if found else 0.0
 
 
-def start(*args: str) -> tuple[subprocess.Popen[str], str, list[str]]:
-    """`pyskip serve` on a free port: the process, its address, and what it goes on to say on stderr."""
+def start(*args: str, before: list[str] | None = None) -> tuple[subprocess.Popen[str], str, list[str]]:
+    """`pyskip serve` on a free port: the process, its address, and what it goes on to say on stderr. `before` gets what
+    it says until then."""
     process = subprocess.Popen(
         [sys.executable, "-m", "pyskip", "serve", "--port", "0", *args],
         stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, errors="replace",
@@ -58,7 +60,7 @@ def start(*args: str) -> tuple[subprocess.Popen[str], str, list[str]]:
     watch = threading.Timer(120, process.kill)
     watch.start()
     said: list[str] = []
-    before: list[str] = []
+    before = [] if before is None else before
     for line in process.stderr:
         found = re.search(r" at (http://127\.0\.0\.1:\d+);", line)
         if found:
@@ -79,10 +81,11 @@ def _listen(stream: IO[str], said: list[str]) -> None:
 @contextmanager
 def running(*args: str) -> Iterator[Running]:
     """The server of this command line, with one thread, until the block ends; then all of it has ended."""
-    process, url, said = start("-t", "1", *args)
+    before: list[str] = []
+    process, url, said = start("-t", "1", *args, before=before)
     try:
         with httpx.Client(timeout=60, verify=False, limits=httpx.Limits(max_connections=None)) as client:
-            yield Running(process, url, client, said)
+            yield Running(process, url, client, said, before)
     finally:
         for sig in (signal.SIGTERM, signal.SIGTERM):
             if process.poll() is None:
