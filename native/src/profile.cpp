@@ -211,13 +211,17 @@ private:
     }
 
     static bool is_weight_type(ggml_type type) {
-        for (ggml_type known : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_Q4_1,
-                                 GGML_TYPE_Q4_K, GGML_TYPE_Q3_K, GGML_TYPE_Q2_K }) {
-            if (type == known) {
-                return true;
-            }
+        switch (type) {
+            case GGML_TYPE_F32:
+            case GGML_TYPE_F16:
+            case GGML_TYPE_Q8_0:
+            case GGML_TYPE_Q4_0:
+            case GGML_TYPE_Q4_1:
+            case GGML_TYPE_Q4_K:
+            case GGML_TYPE_Q3_K:
+            case GGML_TYPE_Q2_K: return true;
+            default: return false;
         }
-        return false;
     }
 
     bool matrix(const ggml_tensor * t, int64_t n_in, int64_t n_out) {

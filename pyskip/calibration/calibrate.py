@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from gguf.constants import QK_K
 
 from ..errors import PolicyError, ProfileError, PyskipError
 from ..models.gguf_info import inspect
@@ -32,7 +33,6 @@ __all__ = ["Calibration", "Settings", "calibrate", "write_tokens"]
 N_WINDOW = 512  # tokens; the model's own context if that is less
 WARMUP = 16
 N_FIT = 32
-K_BLOCK = 256  # weights of a block of a K-quant
 N_CHOOSE = 4  # windows that neurons are chosen on
 SAMPLE_SHARE = 0.3  # of the time; the passes over what is written, and measuring, take the rest
 
@@ -211,7 +211,7 @@ class Run:
         """The strongest of each block's own neurons, and a skip_down that makes up for the rest."""
         neurons = Neurons(self.llm.model_path)
         own: dict[int, F32] = {}  # the down of those that were chosen
-        quantisation = self.settings.quantisation or ("Q4_0" if self.n_embd % K_BLOCK else "Q2_K")
+        quantisation = self.settings.quantisation or ("Q4_0" if self.n_embd % QK_K else "Q2_K")
         width = self.settings.width or fitted_width(self.info.n_ff, self.n_embd, self.n_layer, quantisation)
 
         def choose(il: int, sums: LayerSums) -> None:

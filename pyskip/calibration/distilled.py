@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +15,10 @@ from ..errors import PyskipError
 from ..runtime.llama import Llama
 from .distill.state import State, load_state, to_float
 from .distill.text import Starts, Text
-from .text import Tokens, read_tokens, sample_text, starts_of
+from .text import Tokens, read_files, sample_text, starts_of
 from .write import F32, LayerFit, Quantised
 
-__all__ = ["DistilSettings", "distil", "is_finished", "layers_of", "read_kinds", "text_for"]
+__all__ = ["DistilSettings", "distil", "layers_of", "read_kinds", "text_for"]
 
 N_SAMPLED = 160  # windows of the model's own text, where no GPU writes it
 
@@ -40,22 +39,15 @@ class DistilSettings:
     state: Path
 
 
-def is_finished(settings: DistilSettings, model: str) -> bool:
-    """Whether the state that is there needs no more training: then neither torch nor more text is needed."""
-    if not settings.state.exists():
-        return False
-    state = load_state(settings.state, model)
-    return state.share >= 1 and state.seconds >= settings.seconds - 1
-
-
 def read_kinds(
     llm: Llama, paths: Sequence[Path], n_window: int, n_held: int
-) -> tuple[dict[str, list[Tokens]], tuple[Tokens, ...]]:
-    """Each file is a kind. Windows to measure on are cut off their beginnings, in turns.
+) -> tuple[dict[str, list[Tokens]], tuple[Tokens, ...], str]:
+    """Each file is a kind. Windows to measure on are cut off their beginnings, in turns. Returns both, and the sha256
+    of the files.
 
     Raises PyskipError for a file that is not UTF-8 and for fewer than two windows in all.
     """
-    pieces = [read_tokens(llm, path) for path in paths]
+    pieces, digest = read_files(llm, paths)
     held: list[Tokens] = []
     while len(held) < n_held:
         able = [i for i, p in enumerate(pieces) if len(p) >= 4 * n_window]
@@ -72,7 +64,7 @@ def read_kinds(
             held.append(pieces[i][:n_window])
             pieces[i] = pieces[i][n_window:]
     names = [f"{i} {path.name}" for i, path in enumerate(paths, 1)]
-    return {name: [p] for name, p in zip(names, pieces, strict=True) if len(p) >= n_window}, tuple(held)
+    return {name: [p] for name, p in zip(names, pieces, strict=True) if len(p) >= n_window}, tuple(held), digest
 
 
 def text_for(
@@ -83,8 +75,7 @@ def text_for(
     n_window = llm.n_ctx()
     starts = Starts(*starts_of(llm, settings.seed))
     if settings.text:
-        kinds, held = read_kinds(llm, settings.text, n_window, settings.n_curve)
-        digest = hashlib.sha256(b"".join(path.read_bytes() for path in settings.text)).hexdigest()
+        kinds, held, digest = read_kinds(llm, settings.text, n_window, settings.n_curve)
         return Text(kinds, ", ".join(path.name for path in settings.text), digest, starts), held
     if away:
         return Text({}, f"sampled from the model, seed {settings.seed}", "", starts), ()
@@ -95,9 +86,10 @@ def text_for(
 
 def distil(llm: Llama, settings: DistilSettings, progress: Progress) -> tuple[State, tuple[Tokens, ...]]:
     """The state, trained as long as it says, and windows that it was not trained on."""
-    if is_finished(settings, llm.model_path):
+    before = load_state(settings.state, llm.model_path) if settings.state.exists() else None
+    if before and before.is_finished(settings.seconds):  # then neither torch nor more text is needed
         _, held = text_for(llm, settings, progress, measure_only=True)
-        return load_state(settings.state, llm.model_path), held
+        return before, held
     from .distill.train import Plan, train
 
     plan = replace(Plan.here(settings.seconds), width=settings.width, seed=settings.seed, n_window=llm.n_ctx())

@@ -8,6 +8,7 @@ import os
 import gguf
 import numpy as np
 import numpy.typing as npt
+from gguf.constants import QK_K
 
 __all__ = ["Neurons", "default_width", "fitted_width"]
 
@@ -27,7 +28,7 @@ def fitted_width(n_ff: int, n_embd: int, n_layer: int, quantisation: str) -> int
     """Half of the block's neurons in a K-quant, a third in another type, whole blocks of it: in 2 and 4 bits about a
     quarter of the block's bytes. Fewer where the sums of all layers (gather.py) would be more than SUM_BYTES."""
     is_k = quantisation.endswith("_K")
-    step, share = (256, 2) if is_k else (32, 3)
+    step, share = (QK_K, 2) if is_k else (32, 3)
     most = (math.isqrt(n_embd**2 + SUM_BYTES // n_layer) - n_embd) // 2  # 4 * width * (width + n_embd) bytes a layer
     return min(n_ff // share, most) // step * step or default_width(n_ff)
 

@@ -18,7 +18,7 @@ from ..runtime.generation import chat_tokens
 from ..runtime.llama import Llama
 from .prompts import PROMPTS, many_prompts
 
-__all__ = ["CalibrationText", "Tokens", "read_text", "read_tokens", "sample_text", "starts_of"]
+__all__ = ["CalibrationText", "Tokens", "read_files", "read_text", "sample_text", "starts_of"]
 
 N_SEQ = 20  # sequences that are sampled side by side at most
 TOP = 1000  # likeliest tokens that are sampled from
@@ -51,15 +51,20 @@ def starts_of(llm: Llama, seed: int) -> tuple[tuple[int, ...], tuple[tuple[int, 
     return tuple(starts.empty), tuple(map(tuple, starts.prompts)), ends
 
 
-def read_tokens(llm: Llama, path: Path) -> Tokens:
-    """A file's. Raises PyskipError if it is not UTF-8."""
-    raw = path.read_bytes()
-    try:
-        raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise PyskipError(f"{path}: line {line} is not UTF-8: convert it, for instance with iconv") from None
-    return np.array(llm.tokenize(raw, add_bos=False, special=False) if raw else [], np.int32)
+def read_files(llm: Llama, paths: Sequence[Path]) -> tuple[list[Tokens], str]:
+    """The tokens of each, and the sha256 of all of them. Raises PyskipError for one that is not UTF-8."""
+    pieces: list[Tokens] = []
+    digest = hashlib.sha256()
+    for path in paths:
+        raw = path.read_bytes()
+        try:
+            raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            line = raw[: error.start].count(b"\n") + 1
+            raise PyskipError(f"{path}: line {line} is not UTF-8: convert it, for instance with iconv") from None
+        digest.update(raw)
+        pieces.append(np.array(llm.tokenize(raw, add_bos=False, special=False) if raw else [], np.int32))
+    return pieces, digest.hexdigest()
 
 
 def read_text(llm: Llama, paths: Sequence[Path], n_window: int, n_fit: int, n_held: int, seed: int) -> CalibrationText:
@@ -67,12 +72,8 @@ def read_text(llm: Llama, paths: Sequence[Path], n_window: int, n_fit: int, n_he
 
     Raises PyskipError for a file that is not UTF-8 and for fewer than two windows in all.
     """
-    windows: list[Tokens] = []
-    digest = hashlib.sha256()
-    for path in paths:
-        tokens = read_tokens(llm, path)
-        digest.update(path.read_bytes())
-        windows += [tokens[i : i + n_window] for i in range(0, len(tokens) - n_window + 1, n_window)]
+    pieces, digest = read_files(llm, paths)
+    windows = [tokens[i : i + n_window] for tokens in pieces for i in range(0, len(tokens) - n_window + 1, n_window)]
     if len(windows) < 2:
         raise PyskipError(
             f"{', '.join(map(str, paths))}: {len(windows)} windows of {n_window} tokens, expected at least 2 "
@@ -81,7 +82,7 @@ def read_text(llm: Llama, paths: Sequence[Path], n_window: int, n_fit: int, n_he
     order = np.random.default_rng(seed).permutation(len(windows))
     n_held = min(n_held, max(1, len(windows) // 4))
     source = ", ".join(path.name for path in paths)
-    return _split([windows[i] for i in order], n_fit, n_held, source, digest.hexdigest())
+    return _split([windows[i] for i in order], n_fit, n_held, source, digest)
 
 
 def sample_text(

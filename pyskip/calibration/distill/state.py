@@ -49,6 +49,10 @@ class State:
     shifts: npt.NDArray[np.float64]
     version: int = VERSION
 
+    def is_finished(self, seconds: float) -> bool:
+        """Whether so much training in all asks for no more of it."""
+        return self.share >= 1 and self.seconds >= seconds - 1
+
 
 def model_digest(path: str | os.PathLike[str]) -> str:
     """Of the file's size and both its ends."""

@@ -330,7 +330,7 @@ def train(
     """
     begin = time.monotonic()
     before = load_state(state_path, path) if state_path and state_path.exists() else None
-    if before and before.share >= 1 and before.seconds >= plan.seconds - 1:
+    if before and before.is_finished(plan.seconds):
         return before
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dense, model = Dense(path, device), model_digest(path)
