@@ -16,8 +16,11 @@ namespace pyskip_cpu {
 
 // How many columns and strips one pass computes, by the number of registers.
 constexpr int MAX_PACKED  = PYSKIP_LANES == 16 ? 5 : 4; // with weights as they are packed
-constexpr int MAX_COLUMNS = 5;                          // with expanded ones, MAX_STRIPS strips at a time
-constexpr int MAX_STRIPS  = PYSKIP_LANES == 16 ? 2 : 1;
+constexpr int MAX_COLUMNS = PYSKIP_LANES == 16 ? 5 : 3; // with expanded ones, MAX_STRIPS strips at a time
+constexpr int MAX_STRIPS  = 2;
+
+// Strips that are expanded together: they fit in the second cache, the columns of a pass in the first.
+constexpr int TILE_STRIPS = 128 / PYSKIP_LANES;
 
 // From how many columns on it pays to expand weights.
 constexpr int FEW_COLUMNS = 16;

@@ -212,6 +212,7 @@ private:
         asm("" : "+v"(part)); // in this order: the compiler would add in pairs, and run out of registers
         if (step % n == n - 1) {
             total = dot_pairs(total, (i32v) part, factor);
+            asm("" : "+v"(total));
         }
     }
 

@@ -85,31 +85,31 @@ void quantize_share(const kernel & k, const ggml_compute_params * params, const 
     }
 }
 
-// How a product is cut into chunks that threads take one after another: by rows, and by columns where there are more
-// threads than rows to share out.
+// How a product is cut into chunks that threads take one after another: by rows, and by columns where that gives too few
+// for the threads to end together.
 struct cut {
     int64_t n_strip;
     int64_t n_column;
+    int64_t unit; // strips that should stay together
     int64_t by_strip;
     int64_t by_column = 1;
 
-    cut(int64_t n_strip, int64_t n_column, int n_thread) : n_strip(n_strip), n_column(n_column) {
+    cut(int64_t n_strip, int64_t n_column, int n_thread)
+        : n_strip(n_strip), n_column(n_column), unit(n_column > FEW_COLUMNS ? TILE_STRIPS : 1) {
         constexpr int64_t per_thread = 8;
         const int64_t     pieces     = n_thread == 1 ? 1 : n_thread * per_thread;
-        by_strip = std::min(pieces, n_column > FEW_COLUMNS ? (n_strip + MAX_STRIPS - 1) / MAX_STRIPS : n_strip);
-        if (by_strip < 2 * n_thread && n_thread > 1) {
-            by_column =
-                std::clamp<int64_t>(2 * n_thread / by_strip, 1, (n_column + 4 * MAX_COLUMNS - 1) / (4 * MAX_COLUMNS));
+        by_strip                     = std::min(pieces, (n_strip + unit - 1) / unit);
+        if (by_strip < pieces / 2) {
+            by_column = std::clamp<int64_t>(pieces / 2 / by_strip, 1, (n_column + 4 * MAX_COLUMNS - 1) / (4 * MAX_COLUMNS));
         }
     }
 
     int64_t size() const { return by_strip * by_column; }
 
-    // the begin of a piece, at a pair of strips
+    // the begin of a piece
     int64_t strip(int64_t i) const {
-        return i == by_strip ? n_strip
-                             : n_strip * i / by_strip / (n_column > FEW_COLUMNS ? MAX_STRIPS : 1) *
-                                   (n_column > FEW_COLUMNS ? MAX_STRIPS : 1);
+        const int64_t n_unit = (n_strip + unit - 1) / unit;
+        return std::min(n_strip, n_unit * i / by_strip * unit);
     }
 
     int64_t column(int64_t i) const { return n_column * i / by_column; }

@@ -45,38 +45,68 @@ void multiply_few(const char * matrix, int64_t n_block, int64_t first, int64_t n
     }
 }
 
-template <class F, int NS>
-void multiply_strips(const char * strips, int64_t n_block, const int * n_row, int64_t row, const columns & columns,
-                     int64_t c0, int64_t c1) {
-    constexpr int       N_BLOCK = 512 / F::activations::N;
-    const size_t        size    = n_block * sizeof(typename F::block);
-    expanded<F>         room[NS][N_BLOCK];
-    const expanded<F> * blocks[NS];
+// Many columns: a tile of strips is expanded for all of them, N_BLOCK blocks at a time.
+template <class F> class tile {
+public:
+    typedef typename F::activations A;
 
-    const int64_t n_share = (c1 - c0 + MAX_COLUMNS - 1) / MAX_COLUMNS;
-    for (int64_t first = 0; first < n_block; first += N_BLOCK) {
-        const int n = (int) std::min<int64_t>(N_BLOCK, n_block - first);
-        for (int s = 0; s < NS; ++s) {
+    tile(const char * matrix, int64_t n_block, int64_t first, int n_strip, int64_t n_row, const columns & columns)
+        : strips((const typename F::block *) matrix + first * n_block), n_block(n_block), row(first * L),
+          n_strip(n_strip), product(columns) {
+        for (int s = 0; s < n_strip; ++s) {
+            rows[s]   = (int) std::min<int64_t>(L, n_row - row - s * L);
             blocks[s] = room[s];
-            for (int i = 0; i < n; ++i) {
-                room[s][i].fill(((const typename F::block *) (strips + s * size))[first + i]);
-            }
-        }
-        for (int64_t share = 0; share < n_share; ++share) { // of equal widths
-            const int64_t begin = c0 + (c1 - c0) * share / n_share;
-            const int64_t end   = c0 + (c1 - c0) * (share + 1) / n_share;
-            const void *  activations[MAX_COLUMNS];
-            float *       out[MAX_COLUMNS];
-            for (int64_t c = begin; c < end; ++c) {
-                activations[c - begin] = columns.activations_of(c);
-                out[c - begin]         = columns.result_of(c, row);
-            }
-            dispatch<MAX_COLUMNS>((int) (end - begin), [&](auto nc) {
-                multiply_expanded<F, NS, nc>(blocks, n, first == 0, first, activations, out, n_row);
-            });
         }
     }
-}
+
+    void multiply(int64_t c0, int64_t c1) {
+        const int64_t n_share = (c1 - c0 + MAX_COLUMNS - 1) / MAX_COLUMNS;
+        for (first = 0; first < n_block; first += N_BLOCK) {
+            n = (int) std::min<int64_t>(N_BLOCK, n_block - first);
+            for (int s = 0; s < n_strip; ++s) {
+                for (int i = 0; i < n; ++i) {
+                    room[s][i].fill(strips[s * n_block + first + i]);
+                }
+            }
+            for (int64_t share = 0; share < n_share; ++share) { // of equal widths
+                multiply_share(c0 + (c1 - c0) * share / n_share, c0 + (c1 - c0) * (share + 1) / n_share);
+            }
+        }
+    }
+
+private:
+    static constexpr int N_BLOCK = 512 / A::N;
+
+    const typename F::block * strips;
+    int64_t                   n_block;
+    int64_t                   row;
+    int                       n_strip;
+    const columns &           product;
+    int64_t                   first; // of a row's blocks, those that are expanded
+    int                       n;
+    int                       rows[TILE_STRIPS];
+    const expanded<F> *       blocks[TILE_STRIPS];
+    expanded<F>               room[TILE_STRIPS][N_BLOCK];
+
+    void multiply_share(int64_t begin, int64_t end) {
+        const A * activations[MAX_COLUMNS];
+        float *   out[MAX_COLUMNS];
+        for (int64_t c = begin; c < end; ++c) {
+            activations[c - begin] = (const A *) product.activations_of(c) + first;
+            out[c - begin]         = product.result_of(c, row);
+        }
+        for (int s = 0; s < n_strip; s += MAX_STRIPS) {
+            dispatch<MAX_COLUMNS>((int) (end - begin), [&](auto nc) {
+                dispatch<MAX_STRIPS>(n_strip - s, [&](auto ns) {
+                    multiply_expanded<F, ns, nc>(blocks + s, n, first == 0, activations, out, rows + s);
+                });
+            });
+            for (int64_t c = begin; c < end; ++c) {
+                out[c - begin] += MAX_STRIPS * L;
+            }
+        }
+    }
+};
 
 template <class F>
 void multiply(const char * matrix, int64_t n_block, int64_t first, int64_t n_strip, int64_t n_row,
@@ -85,15 +115,9 @@ void multiply(const char * matrix, int64_t n_block, int64_t first, int64_t n_str
         multiply_few<F>(matrix, n_block, first, n_strip, n_row, columns, c0, c1);
         return;
     }
-    for (int64_t strip = first; strip < first + n_strip; strip += MAX_STRIPS) {
-        const int    n      = (int) std::min<int64_t>(MAX_STRIPS, first + n_strip - strip);
-        const char * strips = matrix + strip * n_block * sizeof(typename F::block);
-        int          rows[MAX_STRIPS];
-        for (int s = 0; s < n; ++s) {
-            rows[s] = (int) std::min<int64_t>(L, n_row - (strip + s) * L);
-        }
-        dispatch<MAX_STRIPS>(
-            n, [&](auto ns) { multiply_strips<F, ns>(strips, n_block, rows, strip * L, columns, c0, c1); });
+    for (int64_t strip = first; strip < first + n_strip; strip += TILE_STRIPS) {
+        const int n = (int) std::min<int64_t>(TILE_STRIPS, first + n_strip - strip);
+        tile<F>(matrix, n_block, strip, n, n_row, columns).multiply(c0, c1);
     }
 }
 

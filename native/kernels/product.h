@@ -26,18 +26,36 @@ template <int N, class Fn> PYSKIP_INLINE inline void unrolled(Fn fn) {
     unrolled(fn, std::make_integer_sequence<int, N>());
 }
 
-// One block of 256 in the layout that `group`, `scale` and `minimum` of a view need, a byte a weight.
+// Without VNNI a sum begins at 0 and weights' offsets are subtracted for a whole block, as minimums are: the scales of two
+// sub-blocks, as 16-bit pairs, times sums of activations.
+template <class F> constexpr bool needs_offsets = !PYSKIP_VNNI && F::OFFSET != 0;
+
+template <class F, class View> inline i32v offset_of(const View & view, int p) {
+    return (view.scale(2 * p) & 0xffff) | view.scale(2 * p + 1) << 16;
+}
+
+// A view of a packed block that gives what a kernel asks for.
+template <class F> struct packed_view : F::view {
+    explicit packed_view(const typename F::block & block) : F::view(block) {}
+
+    i32v factor(int s) const { return factor_of(this->scale(s)); }
+    i32v offset(int p) const { return offset_of<F>(*this, p); }
+};
+
+// One block of 256 in the layout that `group`, `factor` and `minimum` of a view need, a byte a weight.
 template <class F, int N = F::activations::N> struct expanded;
 
 template <class F> struct expanded<F, 256> {
     u8v  groups[64];
-    i32v scales[256 / F::SUB];
+    i32v factors[256 / F::SUB];
+    i32v offsets[needs_offsets<F> ? 128 / F::SUB : 1];
     i32v minimums[F::HAS_MIN ? 128 / F::SUB : 1];
     f32v own_d;
     f32v own_d_min;
 
     template <int G> u8v group(int u) const { return groups[8 * u + G]; }
-    i32v                 scale(int s) const { return scales[s]; }
+    i32v                 factor(int s) const { return factors[s]; }
+    i32v                 offset(int p) const { return offsets[p]; }
     i32v                 minimum(int p) const { return minimums[p]; }
     f32v                 d() const { return own_d; }
     f32v                 d_min() const { return own_d_min; }
@@ -48,7 +66,12 @@ template <class F> struct expanded<F, 256> {
             unrolled<8>([&](auto g) PYSKIP_INLINE { groups[8 * u + g] = view.template group<g>(u); });
         }
         for (int s = 0; s < 256 / F::SUB; ++s) {
-            scales[s] = view.scale(s);
+            factors[s] = factor_of(view.scale(s));
+        }
+        if constexpr (needs_offsets<F>) {
+            for (int p = 0; p < 128 / F::SUB; ++p) {
+                offsets[p] = offset_of<F>(view, p);
+            }
         }
         own_d = view.d();
         if constexpr (F::HAS_MIN) {
@@ -97,15 +120,12 @@ PYSKIP_INLINE inline void add_block(f32v (&acc)[NS][NC], const View * const (&vi
             dot_product<F::MAX, 8 / N_SUB> dot[NS][NC];
             i32v                           factor[NS];
             for (int s = 0; s < NS; ++s) {
-                factor[s] = factor_of(view[s]->scale(s8));
+                factor[s] = view[s]->factor(s8);
             }
             for (int c = 0; c < NC; ++c) {
-                const i32v start = F::OFFSET ? minus_sum<F>(*a[c], s8) : i32v{};
+                const i32v start = PYSKIP_VNNI && F::OFFSET ? minus_sum<F>(*a[c], s8) : i32v{};
                 for (int s = 0; s < NS; ++s) {
                     dot[s][c] = dot_product<F::MAX, 8 / N_SUB>(start);
-                    if (!PYSKIP_VNNI && F::OFFSET) {
-                        sum[s][c] += start * view[s]->scale(s8);
-                    }
                 }
             }
             unrolled<8 / N_SUB>([&](auto step) PYSKIP_INLINE {
@@ -128,9 +148,21 @@ PYSKIP_INLINE inline void add_block(f32v (&acc)[NS][NC], const View * const (&vi
             }
         });
     }
+    // of all sub-blocks, times sums of activations
+    const auto with_sums = [&](int c, auto pair) PYSKIP_INLINE {
+        const int16_t * sums = F::SUB == 16 ? a[c]->sum_16 : a[c]->sum_32;
+        i32v            sum  = {};
+        for (int p = 0; p < 128 / F::SUB; ++p) {
+            sum = dot_pairs(sum, pair(p), broadcast_bytes(sums + 2 * p));
+        }
+        return sum;
+    };
     for (int s = 0; s < NS; ++s) {
         const f32v d = view[s]->d();
         for (int c = 0; c < NC; ++c) {
+            if constexpr (needs_offsets<F>) {
+                sum[s][c] -= F::OFFSET * with_sums(c, [&](int p) PYSKIP_INLINE { return view[s]->offset(p); });
+            }
             acc[s][c] = multiply_add(to_float(sum[s][c]), d * broadcast(a[c]->d), acc[s][c]);
         }
     }
@@ -138,11 +170,7 @@ PYSKIP_INLINE inline void add_block(f32v (&acc)[NS][NC], const View * const (&vi
         for (int s = 0; s < NS; ++s) {
             const f32v d_min = view[s]->d_min();
             for (int c = 0; c < NC; ++c) {
-                const int16_t * sums    = F::SUB == 16 ? a[c]->sum_16 : a[c]->sum_32;
-                i32v            sum_min = {};
-                for (int p = 0; p < 128 / F::SUB; ++p) {
-                    sum_min = dot_pairs(sum_min, view[s]->minimum(p), broadcast_bytes(sums + 2 * p));
-                }
+                const i32v sum_min = with_sums(c, [&](int p) PYSKIP_INLINE { return view[s]->minimum(p); });
                 acc[s][c] = multiply_add(to_float(sum_min), d_min * broadcast(-a[c]->d), acc[s][c]);
             }
         }
@@ -202,8 +230,8 @@ void multiply_packed(const char * strip, int64_t n_block, const void * const * a
     }
     f32v acc[1][NC] = {};
     for (int64_t i = 0; i < n_block; ++i) {
-        const typename F::view         view(blocks[i]);
-        const typename F::view * const views[1] = { &view };
+        const packed_view<F>         view(blocks[i]);
+        const packed_view<F> * const views[1] = { &view };
         add_block<F, 1, NC>(acc, views, a);
         for (int c = 0; c < NC; ++c) {
             ++a[c];
@@ -216,8 +244,8 @@ void multiply_packed(const char * strip, int64_t n_block, const void * const * a
 
 // The same for NS strips of expanded weights; adds to what is in `out` unless it is the first of a row's blocks.
 template <class F, int NS, int NC>
-void multiply_expanded(const expanded<F> * const * blocks, int n_block, bool is_first, int64_t first_block,
-                       const void * const * activations, float * const * out, const int * n_row) {
+void multiply_expanded(const expanded<F> * const * blocks, int n_block, bool is_first,
+                       const typename F::activations * const * activations, float * const * out, const int * n_row) {
     typedef typename F::activations A;
 
     f32v                acc[NS][NC];
@@ -230,7 +258,7 @@ void multiply_expanded(const expanded<F> * const * blocks, int n_block, bool is_
         }
     }
     for (int c = 0; c < NC; ++c) {
-        a[c] = (const A *) activations[c] + first_block;
+        a[c] = activations[c];
     }
     for (int i = 0; i < n_block; ++i) {
         add_block<F, NS, NC>(acc, view, a);
