@@ -25,6 +25,7 @@
 # To measure it, and to write pages of docs
 #   make bench            what skipping costs and brings on this machine: docs/benchmarks.md
 #   make results DATA=FOLDER [ONLY="STEP ..."]    docs/results.md: quality against skip rate
+#   make frontier TEXTS="KIND=FILE ..." [MODELS="NAME ..."]    docs/frontier.md: skipping beside quantisations; hours
 #   make architectures    docs/architectures.md: what can skip in every architecture of llama.cpp
 #   make compatibility    docs/compatibility.md: every argument of llama-cpp-python
 #   make screenshots      the pictures of docs/images; needs chromium and chromium-driver
@@ -64,7 +65,7 @@ SANITIZED = -DCMAKE_BUILD_TYPE=Sanitized -DGGML_OPENMP=$(if $(filter thread,$(1)
 # What must hold on every release of llama.cpp.
 INVARIANTS := off static cosine profile batches session bad_input patches
 
-.PHONY: chat serve check test test-extras upstream-test upstream-server-test bump invariants sanitize lint fuzz faults bench results screenshots \
+.PHONY: chat serve check test test-extras upstream-test upstream-server-test bump invariants sanitize lint fuzz faults bench results frontier screenshots \
         architectures compatibility docs wheel wheel-aarch64 wheel-test wheel-aarch64-test clean help FORCE
 
 chat: $(VENV)/.built
@@ -138,6 +139,20 @@ results: $(VENV)/.built build/reference/.built $(VENV)/.dev
 	  --factoid $(DATA)/dev_factoid.jsonl --arc-easy $(DATA)/dev_arc_easy.jsonl --cnn $(DATA)/dev_cnn_dailymail.jsonl \
 	  --fit $(DATA)/calibration_wiki.txt) \
 	  $(if $(ONLY),--only $(ONLY)) $(RESULTS_ARGS)
+
+# Rates of generated tokens, and one of prompts. A profile is calibrated where none lies beside a model.
+FRONTIER_SKIPS = --skip 0.1 --skip 0.2 --skip 0.3 --skip profile:rate=0,prompt=0.3
+
+frontier: $(VENV)/.built $(VENV)/.dev
+	@test -n "$(TEXTS)" || { echo 'make frontier: found no TEXTS, expected TEXTS="wiki=FILE code=FILE"'; exit 1; }
+	set -e; for name in $(or $(MODELS),$$($(BIN)/python tools/models/real.py --list | cut -f 1)); do \
+	  files=$$($(BIN)/python tools/models/real.py $$name --quantise Q5_K_M IQ4_XS Q3_K_M Q2_K); \
+	  first=$${files%%.gguf*}; \
+	  test -e $$first.skip.gguf || $(BIN)/pyskip calibrate $$first.gguf; \
+	  $(BIN)/python benchmarks/frontier.py $$files --profile $$first.skip.gguf --name $$name $(addprefix --text ,$(TEXTS)) \
+	    $(FRONTIER_SKIPS) -o docs/results/frontier.json; \
+	done
+	$(BIN)/python benchmarks/frontier_page.py
 
 screenshots: $(VENV)/.server $(VENV)/.dev
 	$(BIN)/python tools/screenshots_chat.py

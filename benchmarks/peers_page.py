@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["marked", "plot", "quartiles", "ratios", "section", "table"]
+__all__ = ["COLOURS", "grid", "marked", "median_cell", "plot", "quartiles", "ratios", "section", "table"]
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKS = ("<!-- peers: made by benchmarks/peers_page.py -->", "<!-- end of peers -->")
@@ -56,14 +56,16 @@ def _unique(values: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(values))
 
 
-def _cell(values: Sequence[float] | None, digits: int) -> str:
+def median_cell(values: Sequence[float] | None, digits: int) -> str:
+    """The median, with the quartiles behind it."""
     if not values:
         return "-"
     low, middle, high = quartiles(values)
     return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-def _grid(head: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
+def grid(head: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
     return ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *lines)]
 
 
@@ -73,11 +75,11 @@ def _rates(runs: Sequence[Run], arms: Sequence[str]) -> list[str]:
         samples = _samples(run)
         skipped = {(row["arm"], (row["test"], row["n_threads"])): row["skip_rate"] for row in run["rows"]}
         for case in _cases(run):
-            cells = [_cell(samples.get((arm, case)), 1) for arm in arms]
+            cells = [median_cell(samples.get((arm, case)), 1) for arm in arms]
             rates = [skipped.get((arm, case), 0) for arm in arms]
             with_rates = [f"{c}, {r:.0%} skipped" if r else c for c, r in zip(cells, rates, strict=True)]
             lines.append([_model(run), case[0], str(case[1]), *with_rates])
-    return _grid(["model", "test", "threads", *arms], lines)
+    return grid(["model", "test", "threads", *arms], lines)
 
 
 def _ratios(runs: Sequence[Run], arms: Sequence[str]) -> list[str]:
@@ -91,9 +93,9 @@ def _ratios(runs: Sequence[Run], arms: Sequence[str]) -> list[str]:
         samples = _samples(run)
         for case in _cases(run):
             both = [(samples.get((a, case)), samples.get((b, case))) for a, b in pairs]
-            cells = [_cell(ratios(x, y), 2) if x and y else "-" for x, y in both]
+            cells = [median_cell(ratios(x, y), 2) if x and y else "-" for x, y in both]
             lines.append([_model(run), case[0], str(case[1]), *cells])
-    return _grid(["model", "test", "threads", *(f"{a} / {b}".replace("pyskip ", "") for a, b in pairs)], lines)
+    return grid(["model", "test", "threads", *(f"{a} / {b}".replace("pyskip ", "") for a, b in pairs)], lines)
 
 
 def _model(run: Run) -> str:
@@ -124,13 +126,13 @@ def section(runs: Sequence[Run]) -> str:
     return f"![tokens/s of each engine, relative to pyskip with upstream's kernels](results/peers.svg)\n\n{table(runs)}"
 
 
-def marked(page: str, text: str) -> str:
+def marked(page: str, text: str, marks: tuple[str, str] = MARKS) -> str:
     """The page with `text` between the marks. Raises ValueError unless it has both, once, in order."""
-    before, first, rest = page.partition(MARKS[0])
-    _, last, after = rest.partition(MARKS[1])
-    if not first or not last or MARKS[0] in rest or MARKS[1] in after:
-        raise ValueError(f"found no place for the tables, expected the lines {MARKS[0]!r} and {MARKS[1]!r}: add them")
-    return f"{before}{MARKS[0]}\n\n{text}\n{MARKS[1]}{after}"
+    before, first, rest = page.partition(marks[0])
+    _, last, after = rest.partition(marks[1])
+    if not first or not last or marks[0] in rest or marks[1] in after:
+        raise ValueError(f"found no place for the tables, expected the lines {marks[0]!r} and {marks[1]!r}: add them")
+    return f"{before}{marks[0]}\n\n{text}\n{marks[1]}{after}"
 
 
 def plot(runs: Sequence[Run], path: Path) -> None:
@@ -152,13 +154,13 @@ def plot(runs: Sequence[Run], path: Path) -> None:
         n_rows = -(-len(panels) // n_columns)
         n_models = max(sum(_set(run) == key for run in runs) for key in sets)
         size = (3.4 * n_columns, (0.5 + 0.19 * n_models * (len(arms) + 1)) * n_rows + 0.6)
-        figure, grid = plt.subplots(n_rows, n_columns, figsize=size, layout="constrained", squeeze=False, sharey="row")
-        for axis in grid.flat[len(panels) :]:
+        figure, axes = plt.subplots(n_rows, n_columns, figsize=size, layout="constrained", squeeze=False, sharey="row")
+        for axis in axes.flat[len(panels) :]:
             axis.axis("off")
-        for axis, (key, test) in zip(grid.flat, panels, strict=False):
+        for axis, (key, test) in zip(axes.flat, panels, strict=False):
             _panel(axis, [run for run in runs if _set(run) == key], (test, threads[key]), arms)
             axis.set_title(f"{key[1]}, {test}, {threads[key]} threads", fontsize=10, loc="left")
-        handles, labels = grid.flat[0].get_legend_handles_labels()
+        handles, labels = axes.flat[0].get_legend_handles_labels()
         figure.legend(handles[::-1], labels[::-1], loc="outside upper center", ncols=3, frameon=False)
         figure.supxlabel("tokens/s relative to pyskip upstream, median and quartiles", fontsize=10)
         figure.savefig(path, format="svg", metadata={"Date": None})

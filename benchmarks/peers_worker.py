@@ -76,6 +76,8 @@ class Worker:
         if kind == "tg":
             llm.eval(self.tokens[:N_CONTEXT])
             llm.mark_generated(N_CONTEXT)
+        else:
+            llm.mark_generated(n)  # a rate for prompts counts from their end
         llm.reset_skip_stats()
         start = time.perf_counter()
         if kind == "pp":
