@@ -2,7 +2,7 @@
 
 #include "json.h"
 #include "model.h"
-#include "schema-limits.h"
+#include "schemas.h"
 #include "settings.h"
 #include "tidy.h"
 
@@ -104,10 +104,10 @@ void pyskip_body_check(const std::string & path, std::string & text) {
     if (!body.is_object()) {
         throw pyskip_refuse(400, "the body is no JSON object, expected one", "");
     }
+    bool is_changed = pyskip_tidy(body);
     if (generates(path)) {
-        pyskip_schema_check(body);
+        is_changed |= pyskip_schemas_prepare(body);
     }
-    bool                is_changed = pyskip_tidy(body);
     const bool          is_router  = pyskip_server_model().name().empty();
     const std::string & standard   = pyskip_server_settings().default_model;
     if (is_router && !body.contains("model") && !standard.empty()) {
