@@ -16,7 +16,14 @@ pytestmark = [pytest.mark.loopback, pytest.mark.slow]
 
 EXACT = ("-ctk", "f32", "-ctv", "f32", "-fa", "off", "--no-cache-prompt", "--parallel", "1")
 LONGER = ("--override-kv", "llama.context_length=int:1024")
-SKIPS = ("off", "static:1,3", ALTERNATE, 0.4, "profile:rate=0.3,hold=0,warmup=2", "cosine:threshold=0.5,cold_start=1,cold_end=1")
+SKIPS = (
+    "off",
+    "static:1,3",
+    ALTERNATE,
+    0.4,
+    "profile:rate=0.3,hold=0,warmup=2",
+    "cosine:threshold=0.5,cold_start=1,cold_end=1",
+)
 REPEATED = " ".join(f"w{i % 7 + 1}" for i in range(70))
 
 
@@ -36,7 +43,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def drafts(model: Path) -> Iterator[dict[str, Running]]:
-    """Without a draft, with one that is always right but for the policy, one that is always wrong, and one by n-grams."""
+    """Without a draft, with one that is right if nothing is skipped, one that never is, and one by n-grams."""
     wrong = model.with_name("wrong.gguf")
     make_random.make(wrong, make_random.SHAPES["tiny"], seed=7)
     by = {

@@ -13,12 +13,11 @@ using names = std::set<std::string>;
 
 static constexpr int MAX_DEPTH = 64; // the converter recurses
 
-static const names SAYS_NOTHING = { "$anchor",     "$comment",   "$defs",       "$id",           "$schema",
+static const names SAYS_NOTHING = { "$anchor",         "$comment",         "$defs",   "$id",         "$schema",
                                     "contentEncoding", "contentMediaType", "default", "definitions", "deprecated",
-                                    "description", "discriminator", "example", "examples", "readOnly", "title",
-                                    "writeOnly" };
-static const names FORMATS      = { "date",  "time",  "date-time", "uuid", "uuid1",
-                                    "uuid2", "uuid3", "uuid4",     "uuid5" };
+                                    "description",     "discriminator",    "example", "examples",    "readOnly",
+                                    "title",           "writeOnly" };
+static const names FORMATS      = { "date", "time", "date-time", "uuid", "uuid1", "uuid2", "uuid3", "uuid4", "uuid5" };
 static const names OBJECT       = { "properties", "required", "additionalProperties" };
 static const names ARRAY        = { "items", "prefixItems", "minItems", "maxItems" };
 static const names STRING       = { "pattern", "format", "minLength", "maxLength" };
@@ -71,12 +70,12 @@ names held_by(const json & schema, const std::string & type) {
     if ((type == "object" || type == "string") && schema.contains("allOf") && !schema.contains("properties")) {
         return { "type", "allOf" };
     }
-    const names none;
-    const names & own = type == "object" ? OBJECT :
-                        type == "array"  ? ARRAY :
-                        type == "string" ? STRING :
-                        type == "integer" ? INTEGER :
-                                           none;
+    const names   none;
+    const names & own = type == "object"    ? OBJECT
+                        : type == "array"   ? ARRAY
+                        : type == "string"  ? STRING
+                        : type == "integer" ? INTEGER
+                                            : none;
     return with(own, { "type" });
 }
 
@@ -89,9 +88,9 @@ names held_in(const json & schema) {
     if (!schema.contains("type") || !schema.at("type").is_array()) {
         return held_by(schema, text_at(schema, "type"));
     }
-    names        held  = { "type" };
+    names        held     = { "type" };
     bool         is_loose = false; // of a number no bounds are held
-    const json & types = schema.at("type");
+    const json & types    = schema.at("type");
     for (size_t i = 0; i < types.size(); ++i) {
         const std::string type = types.at(i).is_string() ? types.at(i).get<std::string>() : "";
         held                   = with(held, held_by(schema, type));

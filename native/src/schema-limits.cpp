@@ -8,10 +8,10 @@
 
 using json = common_json;
 
-static constexpr size_t MAX_SCHEMA   = 65536; // characters
-static constexpr size_t MAX_NAME     = 256;   // bytes: std::regex, which makes names of rules of them, recurses once a byte
-static constexpr size_t MAX_PATTERN  = 256;   // characters
-static constexpr double MAX_REPEAT   = 1000;  // of what a schema counts
+static constexpr size_t MAX_SCHEMA = 65536; // characters
+static constexpr size_t MAX_NAME   = 256; // bytes: std::regex, which makes names of rules of them, recurses once a byte
+static constexpr size_t MAX_PATTERN  = 256;  // characters
+static constexpr double MAX_REPEAT   = 1000; // of what a schema counts
 static constexpr double MAX_NUMBER   = 1e15;
 static constexpr size_t MAX_OPTIONAL = 200; // properties of one object: a rule for each pair of them
 static constexpr size_t MAX_QUESTION = 32;  // optional parts of a pattern

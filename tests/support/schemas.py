@@ -1,5 +1,4 @@
-"""JSON schemas that a grammar holds, and those that it does not with the keyword that is why: the same for the library and
-the server."""
+"""JSON schemas that a grammar holds, and those that it does not, with the keyword that is why."""
 
 from __future__ import annotations
 
