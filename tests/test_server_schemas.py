@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.loopback
 
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "w1"}]
-FORMS = {
+FORMS: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
     "json_schema": (CHAT, lambda s: {"response_format": {"type": "json_schema", "json_schema": {"schema": s}}}),
     "json_object": (CHAT, lambda s: {"response_format": {"type": "json_object", "schema": s}}),
     "completion": ("/completion", lambda s: {"json_schema": s, "prompt": "w1"}),
