@@ -24,6 +24,7 @@ SKIPS = (
     "profile:rate=0.3,hold=0,warmup=2",
     "cosine:threshold=0.5,cold_start=1,cold_end=1",
 )
+SIMPLE = ("--spec-type", "draft-simple", "--spec-draft-n-max", "5")
 REPEATED = " ".join(f"w{i % 7 + 1}" for i in range(70))
 
 
@@ -48,8 +49,8 @@ def drafts(model: Path) -> Iterator[dict[str, Running]]:
     make_random.make(wrong, make_random.SHAPES["tiny"], seed=7)
     by = {
         "none": (),
-        "right": ("-md", str(model), "--spec-draft-n-max", "5"),
-        "wrong": ("-md", str(wrong), "--spec-draft-n-max", "5"),
+        "right": ("-md", str(model), *SIMPLE),
+        "wrong": ("-md", str(wrong), *SIMPLE),
         "ngram": ("--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", "2", "--spec-ngram-simple-size-m", "9"),
     }
     with ExitStack() as stack:
