@@ -12,12 +12,12 @@ void pyskip_places::open(int32_t n_slots, int32_t n_queue) {
     queue = n_queue;
 }
 
-std::shared_ptr<void> pyskip_places::take() {
-    if (++taken > slots + queue) {
-        --taken;
+std::shared_ptr<void> pyskip_places::take(int32_t n) {
+    if ((taken += n) > slots + queue) {
+        taken -= n;
         return nullptr;
     }
-    return { this, [this](void *) { --taken; } };
+    return { this, [this, n](void *) { taken -= n; } };
 }
 
 int32_t pyskip_places::n_waiting() const {

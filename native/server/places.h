@@ -12,8 +12,10 @@ public:
     // Of a model with n_slots, and n_queue more.
     void open(int32_t n_slots, int32_t n_queue);
 
-    // None if all are taken. It is given back when the last copy goes.
-    std::shared_ptr<void> take();
+    // n of them; none if there are not as many. They are given back when the last copy goes.
+    std::shared_ptr<void> take(int32_t n);
+
+    int32_t n_all() const { return slots + queue; }
 
     int32_t n_taken() const { return taken; }
     int32_t n_waiting() const;

@@ -17,9 +17,22 @@ from typing import IO, Any
 import httpx
 import pytest
 
-__all__ = ["ALTERNATE", "Running", "running", "start", "wait_until"]
+__all__ = ["ALTERNATE", "TOOL_TEMPLATE", "Running", "running", "start", "wait_until"]
 
 ALTERNATE = "cosine:threshold=-1,run=1,cold_start=1,cold_end=1,warmup=0"  # skips layers 2 and 4 of 6, whatever they say
+
+
+# One that puts tools to the model, as many do
+TOOL_TEMPLATE = """{% if tools %}<|im_start|>system
+Functions: {% for tool in tools %}{{ tool | tojson }}
+{% endfor %}To call one: <tool_call>{"name": NAME, "arguments": OBJECT}</tool_call><|im_end|>
+{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}
+{% if m.content %}{{ m.content }}{% endif %}{% if m.tool_calls %}{% for call in m.tool_calls %}
+<tool_call>
+{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
+</tool_call>{% endfor %}{% endif %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
 
 
 @dataclass
