@@ -1,4 +1,4 @@
-"""Every field that the official clients know, as null, at every endpoint; texts in schemas, log-probabilities, ranks."""
+"""Every field that the official clients know, as null, at every endpoint; texts in schemas, logprobs, ranks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NEEDED: dict[str, dict[str, Any]] = {
 OWN = ("skip", "skip_prompt", "skip_trace", "target_tps", "max_skip")
 LLAMA = (
     "n_keep", "cache_prompt", "id_slot", "samplers", "grammar", "json_schema", "lora", "n_probs", "min_keep",
-    "t_max_predict_ms", "response_fields", "top_k", "min_p", "typical_p", "repeat_penalty", "dry_multiplier", "xtc_probability", "mirostat",
+    "t_max_predict_ms", "response_fields", "top_k", "min_p", "typical_p", "repeat_penalty", "dry_multiplier", "mirostat",
     "return_progress", "return_tokens", "timings_per_token", "stop", "seed", "stream", "logit_bias", "ignore_eos",
     "chat_template_kwargs", "reasoning_format", "parse_tool_calls", "add_special", "with_pieces", "tools", "tool_choice",
 )  # fmt: skip
@@ -115,6 +115,7 @@ def test_rerank(tiny: Path) -> None:
         results = answer.json()["results"]
         assert len(results) == 2
         assert results[0]["relevance_score"] >= results[1]["relevance_score"]
-        for bad in ({"query": None}, {"documents": []}, {"documents": None}, {"documents": "w1"}):
+        wrong: list[dict[str, Any]] = [{"query": None}, {"documents": []}, {"documents": None}, {"documents": "w1"}]
+        for bad in wrong:
             assert server.post("/v1/rerank", {**body, **bad}).status_code == 400
         assert server.post("/v1/rerank", {**body, "top_n": None, "return_text": None}).status_code == 200
