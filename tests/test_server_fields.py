@@ -33,9 +33,10 @@ NEEDED: dict[str, dict[str, Any]] = {
 OWN = ("skip", "skip_prompt", "skip_trace", "target_tps", "max_skip")
 LLAMA = (
     "n_keep", "cache_prompt", "id_slot", "samplers", "grammar", "json_schema", "lora", "n_probs", "min_keep",
-    "t_max_predict_ms", "response_fields", "top_k", "min_p", "typical_p", "repeat_penalty", "dry_multiplier", "mirostat",
-    "return_progress", "return_tokens", "timings_per_token", "stop", "seed", "stream", "logit_bias", "ignore_eos",
-    "chat_template_kwargs", "reasoning_format", "parse_tool_calls", "add_special", "with_pieces", "tools", "tool_choice",
+    "t_max_predict_ms", "response_fields", "top_k", "min_p", "typical_p", "repeat_penalty", "mirostat", "stop", "seed",
+    "dry_multiplier", "return_progress", "return_tokens", "timings_per_token", "stream", "logit_bias", "ignore_eos",
+    "chat_template_kwargs", "reasoning_format", "parse_tool_calls", "add_special", "with_pieces", "tools",
+    "tool_choice",
 )  # fmt: skip
 
 
