@@ -1,7 +1,7 @@
 #include "body.h"
 
+#include "bounds.h"
 #include "json.h"
-#include "limits.h"
 #include "model.h"
 #include "schemas.h"
 #include "settings.h"
@@ -99,7 +99,7 @@ int32_t pyskip_body_check(const std::string & path, std::string & text) {
         return 0; // an action that is all in its address
     }
     json body = parsed(text);
-    pyskip_limits_check(path, body);
+    pyskip_bounds_check(path, body);
     if (!pyskip_body_computes(path)) {
         if (body.is_object() && pyskip_tidy(body)) {
             text = body.dump_safe();
@@ -127,5 +127,5 @@ int32_t pyskip_body_check(const std::string & path, std::string & text) {
     if (is_changed) {
         text = body.dump_safe();
     }
-    return pyskip_limits_places(body);
+    return pyskip_bounds_places(body);
 }

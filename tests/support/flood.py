@@ -1,5 +1,5 @@
-"""Thousands of requests to a server, one after the other from a few clients: the same answers throughout, and flat memory.
-Used by tests/faults/run.py."""
+"""Thousands of requests to a server from a few clients: the same answers throughout, and flat memory. Used by
+tests/faults/run.py."""
 
 from __future__ import annotations
 
@@ -92,7 +92,5 @@ def flood(
     if slope >= 1024:
         run.wrong.append(f"memory grows by {slope:.0f} bytes a request")
     done = f"{n:,} by {N_CLIENTS} clients, {len(policies)} policies in turn, half of them streams, each 25th refused"
-    came = (
-        f"{slope:.0f} bytes of the server's memory a request after the first fifth, {run.rss[-1] >> 20} MiB at the end"
-    )
+    came = f"{slope:.0f} bytes of its memory a request after the first fifth, {run.rss[-1] >> 20} MiB at the end"
     return done, f"{came}; {len(run.first)} answers, each the same throughout", tuple(run.wrong)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -33,6 +34,15 @@ Functions: {% for tool in tools %}{{ tool | tojson }}
 </tool_call>{% endfor %}{% endif %}<|im_end|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
+
+# With another program in the place of the build's own: `make sanitize`
+OTHER = """
+import os, pathlib
+import pyskip.cli.main, pyskip.server.program
+pyskip.server.program.program = lambda: pathlib.Path(os.environ["PYSKIP_TEST_PROGRAM"])
+pyskip.cli.main.main()
+"""
+PYSKIP = ("-c", OTHER) if "PYSKIP_TEST_PROGRAM" in os.environ else ("-m", "pyskip")
 
 
 @dataclass
@@ -65,7 +75,7 @@ def start(*args: str, before: list[str] | None = None) -> tuple[subprocess.Popen
     """`pyskip serve` on a free port: the process, its address, and what it goes on to say on stderr. `before` gets what
     it says until then."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "pyskip", "serve", "--port", "0", *args],
+        [sys.executable, *PYSKIP, "serve", "--port", "0", *args],
         stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, errors="replace",
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip

@@ -9,7 +9,7 @@
 class common_json;
 
 // Of a body for this address. Throws pyskip_refusal.
-void pyskip_limits_check(const std::string & path, const common_json & body);
+void pyskip_bounds_check(const std::string & path, const common_json & body);
 
 // How many places in the queue it takes: a completion for each prompt.
-int32_t pyskip_limits_places(const common_json & body);
+int32_t pyskip_bounds_places(const common_json & body);

@@ -1,4 +1,4 @@
-#include "limits.h"
+#include "bounds.h"
 
 #include "json.h"
 #include "model.h"
@@ -92,11 +92,11 @@ static void check_tokens(const json & body) {
     }
 }
 
-int32_t pyskip_limits_places(const json & body) {
+int32_t pyskip_bounds_places(const json & body) {
     return body.is_object() ? (int32_t) n_prompts(body) : 1;
 }
 
-void pyskip_limits_check(const std::string & path, const json & body) {
+void pyskip_bounds_check(const std::string & path, const json & body) {
     if (!body.is_object()) {
         return;
     }
