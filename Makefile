@@ -106,8 +106,8 @@ sanitize: build/sanitize/address/.built build/sanitize/thread/.built build/tiny/
 	@$(BIN)/cmake --install build/sanitize/address/cmake --prefix build/sanitize/address/site >/dev/null
 	@cp -R pyskip build/sanitize/address/site
 	$(BIN)/python tests/support/sanitized_chat.py build/sanitize/address/site build/tiny/m.gguf
-	PYSKIP_TEST_PROGRAM=$(abspath build/sanitize/address/cmake/pyskip-server) PYSKIP_DEBUG=1 \
-	  ASAN_OPTIONS=detect_leaks=0:use_sigaltstack=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	PYSKIP_TEST_PROGRAM=$(abspath build/sanitize/address/site/pyskip/lib/pyskip-server) PYSKIP_DEBUG=1 \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	  $(BIN)/python -m pytest -q $(SANITIZED_SERVER)
 	TSAN_OPTIONS=halt_on_error=1:suppressions=$(abspath native/tests/thread.supp) \
 	  $(BIN)/ctest --test-dir build/sanitize/thread/tests --output-on-failure
