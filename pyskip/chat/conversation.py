@@ -12,6 +12,7 @@ from ..runtime.generation import Answer, Generation, Message, chat_tokens
 from ..runtime.llama import Llama
 from ..runtime.sampling import Sampling
 from ..stats import SkipTrace
+from .reasoning import OPEN
 
 __all__ = ["Conversation", "Stream"]
 
@@ -89,7 +90,10 @@ class Conversation:
         self.turns.clear()
 
     def _answer(self, tokens: list[int]) -> Generator[str, None, None]:
-        """Appends the assistant's turn, unless nothing came."""
+        """Appends the assistant's turn, unless nothing came. If the template has begun it as reasoning, that tag comes
+        first."""
+        if self.llm.detokenize(tokens[-16:], special=True).rstrip().endswith(OPEN.encode()):
+            yield OPEN
         generation = Generation(self.llm, tokens, max_tokens=self.n_predict, sampling=self.sampling, seed=None)
         try:
             yield from self._stream(generation) if self._stream else generation
