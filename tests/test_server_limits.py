@@ -188,6 +188,22 @@ def test_a_slow_answer_is_not_slow_to_ask(server: Running) -> None:
     assert answer.status_code == 200
 
 
+def test_a_streams_connection_goes_on(server: Running) -> None:
+    """Nobody was told that it would end: who asks again on it would find it closed."""
+    body = json.dumps({**SHORT, "stream": True}).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as sock:
+        for _ in range(3):
+            sock.sendall(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            data = b""
+            while not data.endswith(b"0\r\n\r\n"):
+                part = sock.recv(65536)
+                assert part, data
+                data += part
+            assert data.startswith(b"HTTP/1.1 200")
+            time.sleep(0.1)
+
+
 def test_max_tokens(tiny: Path) -> None:
     with served(tiny, "--max-tokens", "7") as server:
         for more in ({}, {"max_tokens": 5000}, {"max_tokens": None}, {"n_predict": -1}):

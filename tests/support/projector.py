@@ -63,16 +63,17 @@ def make_projector(path: Path, n_embd_model: int, seed: int = 0) -> Path:
     return path
 
 
-def png(red: int, green: int, blue: int) -> bytes:
-    """An image of one colour."""
+def png(seed: int) -> bytes:
+    """An image of noise."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    rows = (b"\0" + bytes((red, green, blue)) * SIZE) * SIZE
+    pixels = np.random.default_rng(seed).integers(0, 256, (SIZE, SIZE * 3), dtype=np.uint8)
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
     head = struct.pack(">IIBBBBB", SIZE, SIZE, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def image_url(red: int, green: int, blue: int) -> str:
-    return "data:image/png;base64," + base64.b64encode(png(red, green, blue)).decode()
+def image_url(seed: int) -> str:
+    return "data:image/png;base64," + base64.b64encode(png(seed)).decode()
