@@ -111,6 +111,12 @@ static constexpr int32_t SHORT_TEXT     = 2048;  // bytes that every thread's st
 static constexpr int32_t MEDIUM_TEXT    = 65536; // bytes that take no time and little memory
 static constexpr size_t  STACK_PER_BYTE = 1024;  // std::regex takes less than 350 a character, unoptimised more
 
+static thread_local const std::function<bool()> * has_gone = nullptr;
+
+void pyskip_hook_ask_gone(const std::function<bool()> * ask) {
+    has_gone = ask;
+}
+
 bool pyskip_hook_is_long(int32_t n_text) {
     return n_text > SHORT_TEXT && !pyskip_is_on_deep_stack();
 }
@@ -121,6 +127,9 @@ int32_t pyskip_hook_tokenize(const llama_vocab * vocab, const char * text, int32
     static std::mutex large;  // and those who send no more than others do not wait for those who do
 
     const std::lock_guard<std::mutex> lock(n_text > MEDIUM_TEXT ? large : medium);
+    if (has_gone && *has_gone && (*has_gone)()) {
+        throw std::runtime_error("nobody waits for the tokens of this text any more");
+    }
 
     int32_t n = 0;
     if (!pyskip_on_deep_stack((size_t) n_text * STACK_PER_BYTE, [&] {
