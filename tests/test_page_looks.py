@@ -98,7 +98,7 @@ def test_themes_and_phones(page: Page, browser: Chrome) -> None:
     """Readable in both themes, the shades of all levels, too; on a phone nothing is cut off."""
     page.slide(60)
     page.js("document.querySelector('.more').open = true")
-    page.ask("a long word: " + "w" * 300, 60, send="#compare")
+    page.ask("a long word: " + "w" * 300 + " w10", 60, send="#compare")  # to which it has more to say
     page.js("document.querySelector('#intro').hidden = false")
     page.bodies()
     for width, dark in ((1100, False), (1100, True), (360, False), (360, True)):
