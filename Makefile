@@ -15,7 +15,7 @@
 #   make bump VERSION=x.y.z           pin another release of llama-cpp-python, build it, run the invariants: docs/upstream.md
 #
 # To try it hard (docs/reliability.md, docs/wheels.md)
-#   make sanitize         native tests, and a chat, under the address, undefined-behaviour and thread sanitizers
+#   make sanitize         native tests, a chat and the server under the address, undefined-behaviour and thread sanitizers
 #   make fuzz [RUNS=N] [TARGET=skip|task|profile|session|pair|calls|native|guided]    mutated inputs
 #   make faults [FAULTS_ARGS=...]     interrupts, too little memory, thousands of requests
 #   make upstream-test    upstream's own tests on unpatched llama.cpp and on pyskip's (half an hour)
@@ -62,6 +62,10 @@ SANITIZE_thread  := -fsanitize=thread
 SANITIZED = -DCMAKE_BUILD_TYPE=Sanitized -DGGML_OPENMP=$(if $(filter thread,$(1)),OFF,ON) \
   $(foreach language,C CXX,-DCMAKE_$(language)_FLAGS="-O1 -g1 -fno-omit-frame-pointer $(SANITIZE_$(1))")
 
+# Tests of the server that run under them, too; not those of its memory.
+SANITIZED_SERVER := $(addprefix tests/test_server,.py _draft.py _schemas.py _tools.py _fields.py _limits.py) \
+  -k "not without_end and not one_character and not command_line"
+
 # What must hold on every release of llama.cpp.
 INVARIANTS := off static cosine profile batches session bad_input patches
 
@@ -103,6 +107,9 @@ sanitize: build/sanitize/address/.built build/sanitize/thread/.built build/tiny/
 	@$(BIN)/cmake --install build/sanitize/address/cmake --prefix build/sanitize/address/site >/dev/null
 	@cp -R pyskip build/sanitize/address/site
 	$(BIN)/python tests/support/sanitized_chat.py build/sanitize/address/site build/tiny/m.gguf
+	PYSKIP_TEST_PROGRAM=$(abspath build/sanitize/address/site/pyskip/lib/pyskip-server) PYSKIP_DEBUG=1 \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	  $(BIN)/python -m pytest -q $(SANITIZED_SERVER)
 	TSAN_OPTIONS=halt_on_error=1:suppressions=$(abspath native/tests/thread.supp) \
 	  $(BIN)/ctest --test-dir build/sanitize/thread/tests --output-on-failure
 
@@ -267,12 +274,13 @@ build/tiny/.built: tools/models/make_random.py tools/models/make_profile.py | $(
 	@touch $@
 
 # The libraries and the native tests under sanitizers.
-build/sanitize/address/.built build/sanitize/thread/.built: build/sanitize/%/.built: $(VENV)/.built $(NATIVE)
+build/sanitize/address/.built build/sanitize/thread/.built: build/sanitize/%/.built: $(VENV)/.built $(NATIVE) $(wildcard native/server/*)
 	@echo "pyskip: compiling llama.cpp with $(SANITIZE_$*)" >&2
 	@mkdir -p $(@D)
 	@$(BIN)/cmake -S . -B $(@D)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja $(call SANITIZED,$*) \
+	  -DPYSKIP_SERVER=$(if $(filter address,$*),ON,OFF) \
 	  -DPython_EXECUTABLE=$(abspath $(BIN))/python >$(@D)/log || { cat $(@D)/log; exit 1; }
-	@$(BIN)/cmake --build $(@D)/cmake --target pyskip-libraries pyskip-extension >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
+	@$(BIN)/cmake --build $(@D)/cmake --target pyskip-libraries pyskip-extension $(if $(filter address,$*),pyskip-server) >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
 	@$(BIN)/cmake -S native/tests -B $(@D)/tests $(NATIVE_TESTS) $(WITH_TINY) $(call SANITIZED,$*) \
 	  -DPYSKIP_LIB_DIR=$(abspath $(@D)/cmake/bin) >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
 	@$(BIN)/cmake --build $(@D)/tests >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }

@@ -33,6 +33,9 @@ if(PYSKIP_REFERENCE) # upstream's own, to compare with
     set(own ${PYSKIP_TREE}/tools/server/main.cpp)
 else()
     file(GLOB own CONFIGURE_DEPENDS ${server_dir}/*.cpp)
+    foreach(name schema-check schema-limits pattern) # libllama hides its own
+        list(APPEND own ${CMAKE_CURRENT_SOURCE_DIR}/native/src/${name}.cpp)
+    endforeach()
 endif()
 
 set(httplib ${PYSKIP_TREE}/vendor/cpp-httplib/httplib.cpp)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -191,12 +192,13 @@ def hub_cli(
 
 @pytest.fixture(scope="session")
 def page_models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two tiny models, the first with a profile."""
+    """Two tiny models, the first with a profile, for conversations that take a while."""
     folder = tmp_path_factory.mktemp("page")
     fitted, plain = folder / "fitted.gguf", folder / "plain.gguf"
-    make_random.make(fitted, make_random.SHAPES["tiny"])
+    shape = dataclasses.replace(make_random.SHAPES["tiny"], n_ctx=8192)
+    make_random.make(fitted, shape)
     make_profile.make_profile(fitted, folder / "fitted.skip.gguf")
-    make_random.make(plain, make_random.SHAPES["tiny"], seed=7)
+    make_random.make(plain, shape, seed=7)
     return fitted, plain
 
 

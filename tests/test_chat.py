@@ -22,6 +22,7 @@ import pyskip
 from pyskip.chat.conversation import Conversation
 from pyskip.cli import chat_commands
 from pyskip.cli.chat_terminal import ChatCompleter, history, reader
+from pyskip.runtime.sampling import Sampling
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 SKIP = ("--skip", "cosine:threshold=-1,run=1,cold_start=1,cold_end=1,warmup=0")
@@ -168,7 +169,7 @@ def test_a_retry_that_brings_nothing_keeps_the_old_answer(small: pyskip.Llama) -
 def test_a_seed_is_of_the_conversation(small: pyskip.Llama) -> None:
     def answers(seed: int) -> list[str]:
         small.reset()
-        conversation = Conversation(small, n_predict=12, temp=1.0, seed=seed)
+        conversation = Conversation(small, n_predict=12, sampling=Sampling(temp=1.0), seed=seed)
         return ["".join(conversation.say("w1")), "".join(conversation.retry())]
 
     first, again = answers(7)

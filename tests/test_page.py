@@ -132,9 +132,9 @@ def test_by_keyboard_alone(page: Page) -> None:
     assert [a["messages"][-1]["content"] for a in page.bodies()] == ["w1\nw2", "w3", "w3"]
 
 
-def teststop(page: Page) -> None:
+def test_stop(page: Page) -> None:
     page.js("document.querySelector('#max-tokens').value = 4000")
-    page("#prompt").send_keys("w1", Keys.ENTER)
+    page("#prompt").send_keys("w4", Keys.ENTER)
     page.until(lambda: page.all(".answer [data-i]"))
     ActionChains(page.browser).send_keys(Keys.ESCAPE).perform()
     page.until(page.idle)

@@ -12,7 +12,7 @@ from selenium.webdriver import Chrome
 
 RENDER = """
 const [text, done] = [arguments[0], arguments[1]];
-const {blocks, element} = await import('/page/markdown.js');
+const {blocks, element} = await import(new URL('markdown.js', document.querySelector('script[type=module]').src));
 const root = document.createElement('div');
 const leaf = (parent, start, end) => parent.append(text.slice(start, end));
 const began = performance.now();
@@ -52,7 +52,7 @@ def test_markdown_of_a_hostile_model_takes_no_time(page: Page) -> None:
 def test_an_answer_painted_on_the_way_is_the_answer_painted_at_once(page: Page) -> None:
     text = "Say *a*\n- \n-b\n\n1. x\n2. **y\n\n z** `q\n```\ncode\n``` \n```\n# head\n#\npara 日本 end"
     same = page.js(
-        """const {Answer} = await import('/page/answer.js');
+        """const {Answer} = await import(new URL('answer.js', document.querySelector('script[type=module]').src));
         const model = {id: 'm', n_layer: 4, skippable: [0, 1]};
         const slow = new Answer(model, 'a'), fast = new Answer(model, 'b');
         [...arguments[0]].forEach((text, i) => {
@@ -98,7 +98,7 @@ def test_themes_and_phones(page: Page, browser: Chrome) -> None:
     """Readable in both themes, the shades of all levels, too; on a phone nothing is cut off."""
     page.slide(60)
     page.js("document.querySelector('.more').open = true")
-    page.ask("a long word: " + "w" * 300, 60, send="#compare")
+    page.ask("a long word: " + "w" * 300 + " w10", 60, send="#compare")  # to which it has more to say
     page.js("document.querySelector('#intro').hidden = false")
     page.bodies()
     for width, dark in ((1100, False), (1100, True), (360, False), (360, True)):

@@ -103,7 +103,7 @@ def test_the_default_is_the_profiles_recommended_point(model: Path) -> None:
 
 def test_requests_at_a_time_are_what_they_are_alone(model: Path) -> None:
     """Eight, each with another policy, in the same batches."""
-    skips = (*SKIPS, 0.2, "profile:rate=0.3,prompt=0.3", "cosine:threshold=0.5,cold_start=1,cold_end=1")
+    skips = (*SKIPS, 0.2, "profile:rate=0.3,prompt=0.3", "profile:rate=0.25,prefill=1")
     bodies = [
         {"messages": [{"role": "user", "content": LONG + f" w{i}"}], "skip": skip, "max_tokens": 40, "skip_trace": True}
         for i, skip in enumerate(skips)

@@ -14,7 +14,7 @@ import numpy as np
 import openai
 import pytest
 from conftest import make_random
-from serving import ALTERNATE, Running, running
+from serving import ALTERNATE, TOOL_TEMPLATE, Running, running
 
 import pyskip
 
@@ -35,17 +35,6 @@ TOOL: Any = {
         "parameters": {**SCHEMA, "additionalProperties": False},
     },
 }
-
-TEMPLATE = """{% if tools %}<|im_start|>system
-Functions: {% for tool in tools %}{{ tool | tojson }}
-{% endfor %}To call one: <tool_call>{"name": NAME, "arguments": OBJECT}</tool_call><|im_end|>
-{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}
-{% if m.content %}{{ m.content }}{% endif %}{% if m.tool_calls %}{% for call in m.tool_calls %}
-<tool_call>
-{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
-</tool_call>{% endfor %}{% endif %}<|im_end|>
-{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
-{% endif %}"""
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +109,7 @@ def test_tools(tiny: Path, client: openai.OpenAI) -> None:
     looked at."""
     kwargs: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "tools": [TOOL], "max_tokens": 8}
     two = [TOOL, {**TOOL, "function": {**TOOL["function"], "name": "other"}}]
-    with running(str(tiny), "-c", "4096", "--chat-template", TEMPLATE, *LONGER) as server:
+    with running(str(tiny), "-c", "4096", "--chat-template", TOOL_TEMPLATE, *LONGER) as server:
         for tools, choice, names in (
             ([TOOL], {"type": "function", "function": {"name": "look_up"}}, {"look_up"}),
             (two, {"type": "function", "function": {"name": "other"}}, {"other"}),

@@ -15,7 +15,9 @@ from typing import Any
 
 import httpx
 import pytest
+from conftest import make_random
 from serving import ALTERNATE, Running, running, start, wait_until
+from vocabulary import add_bytes
 
 from pyskip.cli.main import run
 
@@ -186,6 +188,22 @@ def test_a_slow_answer_is_not_slow_to_ask(server: Running) -> None:
     assert answer.status_code == 200
 
 
+def test_a_streams_connection_goes_on(server: Running) -> None:
+    """Nobody was told that it would end: who asks again on it would find it closed."""
+    body = json.dumps({**SHORT, "stream": True}).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as sock:
+        for _ in range(3):
+            sock.sendall(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            data = b""
+            while not data.endswith(b"\r\n0\r\n\r\n"):
+                part = sock.recv(65536)
+                assert part, data
+                data += part
+            assert data.startswith(b"HTTP/1.1 200")
+            time.sleep(0.1)
+
+
 def test_max_tokens(tiny: Path) -> None:
     with served(tiny, "--max-tokens", "7") as server:
         for more in ({}, {"max_tokens": 5000}, {"max_tokens": None}, {"n_predict": -1}):
@@ -297,20 +315,86 @@ def test_the_programs_own_command_line(tiny: Path, cli: Any) -> None:
 
 
 @pytest.mark.slow
-def test_long_texts_of_one_character(demo: Path) -> None:
-    """std::regex, which the rules of some vocabularies fall back to, recurses once a character."""
-    with running(str(demo), "-c", "512", "--skip", "off") as server:
-        for text in ("a" * 900_000, " " * 900_000, "\n" * 400_000, "é" * 150_000):
-            answer = server.post(CHAT, {"messages": [{"role": "user", "content": text}], "max_tokens": 1}, timeout=120)
-            assert answer.status_code == 400, text[:1]
-            assert answer.json()["error"]["code"] == "context_length_exceeded"
-        assert server.post(CHAT, SHORT).status_code == 200
+@pytest.mark.parametrize("rules", ["falcon", "gpt-4o", "deepseek-llm", "tekken"])
+def test_long_texts_of_one_character(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rules: str) -> None:
+    """std::regex, which the rules of some vocabularies fall back to, recurses once a character. Others are answered
+    meanwhile."""
+    monkeypatch.setattr(make_random, "add_tokenizer", lambda writer, n_vocab: add_bytes(writer, rules, n_vocab))
+    make_random.make(tmp_path / "m.gguf", make_random.SHAPES["tiny"])
+    letters = ("a", "1", " ", "\n", "中", "\u0301", "!")
+    with running(str(tmp_path / "m.gguf"), "--skip", "off") as server, ThreadPoolExecutor(len(letters)) as pool:
+
+        def ask(letter: str) -> httpx.Response:
+            text = letter * (900_000 // len(json.dumps(letter, ensure_ascii=False).encode()[1:-1]))
+            body = {"messages": [{"role": "user", "content": text}], "max_tokens": 1}
+            return server.post(CHAT, json.dumps(body, ensure_ascii=False).encode(), timeout=120)
+
+        asked = [pool.submit(ask, letter) for letter in letters]
+        n_meanwhile = 0
+        while not all(answer.done() for answer in asked):
+            assert server.post(CHAT, SHORT, timeout=10).status_code == 200
+            usual = {"content": "the usual text " * 200}
+            assert server.post("/tokenize", usual, timeout=10).status_code == 200
+            n_meanwhile += 1
+        for answer in asked:
+            assert answer.result().status_code == 400
+            assert answer.result().json()["error"]["code"] == "context_length_exceeded"
+        assert n_meanwhile > 3
+
+
+BOMBS: list[tuple[str, dict[str, Any], str]] = [
+    ("/completion", {"grammar": "root ::= " + "(" * 60_000}, "groups"),
+    ("/completion", {"grammar": "root ::= " + "(" * 30_000 + '"a"' + ")" * 30_000}, "groups"),
+    ("/completion", {"grammar": 'root ::= "a"' * 30_000}, "bytes"),
+    ("/completion", {"grammar": 'root ::= (((("a"?){99}){99}){99}){99}'}, "ways"),
+    ("/completion", {"grammar": f'root ::= {"a " * 20}\na ::= {"b " * 20}\nb ::= {"c " * 20}\nc ::= "x"?'}, "ways"),
+    ("/completion", {"json_schema": {"enum": [str(i) for i in range(8000)]}}, "ways"),
+    (
+        "/completion",
+        {"grammar": 'root ::= "a"', "grammar_lazy": True, "grammar_triggers": [{"type": 2, "value": "(.*)*q$"}]},
+        "regular expression",
+    ),
+    ("/completion", {"prompt": ["w1"] * 50_000}, "prompts"),
+    ("/v1/embeddings", {"input": ["w1"] * 50_000}, "expected up to"),
+    ("/v1/chat/completions", {"messages": MESSAGES * 5000}, "expected up to"),
+    ("/completion", {"stop": ["x"] * 50_000}, "expected up to"),
+    ("/detokenize", {"tokens": [10**9]}, "expected numbers"),
+    ("/detokenize", {"tokens": [-1]}, "expected numbers"),
+    ("/v1/chat/completions", {"tools": [{"type": "function", "function": {"name": "é" * 20_000}}]}, "bytes"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "words"), BOMBS, ids=[words for _, _, words in BOMBS])
+def test_what_would_compute_without_end(tiny: Path, path: str, body: dict[str, Any], words: str) -> None:
+    """Or recurse until a stack ends. The server goes on, and has not grown."""
+    with served(tiny, "--embedding") as server:
+        status = Path(f"/proc/{server.process.pid}/statm")
+        server.post(CHAT, SHORT)
+        before = int(status.read_text().split()[1])
+        answer = server.post(path, {"prompt": "w1", "n_predict": 4, "messages": MESSAGES, **body}, timeout=20)
+        assert answer.status_code == 400, answer.text
+        assert words in answer.json()["error"]["message"]
+        assert server.post(CHAT, SHORT, timeout=10).status_code == 200
+        assert int(status.read_text().split()[1]) - before < 1 << 15  # 128 MiB
+
+
+def test_prompts_take_a_place_each(tiny: Path) -> None:
+    with served(tiny, "--max-queue", "4", "--", "--parallel", "1") as server:
+        assert len(server.post("/completion", {"prompt": ["w1", "w2", "w3"], "n_predict": 1}).json()) == 3
+        answer = server.post("/completion", {"prompt": ["w1"] * 6, "n_predict": 1})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(server.post, "/completion", {**ENDLESS, "prompt": ["w1"] * 3, "n_predict": 200})
+            wait_until(lambda: server.metric(PROCESSING) == 1)
+            assert server.post("/completion", {"prompt": ["w1"] * 3, "n_predict": 1}).status_code == 429
+            assert server.post("/completion", {"prompt": ["w1"] * 2, "n_predict": 1}).status_code == 200
+            assert first.result().status_code == 200
 
 
 def test_many_that_send_much_and_leave(tiny: Path) -> None:
     with served(tiny) as server:
-        large = {"messages": [{"role": "user", "content": "w1 " * 100_000}]}
-        for sock in [connect(server, large) for _ in range(100)]:
+        large = {"messages": [{"role": "user", "content": "w1 " * 333_000}]}
+        for sock in [connect(server, large) for _ in range(300)]:
             sock.close()
         assert server.post(CHAT, SHORT).status_code == 200
         wait_until(lambda: server.metric("pyskip_requests_running") == 0, 30)

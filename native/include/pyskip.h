@@ -265,10 +265,14 @@ PYSKIP_API enum pyskip_status pyskip_token_to_piece(const struct llama_vocab * v
                                                     size_t n_error);
 
 // A grammar (GBNF) for the JSON documents of a schema, by llama.cpp's own converter. n_needed: bytes that it takes, with its
-// NUL; what does not fit into n_grammar is cut off. UNSUPPORTED with the reason in error. The converter recurses as deep as
-// the schema is nested, and passes over keywords that it does not know.
+// NUL; what does not fit into n_grammar is cut off. INVALID for keywords that the grammar would not hold, and for schemas
+// whose grammars have no end, UNSUPPORTED for what the converter refuses, with the reason in error.
 PYSKIP_API enum pyskip_status pyskip_json_schema_grammar(const char * schema, char * grammar, size_t n_grammar,
                                                          size_t * n_needed, char * error, size_t n_error);
+
+// How many ways to go on a grammar may have at a time before llama.cpp's samplers throw std::runtime_error, instead of
+// computing without end; 0, the default: any number. For programs that catch it.
+PYSKIP_API void pyskip_grammar_limit(int32_t n);
 
 // Drop llama.cpp's log from now on: whoever receives it is about to go.
 PYSKIP_API void pyskip_log_drop(void);

@@ -1,8 +1,9 @@
 #include "body.h"
 
+#include "bounds.h"
 #include "json.h"
 #include "model.h"
-#include "schema-limits.h"
+#include "schemas.h"
 #include "settings.h"
 #include "tidy.h"
 
@@ -93,23 +94,27 @@ bool pyskip_body_computes(const std::string & path) {
            ends_with_any(path, { "/embedding", "/embeddings", "/rerank", "/reranking", "/transcriptions" });
 }
 
-void pyskip_body_check(const std::string & path, std::string & text) {
+int32_t pyskip_body_check(const std::string & path, std::string & text) {
     if (text.empty() && !pyskip_body_computes(path)) {
-        return; // an action that is all in its address
+        return 0; // an action that is all in its address
     }
     json body = parsed(text);
+    pyskip_bounds_check(path, body);
     if (!pyskip_body_computes(path)) {
-        return;
+        if (body.is_object() && pyskip_tidy(body)) {
+            text = body.dump_safe();
+        }
+        return 0;
     }
     if (!body.is_object()) {
         throw pyskip_refuse(400, "the body is no JSON object, expected one", "");
     }
+    bool is_changed = pyskip_tidy(body);
     if (generates(path)) {
-        pyskip_schema_check(body);
+        is_changed |= pyskip_schemas_prepare(body);
     }
-    bool                is_changed = pyskip_tidy(body);
-    const bool          is_router  = pyskip_server_model().name().empty();
-    const std::string & standard   = pyskip_server_settings().default_model;
+    const bool          is_router = pyskip_server_model().name().empty();
+    const std::string & standard  = pyskip_server_settings().default_model;
     if (is_router && !body.contains("model") && !standard.empty()) {
         body["model"] = standard;
         is_changed    = true;
@@ -122,4 +127,5 @@ void pyskip_body_check(const std::string & path, std::string & text) {
     if (is_changed) {
         text = body.dump_safe();
     }
+    return pyskip_bounds_places(body);
 }

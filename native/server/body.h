@@ -10,5 +10,6 @@
 // Whether what is asked at this address makes a model compute.
 bool pyskip_body_computes(const std::string & path);
 
-// `text` is put into upstream's words. Throws pyskip_refusal.
-void pyskip_body_check(const std::string & path, std::string & text);
+// `text` is put into upstream's words. Returns how many places in the queue it takes, 0 if it computes nothing. Throws
+// pyskip_refusal.
+int32_t pyskip_body_check(const std::string & path, std::string & text);

@@ -4,6 +4,7 @@
 #include "common.h"
 #include "crash.h"
 #include "deadline.h"
+#include "hooks.h"
 #include "json.h"
 #include "metrics.h"
 #include "places.h"
@@ -128,6 +129,7 @@ void pyskip_guard_setup(httplib::Server & server, const common_params & params) 
 
 bool pyskip_guard_head(const httplib::Request & req, httplib::Response & res, const common_params & params) {
     pyskip_crash_stack();
+    pyskip_hook_ask_gone(nullptr);
     if (!req.has_header("Content-Length") && !req.has_header("Transfer-Encoding")) {
         pyskip_deadline_met();
     }
@@ -167,10 +169,12 @@ bool pyskip_guard_head(const httplib::Request & req, httplib::Response & res, co
 
 std::shared_ptr<void> pyskip_guard_body(const httplib::Request & req, httplib::Response & res, std::string & body) {
     pyskip_deadline_met();
+    pyskip_hook_ask_gone(&req.is_connection_closed); // until this thread has another request
+    int32_t n_places = 1;
     try {
         check_type(req);
         if (!req.is_multipart_form_data()) {
-            pyskip_body_check(req.path, body);
+            n_places = pyskip_body_check(req.path, body);
         }
     } catch (const pyskip_refusal & refusal) {
         refuse(res, refusal);
@@ -179,7 +183,7 @@ std::shared_ptr<void> pyskip_guard_body(const httplib::Request & req, httplib::R
     if (!pyskip_body_computes(req.path)) {
         return std::make_shared<int>(0);
     }
-    std::shared_ptr<void> place = pyskip_server_places().take();
+    std::shared_ptr<void> place = pyskip_server_places().take(n_places, req.is_connection_closed);
     if (!place) {
         pyskip_refusal refusal = pyskip_refuse(429, "the queue is full: ask again later", "queue_full");
         refusal.retry_after    = 1 + pyskip_server_places().n_waiting() / 8;

@@ -79,6 +79,8 @@ const std::vector<flag> & flags() {
     return listed;
 }
 
+static constexpr int32_t MAX_STACKS = 4096; // a step through a grammar of so many takes a second
+
 // What lets those who ask read files, run commands or reach other hosts through this one.
 const char * const REFUSED[] = { "--tools",
                                  "--tools-runtime",
@@ -190,6 +192,7 @@ int main(int argc, char ** argv) {
     if (!is_child) {
         standard({ "--port" }, { "--port", "8000" });
     }
+    pyskip_grammar_limit(MAX_STACKS);
     std::vector<char *> pointers = { argv[0] };
     for (std::string & arg : args) {
         pointers.push_back(arg.data());

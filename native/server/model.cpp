@@ -121,6 +121,7 @@ bool pyskip_served_model::load(const std::string & path, const std::string & nam
         return false;
     }
     ctx_size = n_ctx;
+    n_tokens = llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx)));
     char line[N_ERROR];
     skippable.assign(pyskip_n_layer(ctx), 0);
     if (pyskip_skippable(ctx, skippable.data(), skippable.size(), line, sizeof(line)) != PYSKIP_STATUS_OK) {

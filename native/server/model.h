@@ -40,7 +40,8 @@ public:
     bool has_tools() const { return knows_tools; }
 
     const std::string & name() const { return model_name; }
-    int32_t             n_ctx() const { return ctx_size; } // of one request
+    int32_t             n_ctx() const { return ctx_size; }   // of one request
+    int32_t             n_vocab() const { return n_tokens; } // 0 in front of several models
     int32_t             n_layer() const { return (int32_t) skippable.size(); }
 
     bool                                      has_profile() const { return profile != nullptr; }
@@ -61,6 +62,7 @@ private:
     std::string          model_name;
     std::string          model_path;
     int32_t              ctx_size    = 0;
+    int32_t              n_tokens    = 0;
     bool                 knows_tools = true;
     std::vector<uint8_t> skippable;
     std::string          unskippable; // why nothing can be skipped

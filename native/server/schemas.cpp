@@ -1,36 +1,21 @@
 #include "schemas.h"
 
 #include "json.h"
+#include "request.h"
+#include "schema-check.h"
+
+#include <initializer_list>
+#include <string>
 
 using json = common_json;
 
-// The schema, and those within it; not what only looks like one: a value, or a property's name.
-static bool walk(json & schema, const std::string & param, const pyskip_see_schema & see) {
-    if (!schema.is_object()) {
-        return false;
-    }
-    bool is_changed = see(schema, param);
-    for (const char * named : { "properties", "$defs", "definitions" }) {
-        if (schema.contains(named) && schema.at(named).is_object()) {
-            for (const auto & item : schema.at(named).items()) {
-                is_changed |= walk(item.value(), param, see);
-            }
-        }
-    }
-    for (const char * key : { "items", "prefixItems", "additionalProperties", "anyOf", "oneOf", "allOf", "not" }) {
-        if (!schema.contains(key)) {
-            continue;
-        }
-        json & inner = schema.at(key);
-        if (!inner.is_array()) {
-            is_changed |= walk(inner, param, see);
-            continue;
-        }
-        for (size_t i = 0; i < inner.size(); ++i) {
-            is_changed |= walk(inner.at(i), param, see);
-        }
-    }
-    return is_changed;
+static constexpr size_t MAX_NAME = 256; // bytes of a tool's name: the same bound, for the same reason, as in schemas
+
+static pyskip_refusal refused(const std::string & param, const std::string & message) {
+    pyskip_refusal refusal;
+    refusal.param   = param;
+    refusal.message = message;
+    return refusal;
 }
 
 // The node that these keys lead to, nullptr if they do not.
@@ -45,23 +30,54 @@ static json * at(json & node, std::initializer_list<const char *> keys) {
     return found;
 }
 
-bool pyskip_schemas(json & body, const pyskip_see_schema & see) {
+static bool prepare(json & schema, const char * param, bool must_hold) {
+    if (!schema.is_object()) {
+        return false; // upstream's to refuse
+    }
+    try {
+        return pyskip_schema_prepare(schema, must_hold);
+    } catch (const pyskip_bad_schema & e) {
+        throw refused(param, e.what());
+    }
+}
+
+// A tool's schema tells the model what to write; it is a promise to the client if it says so.
+static bool prepare_tool(json & tool) {
+    bool is_changed = false;
+    for (json * function : { at(tool, { "function" }), at(tool, {}) }) {
+        if (!function || !function->is_object()) {
+            continue;
+        }
+        const json name = function->value("name", json(nullptr));
+        if (name.is_string() && name.get<std::string>().size() > MAX_NAME) {
+            throw refused("tools", "a tool's name has " + std::to_string(name.get<std::string>().size()) +
+                                       " bytes, expected up to " + std::to_string(MAX_NAME));
+        }
+        const bool must_hold = function->value("strict", json(false)) == true;
+        for (const char * key : { "parameters", "input_schema" }) {
+            if (json * schema = at(*function, { key })) {
+                is_changed |= prepare(*schema, "tools", must_hold);
+            }
+        }
+    }
+    return is_changed;
+}
+
+bool pyskip_schemas_prepare(json & body) {
     bool       is_changed = false;
-    const auto walk_at    = [&](json & node, std::initializer_list<const char *> keys, const char * param) {
-        if (json * schema = at(node, keys)) {
-            is_changed |= walk(*schema, param, see);
+    const auto prepare_at = [&](std::initializer_list<const char *> keys, const char * param) {
+        if (json * schema = at(body, keys)) {
+            is_changed |= prepare(*schema, param, /*must_hold =*/true);
         }
     };
-    walk_at(body, { "json_schema" }, "json_schema");
-    walk_at(body, { "response_format", "schema" }, "response_format");
-    walk_at(body, { "response_format", "json_schema", "schema" }, "response_format");
-    walk_at(body, { "text", "format", "schema" }, "text");
-    walk_at(body, { "output_config", "format", "schema" }, "output_config");
+    prepare_at({ "json_schema" }, "json_schema");
+    prepare_at({ "response_format", "schema" }, "response_format");
+    prepare_at({ "response_format", "json_schema", "schema" }, "response_format");
+    prepare_at({ "text", "format", "schema" }, "text");
+    prepare_at({ "output_config", "format", "schema" }, "output_config");
     if (json * tools = at(body, { "tools" }); tools && tools->is_array()) {
         for (size_t i = 0; i < tools->size(); ++i) {
-            walk_at(tools->at(i), { "function", "parameters" }, "tools");
-            walk_at(tools->at(i), { "parameters" }, "tools");
-            walk_at(tools->at(i), { "input_schema" }, "tools");
+            is_changed |= prepare_tool(tools->at(i));
         }
     }
     return is_changed;

@@ -1,9 +1,7 @@
 #include "tidy.h"
 
 #include "json.h"
-#include "pattern.h"
 #include "request.h"
-#include "schemas.h"
 
 #include <string>
 #include <vector>
@@ -46,16 +44,6 @@ static bool tidy_messages(json & messages) {
         }
     }
     return is_changed;
-}
-
-static bool tidy_schema(json & schema, const std::string &) {
-    if (!schema.contains("pattern") || !schema.at("pattern").is_string()) {
-        return false;
-    }
-    const std::string pattern = schema.at("pattern").get<std::string>();
-    const std::string plain   = pyskip_pattern_plain(pattern);
-    schema["pattern"]         = plain;
-    return plain != pattern;
 }
 
 static bool tidy_tools(json & tools) {
@@ -124,7 +112,6 @@ bool pyskip_tidy(json & body) {
         is_changed |= tidy_tools(body.at("tools"));
     }
     is_changed |= tidy_choice(body);
-    is_changed |= pyskip_schemas(body, tidy_schema);
     check_input(body);
     return is_changed;
 }

@@ -4,5 +4,5 @@
 
 class common_json;
 
-// A body for text or embeddings. Whether it was changed. Throws pyskip_refusal for what cannot be put so.
+// Whether the body was changed. Throws pyskip_refusal for what cannot be put so.
 bool pyskip_tidy(common_json & body);

@@ -391,8 +391,11 @@ pyskip_status pyskip_token_to_piece(const llama_vocab * vocab, int32_t token, ch
 pyskip_status pyskip_json_schema_grammar(const char * schema, char * grammar, size_t n_grammar, size_t * n_needed,
                                          char * error, size_t n_error) {
     return guard(error, n_error, [&] {
-        const std::string text = pyskip_schema_to_gbnf(schema);
-        *n_needed              = text.size() + 1;
+        std::string text;
+        if (!pyskip_schema_to_gbnf(schema, text)) {
+            return report(PYSKIP_STATUS_INVALID, text, error, n_error);
+        }
+        *n_needed = text.size() + 1;
         std::snprintf(grammar, n_grammar, "%s", text.c_str());
         return PYSKIP_STATUS_OK;
     });

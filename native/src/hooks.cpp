@@ -6,9 +6,11 @@
 #include "llama-batch.h"
 #include "llama-graph.h"
 #include "llama.h"
+#include "pyskip.h"
 #include "state.h"
 
 #include <algorithm>
+#include <atomic>
 #include <mutex>
 #include <stdexcept>
 #include <string>
@@ -91,8 +93,29 @@ void pyskip_hook_seq_div(const llama_memory_i * mem, int32_t seq_id, int32_t p0,
     }
 }
 
-static constexpr int32_t SHORT_TEXT     = 2048; // bytes that every thread's stack is enough for
-static constexpr size_t  STACK_PER_BYTE = 1024; // std::regex takes less than 350 a character, unoptimised more
+static std::atomic<int32_t> grammar_limit{ 0 };
+
+void pyskip_grammar_limit(int32_t n) {
+    grammar_limit = n;
+}
+
+void pyskip_hook_grammar(size_t n) {
+    const int32_t most = grammar_limit;
+    if (most > 0 && n > (size_t) most) {
+        throw std::runtime_error("the grammar can go on in more than " + std::to_string(most) +
+                                 " ways at a time: shorten its lists of alternatives and its counts");
+    }
+}
+
+static constexpr int32_t SHORT_TEXT     = 2048;  // bytes that every thread's stack is enough for
+static constexpr int32_t MEDIUM_TEXT    = 65536; // bytes that take no time and little memory
+static constexpr size_t  STACK_PER_BYTE = 1024;  // std::regex takes less than 350 a character, unoptimised more
+
+static thread_local const std::function<bool()> * has_gone = nullptr;
+
+void pyskip_hook_ask_gone(const std::function<bool()> * ask) {
+    has_gone = ask;
+}
 
 bool pyskip_hook_is_long(int32_t n_text) {
     return n_text > SHORT_TEXT && !pyskip_is_on_deep_stack();
@@ -100,8 +123,13 @@ bool pyskip_hook_is_long(int32_t n_text) {
 
 int32_t pyskip_hook_tokenize(const llama_vocab * vocab, const char * text, int32_t n_text, int32_t * tokens,
                              int32_t n_tokens, bool add_special, bool parse_special) {
-    static std::mutex                 one; // what it takes of memory is hundreds of times the text
-    const std::lock_guard<std::mutex> lock(one);
+    static std::mutex medium; // what it takes of memory is hundreds of times the text
+    static std::mutex large;  // and those who send no more than others do not wait for those who do
+
+    const std::lock_guard<std::mutex> lock(n_text > MEDIUM_TEXT ? large : medium);
+    if (has_gone && *has_gone && (*has_gone)()) {
+        throw std::runtime_error("nobody waits for the tokens of this text any more");
+    }
 
     int32_t n = 0;
     if (!pyskip_on_deep_stack((size_t) n_text * STACK_PER_BYTE, [&] {

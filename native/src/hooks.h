@@ -3,7 +3,9 @@
 
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 struct ggml_cgraph;
@@ -37,8 +39,13 @@ void pyskip_hook_seq_keep(const llama_memory_i * mem, int32_t seq_id);
 void pyskip_hook_seq_add(const llama_memory_i * mem, int32_t seq_id, int32_t p0, int32_t p1, int32_t delta);
 void pyskip_hook_seq_div(const llama_memory_i * mem, int32_t seq_id, int32_t p0, int32_t p1, int32_t d);
 
+// llama_grammar_advance_stack: a grammar can go on in n ways. Throws if that is more than pyskip_grammar_limit() allows
+void pyskip_hook_grammar(size_t n);
+
 // llama_tokenize: a text that this thread's stack may not be deep enough for
 bool    pyskip_hook_is_long(int32_t n_text);
-// is split in another thread, one at a time. Throws if there is no memory for its stack
+// (which this thread may have waited to begin with for somebody who has gone: asked before it is split)
+void    pyskip_hook_ask_gone(const std::function<bool()> * has_gone);
+// is split in another thread, one at a time of a kind of length. Throws if there is no memory for its stack
 int32_t pyskip_hook_tokenize(const llama_vocab * vocab, const char * text, int32_t n_text, int32_t * tokens,
                              int32_t n_tokens, bool add_special, bool parse_special);

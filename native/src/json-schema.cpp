@@ -5,6 +5,7 @@
 
 #include "common.h"
 #include "json-schema-to-grammar.h"
+#include "schema-check.h"
 
 std::string string_join(const std::vector<std::string> & values, const std::string & separator) {
     std::string all;
@@ -33,6 +34,14 @@ std::string string_repeat(const std::string & text, size_t n) {
     return all;
 }
 
-std::string pyskip_schema_to_gbnf(const std::string & schema) {
-    return json_schema_to_grammar(common_json::parse(schema), /*force_gbnf =*/true);
+bool pyskip_schema_to_gbnf(const std::string & text, std::string & out) {
+    try {
+        common_json schema = common_json::parse(text);
+        pyskip_schema_prepare(schema, /*must_hold =*/true);
+        out = json_schema_to_grammar(schema, /*force_gbnf =*/true);
+        return true;
+    } catch (const pyskip_bad_schema & e) {
+        out = e.what();
+        return false;
+    }
 }

@@ -4,5 +4,5 @@
 
 #include <string>
 
-// Throws what the converter throws.
-std::string pyskip_schema_to_gbnf(const std::string & schema);
+// Into `out`; or why that cannot be, as one line, and false. Throws what the converter throws.
+bool pyskip_schema_to_gbnf(const std::string & schema, std::string & out);

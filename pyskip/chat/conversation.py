@@ -10,7 +10,9 @@ from collections.abc import Callable, Generator, Iterable
 from ..errors import DecodeError
 from ..runtime.generation import Answer, Generation, Message, chat_tokens
 from ..runtime.llama import Llama
+from ..runtime.sampling import Sampling
 from ..stats import SkipTrace
+from .reasoning import OPEN
 
 __all__ = ["Conversation", "Stream"]
 
@@ -21,6 +23,7 @@ class Conversation:
     """The turns so far, and what they took.
 
     n_predict: tokens of an answer, at most. seed: of the sampling, for the whole conversation.
+    thinks: whether the model reasons before it answers, where its template lets that be chosen; None: as it has it.
     stream: what runs the iterator of an answer's pieces, for instance in another thread.
     tell: gets a line when the oldest turns are dropped, because the context is full.
     """
@@ -31,13 +34,14 @@ class Conversation:
         system: str | None = None,
         *,
         n_predict: int = 512,
-        temp: float = 0.0,
+        sampling: Sampling | None = None,
         seed: int | None = None,
+        thinks: bool | None = None,
         stream: Stream | None = None,
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.llm, self.n_predict, self.temp, self.seed = llm, n_predict, temp, seed
-        self.system = system or None
+        self.llm, self.n_predict, self.sampling, self.seed = llm, n_predict, sampling, seed
+        self.system, self.thinks = system or None, thinks
         self.turns: list[Message] = []  # user, assistant, user, ...
         self.answers: list[Answer] = []  # all that were given, those to turns that are gone too
         self.trace: SkipTrace | None = None  # of the last of them
@@ -86,8 +90,11 @@ class Conversation:
         self.turns.clear()
 
     def _answer(self, tokens: list[int]) -> Generator[str, None, None]:
-        """Appends the assistant's turn, unless nothing came."""
-        generation = Generation(self.llm, tokens, max_tokens=self.n_predict, temp=self.temp, seed=None)
+        """Appends the assistant's turn, unless nothing came. If the template has begun it as reasoning, that tag comes
+        first."""
+        if self.llm.detokenize(tokens[-16:], special=True).rstrip().endswith(OPEN.encode()):
+            yield OPEN
+        generation = Generation(self.llm, tokens, max_tokens=self.n_predict, sampling=self.sampling, seed=None)
         try:
             yield from self._stream(generation) if self._stream else generation
         finally:
@@ -103,11 +110,11 @@ class Conversation:
         n_ctx = self.llm.n_ctx()
         room = min(self.n_predict, max(1, n_ctx // 4))
         n_dropped = 0
-        tokens = chat_tokens(self.llm, self.messages)
+        tokens = chat_tokens(self.llm, self.messages, self.thinks)
         while len(tokens) + room > n_ctx and len(self.turns) > 1:
             del self.turns[:2]
             n_dropped += 2
-            tokens = chat_tokens(self.llm, self.messages)
+            tokens = chat_tokens(self.llm, self.messages, self.thinks)
         if n_dropped:
             self._tell(f"the context of {n_ctx} tokens is full: dropped the oldest {n_dropped} messages")
         return tokens

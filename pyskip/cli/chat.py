@@ -22,30 +22,45 @@ __all__ = ["chat"]
 @click.command()
 @click.argument("model", default="demo")
 @click.option("--system", metavar="TEXT", help="System message.")
+@click.option("-p", "--prompt", metavar="TEXT", help="Answer this alone; - reads it from stdin, all of it.")
+@click.option(
+    "--reasoning",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    show_default=True,
+    help="Whether the model reasons before it answers, where its template lets that be chosen.",
+)
 @click.option("--load", "session", metavar="FILE", help="Go on with a conversation that /save wrote.")
 @common_options
-def chat(model: str, system: str | None, session: str | None, options: Options) -> int:
+def chat(
+    model: str, system: str | None, prompt: str | None, reasoning: str, session: str | None, options: Options
+) -> int:
     """Chat with MODEL.
 
     MODEL is a path, a name of pyskip list, hf:REPO[:FILE], or demo, which is the default. With no terminal on stdin,
     each line is a turn of the conversation and each answer goes to stdout. Lines such as /help are commands.
     """
+    text = None if prompt is None else _prompt(prompt)
     llm = load(model, options)
     if "tokenizer.chat_template" not in llm.metadata:
         ui.note("the model has no chat template: using ChatML")
     from pyskip.chat.conversation import Conversation
+    from pyskip.runtime.sampling import recommended
 
     conversation = Conversation(
         llm,
         system,
         n_predict=options.n_predict,
-        temp=options.temp,
+        sampling=options.sampling(recommended(llm.metadata)),
         seed=options.seed,
+        thinks={"on": True, "off": False}.get(reasoning),
         stream=lambda pieces: ui.stream(llm, pieces),
         tell=ui.note,
     )
     if session is not None:
         Commands(conversation, PlainView()).run("/load", session)
+    if text is not None:
+        return _once(conversation, text)
     if not sys.stdin.isatty():
         return _from_pipe(conversation)
     if ui.is_plain(sys.stdout):
@@ -53,6 +68,27 @@ def chat(model: str, system: str | None, session: str | None, options: Options) 
     from .chat_terminal import RichView, reader
 
     return _on_terminal(conversation, RichView(), reader(llm))
+
+
+def _prompt(given: str) -> str:
+    try:
+        text = (sys.stdin.buffer.read() if given == "-" else given.encode("utf-8")).decode("utf-8").strip()
+    except UnicodeError:
+        raise click.BadParameter("the prompt is not valid UTF-8.", param_hint="-p") from None
+    if not text:
+        raise click.BadParameter("the prompt is empty.", param_hint="-p")
+    return text
+
+
+def _once(conversation: Conversation, text: str) -> int:
+    try:
+        PlainView().answer(conversation.say(text))
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        if conversation.answers:
+            ui.note(_summary(conversation))
+    return 0
 
 
 def _summary(conversation: Conversation) -> str:

@@ -35,6 +35,7 @@ COMMANDS = {
         Command("/heat", "", "the last answer, each token shaded by the blocks skipped for it"),
         Command("/retry", "", "answer the last turn again, under the policy now in force"),
         Command("/system", "[TEXT]", 'set the system message ("": none), or show it'),
+        Command("/think", "[on|off]", "let the model reason before it answers, where its template lets that be chosen"),
         Command("/save", "FILE", "write the conversation and the model's state for it"),
         Command("/load", "FILE", "go on with a conversation that was saved"),
         Command("/clear", "", "forget the turns, and begin again"),
@@ -115,6 +116,16 @@ class Commands:
         if text:
             conversation.system = None if text in ('""', "''") else text
         self._view.note(f"system message: {conversation.system or 'none'}")
+
+    def _think(self, choice: str) -> None:
+        conversation = self._conversation
+        if choice not in ("", "on", "off"):
+            raise PyskipError(f"/think has {choice[:40]!r}, expected on or off")
+        if choice:
+            conversation.thinks = choice == "on"
+        state = {None: "as the model's template has it", True: "on", False: "off"}[conversation.thinks]
+        known = "enable_thinking" in conversation.llm.metadata.get("tokenizer.chat_template", "")
+        self._view.note(f"reasoning: {state}{'' if known else '; this template has no such choice'}")
 
     def _skip(self, spec: str) -> None:
         llm = self._conversation.llm

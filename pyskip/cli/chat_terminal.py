@@ -24,7 +24,7 @@ from pyskip.runtime.llama import Llama
 
 from . import ui
 from .chat_commands import COMMANDS
-from .chat_view import PlainView
+from .chat_view import PlainView, parted
 from .heat import Line
 from .markdown import MarkdownStream
 
@@ -61,8 +61,11 @@ class RichView(PlainView):
             try:
                 # an interrupt may come while something is shown: the generation must have ended before what follows
                 with closing(pieces):
-                    for piece in pieces:
-                        stream.write(piece)
+                    for piece, is_reasoning in parted(pieces):
+                        if is_reasoning:
+                            self._console.print(Text(ui.printable(piece), style="dim"), end="")
+                        else:
+                            stream.write(piece)
             finally:
                 stream.finish()
 

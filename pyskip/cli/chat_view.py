@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -14,11 +15,24 @@ from . import ui
 if TYPE_CHECKING:
     from .heat import Line
 
-__all__ = ["PlainView"]
+__all__ = ["PlainView", "parted"]
+
+
+def parted(pieces: Iterable[str]) -> Iterator[tuple[str, bool]]:
+    """The pieces, and whether they are reasoning; a line's end between it and the answer."""
+    from pyskip.chat.reasoning import ReasoningSplit
+
+    split, thought = ReasoningSplit(), False
+    for part in itertools.chain.from_iterable(map(split.push, pieces)):
+        if thought and not part[1]:
+            yield "\n\n", True
+        thought = part[1]
+        yield part
+    yield from split.finish()
 
 
 class PlainView:
-    """Answers go to stdout as they come, all else to stderr."""
+    """Answers go to stdout as they come, reasoning and all else to stderr."""
 
     has_colours = False
     width = 78
@@ -38,8 +52,9 @@ class PlainView:
         try:
             # an interrupt may come out of echo too: the generation must have ended before what follows
             with closing(pieces):
-                for piece in pieces:
-                    click.echo(ui.printable(piece) if is_terminal else piece, nl=False)
+                for piece, is_reasoning in parted(pieces):
+                    shown = ui.printable(piece) if is_terminal else piece
+                    click.echo(shown, nl=False, err=is_reasoning)
                     sys.stdout.flush()
         finally:
             click.echo()

@@ -37,7 +37,8 @@ def generate(model: str, prompt: str, options: Options, as_json: bool) -> int:
     from pyskip.runtime.generation import Generation
 
     tokens = list(llm.tokenize(raw, add_bos=True, special=True))
-    generation = Generation(llm, tokens, max_tokens=options.n_predict, temp=options.temp, seed=options.seed)
+    sampling = options.sampling({})
+    generation = Generation(llm, tokens, max_tokens=options.n_predict, sampling=sampling, seed=options.seed)
     interrupted, is_terminal = False, sys.stdout.isatty()
     try:
         with closing(ui.stream(llm, generation)) as pieces:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,10 +16,14 @@ from . import ui
 
 if TYPE_CHECKING:
     from pyskip.runtime.llama import Llama
+    from pyskip.runtime.sampling import Sampling
 
 __all__ = ["ModelOptions", "Options", "common_options", "kernels_option", "load", "model_options"]
 
 T = TypeVar("T")
+
+# ggml's numbers of the types that a KV cache may have
+CACHE_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "q4_0": 2, "q4_1": 3, "iq4_nl": 20, "q5_0": 6, "q5_1": 7}
 
 
 @dataclass(frozen=True)
@@ -38,14 +42,44 @@ class ModelOptions:
     n_threads: int | None = None
     verbose: bool = False
 
+    def engine(self) -> dict[str, Any]:
+        """More of what Llama takes."""
+        return {}
+
 
 @dataclass(frozen=True)
 class Options(ModelOptions):
     """And how it generates."""
 
     n_predict: int = 512
-    temp: float = 0.0
+    temp: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
     seed: int | None = None
+    flash_attn: str = "auto"
+    cache_type_k: str | None = None
+    cache_type_v: str | None = None
+    lora: str | None = None
+
+    def sampling(self, otherwise: Mapping[str, float]) -> Sampling:
+        """What the flags say, and for those that are not given what is told here."""
+        from pyskip.runtime.sampling import Sampling
+
+        names = [field.name for field in dataclasses.fields(Sampling)]
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return Sampling(**{**otherwise, **given})
+
+    def engine(self) -> dict[str, Any]:
+        return {
+            "flash_attn": {"on": True, "off": False}.get(self.flash_attn),
+            "type_k": CACHE_TYPES.get(self.cache_type_k or ""),
+            "type_v": CACHE_TYPES.get(self.cache_type_v or ""),
+            "lora_path": self.lora,
+        }
 
 
 class FiniteFloat(click.FloatRange):
@@ -127,11 +161,58 @@ _GENERATION_FLAGS = [
     click.option(
         "--temp",
         type=FiniteFloat(0.0),
-        default=0.0,
-        show_default=True,
         metavar="T",
-        help="Temperature; 0 takes the likeliest token.",
+        help="Temperature; 0 takes the likeliest token. [default: 0; in a chat what the model's file recommends]",
     ),
+    click.option(
+        "--top-k", type=click.IntRange(0), metavar="N", help="Choose among the N likeliest; 0: all. [default: 40]"
+    ),
+    click.option(
+        "--top-p",
+        type=FiniteFloat(0.0, 1.0),
+        metavar="P",
+        help="Choose among the likeliest that make up P together. [default: 0.95]",
+    ),
+    click.option(
+        "--min-p",
+        type=FiniteFloat(0.0, 1.0),
+        metavar="P",
+        help="Leave out what is less likely than P of the likeliest. [default: 0.05]",
+    ),
+    click.option(
+        "--repeat-penalty",
+        type=FiniteFloat(0.0, min_open=True),
+        metavar="N",
+        help="Divide the scores of the last 64 tokens by N. [default: 1, none]",
+    ),
+    click.option(
+        "--presence-penalty",
+        type=FiniteFloat(-100.0, 100.0),
+        metavar="N",
+        help="Lower the scores of tokens that were there by N. [default: 0]",
+    ),
+    click.option(
+        "--frequency-penalty",
+        type=FiniteFloat(-100.0, 100.0),
+        metavar="N",
+        help="Lower them by N each time that they were. [default: 0]",
+    ),
+    click.option(
+        "--flash-attn",
+        type=click.Choice(["auto", "on", "off"]),
+        default="auto",
+        show_default=True,
+        help="Attention that keeps no scores; auto: with fast kernels, if the model's graph can.",
+    ),
+    click.option(
+        "--cache-type-k", type=click.Choice(list(CACHE_TYPES)), help="Type of the KV cache's keys. [default: f16]"
+    ),
+    click.option(
+        "--cache-type-v",
+        type=click.Choice(list(CACHE_TYPES)),
+        help="Type of its values; below 16 bits it needs flash attention. [default: f16]",
+    ),
+    click.option("--lora", metavar="FILE", help="A LoRA adapter (GGUF) for the model."),
     click.option(
         "--seed", type=click.IntRange(0, 2**32 - 1), metavar="S", help="Seed of the sampling. [default: random]"
     ),
@@ -189,6 +270,7 @@ def load(model: str, options: ModelOptions, open_model: Callable[..., Llama] | N
             n_threads=options.n_threads,
             n_threads_batch=options.n_threads,
             verbose=options.verbose,
+            **options.engine(),
         )
     )
     if info.n_ctx_train and n_ctx > info.n_ctx_train:

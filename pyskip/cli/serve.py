@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["serve"]
 
+PROMPT_STEP = 512  # tokens of prompts between two of those who wait for their next: computed at a time, on a CPU
+
 
 class _Passing(click.Command):
     """What follows `--` goes on to llama-server."""
@@ -104,6 +106,8 @@ def serve(
     if embedding:
         n = str(max(model.n_ctx for model in served.values()))
         flags += ["--embeddings", "--pooling", "mean", "--batch-size", n, "--ubatch-size", n]
+    else:
+        flags += ["--batch-size", str(PROMPT_STEP)]
     if options.low_memory:
         flags += ["--low-memory", "1"]
     if options.verbose:

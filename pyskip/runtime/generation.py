@@ -11,6 +11,7 @@ from ..pace import PaceStats
 from ..stats import SkipStats
 from .formatter import MessageFormatter
 from .llama import Llama
+from .sampling import Sampling
 from .text import Stopwatch, TextStream
 
 __all__ = ["Answer", "Generation", "Message", "chat_tokens"]
@@ -41,11 +42,13 @@ class Generation:
         tokens: list[int],
         *,
         max_tokens: int,
-        temp: float,
+        temp: float = 0.0,
         seed: int | None,
+        sampling: Sampling | None = None,  # in the place of temp, and more
         grammar: str | None = None,  # GBNF that the answer holds to
     ) -> None:
-        self._llm, self._tokens, self._max_tokens, self._temp = llm, tokens, max_tokens, temp
+        self._llm, self._tokens, self._max_tokens = llm, tokens, max_tokens
+        self._sampling = {"temp": temp} if sampling is None else sampling.arguments()
         self._grammar = None if grammar is None else llama_cpp.LlamaGrammar.from_string(grammar, verbose=False)
         self._text = ""
         self._generated: list[int] = []
@@ -63,7 +66,7 @@ class Generation:
         watch.begin()
         n_room = min(self._max_tokens, llm.n_ctx() - len(self._tokens))
         last = self._tokens[-1:]
-        for token in llm.generate(self._tokens, temp=self._temp, grammar=self._grammar):
+        for token in llm.generate(self._tokens, **self._sampling, grammar=self._grammar):
             watch.token()
             if not self._generated:
                 self._n_decoded = max(1, len(self._tokens) - engine.n_cached)
@@ -96,8 +99,11 @@ class Generation:
         )
 
 
-def chat_tokens(llm: Llama, messages: list[Message]) -> list[int]:
-    """The prompt for the assistant's next turn, by the model's own chat template, ChatML if it has none."""
+def chat_tokens(llm: Llama, messages: list[Message], thinks: bool | None = None) -> list[int]:
+    """The prompt for the assistant's next turn, by the model's own chat template, ChatML if it has none.
+
+    thinks: whether the model shall reason before it answers, for templates that have it so (enable_thinking).
+    """
     metadata: dict[str, str] = llm.metadata
     text = llm.engine.token_text
     template = metadata.get("tokenizer.chat_template")
@@ -109,7 +115,7 @@ def chat_tokens(llm: Llama, messages: list[Message]) -> list[int]:
         return list(llm.tokenize(prompt.encode(), add_bos=True, special=True))
     formatter = MessageFormatter(template, eos_token=text(llm.token_eos()), bos_token=text(llm.token_bos()))
     try:
-        formatted = formatter(messages=messages)
+        formatted = formatter(messages=messages, **({} if thinks is None else {"enable_thinking": thinks}))
     except Exception as error:  # templates raise what they like, for instance for a system message
         raise DecodeError(
             f"the model's chat template refuses these messages ({error}): try without --system, with another "

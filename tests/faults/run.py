@@ -33,6 +33,7 @@ from pyskip.system import cpu_name
 sys.path.extend(str(Path(__file__).resolve().parents[2] / name) for name in ("tests/support", "tools/models"))
 import make_profile
 import make_random
+from flood import flood
 from siege import besiege
 from table_page import keep_rows
 
@@ -204,11 +205,18 @@ def server(bench: Bench, args: argparse.Namespace) -> Row:
     return Row("a server and its clients", done, came, wrong)
 
 
+def served(bench: Bench, args: argparse.Namespace) -> Row:
+    """Short requests to a server."""
+    done, came, wrong = flood(bench.model, POLICIES, args.requests, progress)
+    return Row("short requests to a server", done, came, wrong)
+
+
 FAULTS: dict[str, Callable[[Bench, argparse.Namespace], Row]] = {
     "interrupts": interrupts,
     "memory": memory,
     "requests": requests,
     "server": server,
+    "served": served,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -17,9 +18,31 @@ from typing import IO, Any
 import httpx
 import pytest
 
-__all__ = ["ALTERNATE", "Running", "running", "start", "wait_until"]
+__all__ = ["ALTERNATE", "TOOL_TEMPLATE", "Running", "running", "start", "wait_until"]
 
 ALTERNATE = "cosine:threshold=-1,run=1,cold_start=1,cold_end=1,warmup=0"  # skips layers 2 and 4 of 6, whatever they say
+
+
+# One that puts tools to the model, as many do
+TOOL_TEMPLATE = """{% if tools %}<|im_start|>system
+Functions: {% for tool in tools %}{{ tool | tojson }}
+{% endfor %}To call one: <tool_call>{"name": NAME, "arguments": OBJECT}</tool_call><|im_end|>
+{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}
+{% if m.content %}{{ m.content }}{% endif %}{% if m.tool_calls %}{% for call in m.tool_calls %}
+<tool_call>
+{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
+</tool_call>{% endfor %}{% endif %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+# With another program in the place of the build's own: `make sanitize`
+OTHER = """
+import os, pathlib
+import pyskip.cli.main, pyskip.server.program
+pyskip.server.program.program = lambda: pathlib.Path(os.environ["PYSKIP_TEST_PROGRAM"])
+pyskip.cli.main.main()
+"""
+PYSKIP = ("-c", OTHER) if "PYSKIP_TEST_PROGRAM" in os.environ else ("-m", "pyskip")
 
 
 @dataclass
@@ -52,7 +75,7 @@ def start(*args: str, before: list[str] | None = None) -> tuple[subprocess.Popen
     """`pyskip serve` on a free port: the process, its address, and what it goes on to say on stderr. `before` gets what
     it says until then."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "pyskip", "serve", "--port", "0", *args],
+        [sys.executable, *PYSKIP, "serve", "--port", "0", *args],
         stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, errors="replace",
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip

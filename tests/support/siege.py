@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from typing import Any
 
 import httpx
 
-__all__ = ["besiege"]
+__all__ = ["CHAT", "Served", "besiege"]
 
 CHAT = "/v1/chat/completions"
 ODD: tuple[Any, ...] = (
@@ -63,9 +64,8 @@ class Served:
         _, said = self.process.communicate(timeout=120)
         return self.process.returncode, said
 
-    def rss(self) -> int:
-        """MiB."""
-        return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * 4096 >> 20
+    def rss_bytes(self) -> int:
+        return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def besiege(model: Path, policies: Sequence[str], n: int, seed: int) -> tuple[str, str, tuple[str, ...]]:

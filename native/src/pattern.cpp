@@ -72,3 +72,43 @@ std::string pyskip_pattern_plain(const std::string & pattern) {
     }
     return out;
 }
+
+// How many characters an escape takes, 0 if grammars have none like it.
+static size_t escape_length(const std::string & text, size_t at, const char * plain) {
+    const char letter = at + 1 < text.size() ? text[at + 1] : '\0';
+    if (letter != '\0' && std::strchr(plain, letter)) {
+        return 2;
+    }
+    const size_t n_hex = letter == 'x' ? 2 : letter == 'u' ? 4 : letter == 'U' ? 8 : 0;
+    if (n_hex == 0 || text.size() < at + 2 + n_hex) {
+        return 0;
+    }
+    return text.find_first_not_of("0123456789abcdefABCDEF", at + 2) < at + 2 + n_hex ? 0 : 2 + n_hex;
+}
+
+std::string pyskip_pattern_unheld(const std::string & pattern) {
+    if (pattern.size() < 2 || pattern.front() != '^' || pattern.back() != '$') {
+        return "expected ^...$, the whole text";
+    }
+    const std::string inner    = pattern.substr(1, pattern.size() - 2);
+    bool              in_class = false;
+    for (size_t i = 0; i < inner.size(); ++i) {
+        const char c = inner[i];
+        if (c == '\\') {
+            const size_t n = escape_length(inner, i, in_class ? "trn\\\"[]-" : "trn\\\"[]-^$.()|{}*+?");
+            if (n == 0) {
+                return "it has the escape " + inner.substr(i, 2);
+            }
+            i += n - 1;
+        } else if (in_class) {
+            in_class = c != ']';
+        } else if (c == '[') {
+            in_class = true;
+        } else if (c == '^' || c == '$') {
+            return "it has an anchor inside";
+        } else if (c == '(' && inner.compare(i, 2, "(?") == 0 && inner.compare(i, 3, "(?:") != 0) {
+            return "it looks around, or names a group";
+        }
+    }
+    return "";
+}
