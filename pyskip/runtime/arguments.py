@@ -106,7 +106,12 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
 
 
 def check_grammar(vocab: Any, grammar: Any) -> None:
-    """Raises DecodeError for a llama_cpp.LlamaGrammar that llama.cpp cannot read."""
+    """Raises DecodeError for a llama_cpp.LlamaGrammar that llama.cpp cannot read, TypeError for anything else."""
+    if not isinstance(grammar, llama_cpp.LlamaGrammar):
+        raise TypeError(
+            f"grammar is a {type(grammar).__name__}, expected a llama_cpp.LlamaGrammar: make one of GBNF with "
+            "LlamaGrammar.from_string()"
+        )
     text, root = grammar._grammar.encode("utf-8"), grammar._root.encode("utf-8")
     sampler = None if b"\0" in text else llama_cpp.llama_sampler_init_grammar(vocab, text, root)
     if not sampler:

@@ -30,6 +30,7 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
     _own_seed: int | None  # None: every generation has its own
     _seed: int
     _taken: tuple[list[int], list[int]]  # the last generation's prompt, and what it has yielded
+    _kept_error: BaseException | None = None  # of a logits processor
     if TYPE_CHECKING:
         scores: Any
         tokenize: Any
@@ -37,6 +38,7 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
         token_bos: Any
         spm_infill: bool
         pooling_type: Any
+        n_vocab: Any
 
         @property
         def engine(self) -> Engine: ...
@@ -83,6 +85,32 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
         finally:
             inner.close()
 
+    # Logits processors
+
+    def _init_sampler(self, *args: Any, logits_processor: Any = None, **kwargs: Any) -> Any:
+        """llama_cpp.Llama's; what a processor raises is kept for _raise_kept(). llama.cpp calls it through ctypes,
+        which prints errors, and the token would be sampled as if there were no processor."""
+        if logits_processor is not None:
+            logits_processor = llama_cpp.LogitsProcessorList([self._keeping_errors(logits_processor)])
+        return super()._init_sampler(*args, logits_processor=logits_processor, **kwargs)
+
+    def _keeping_errors(self, processors: Sequence[Any]) -> Any:
+        def process(input_ids: Any, logits: Any) -> Any:
+            try:
+                for processor in processors:
+                    logits[:] = processor(input_ids, logits)
+            except BaseException as error:  # KeyboardInterrupt, too
+                self._kept_error = error
+            return logits
+
+        return process
+
+    def _raise_kept(self) -> None:
+        """After each token."""
+        error, self._kept_error = self._kept_error, None
+        if error is not None:
+            raise error
+
     # Completions
 
     def _create_completion(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
@@ -96,6 +124,8 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
                     "logprobs found logits_all=False, expected the logits of every token: load with logits_all=True"
                 )
             kwargs["logprobs"] = None
+        if kwargs.get("logit_bias"):
+            _check_bias(kwargs["logit_bias"], self.n_vocab())
         if kwargs.get("logit_bias") and kwargs.get("logits_processor"):  # upstream loses both
             bias = llama_cpp.LogitsProcessorList([_biased(kwargs["logit_bias"])])
             kwargs["logits_processor"] = llama_cpp.LogitsProcessorList([*kwargs["logits_processor"], *bias])
@@ -209,6 +239,13 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
             for item in answer["data"]:
                 item["embedding"] = _unit(item["embedding"])
         return answer
+
+
+def _check_bias(logit_bias: Mapping[Any, float], n_vocab: int) -> None:
+    """Raises DecodeError for what is no token; one below 0 would be counted from the vocabulary's end."""
+    for token in logit_bias:
+        if not str(token).isdecimal() or int(token) >= n_vocab:
+            raise DecodeError(f"logit_bias has {str(token)[:40]!r}, expected tokens from 0 to {n_vocab - 1}")
 
 
 def _biased(logit_bias: Mapping[Any, float]) -> Any:

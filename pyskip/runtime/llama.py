@@ -77,6 +77,7 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
     """
 
     _guard: Guard | None = None  # while it is being loaded
+    _engine: Engine | None = None
 
     def __init__(
         self,
@@ -273,7 +274,9 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
         row = -1 if idx is None else idx - self.n_tokens
         if self.n_tokens == 0 or not llama_cpp.llama_get_logits_ith(self.ctx, row):
             raise DecodeError("there are no logits to sample from, expected a decode before: call eval() or generate()")
-        return int(super().sample(*args, idx=idx, **kwargs))
+        token = int(super().sample(*args, idx=idx, **kwargs))
+        self._raise_kept()
+        return token
 
     def check_grammar(self, grammar: Any) -> None:
         """Raises DecodeError for one that llama.cpp cannot read: it then has no sampler, and upstream uses it."""
