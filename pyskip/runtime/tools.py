@@ -1,7 +1,8 @@
 """Calls of tools in an answer: JSON objects with a tool's name and its arguments, whatever a chat template puts around
 them (<tool_call> of Hermes and Qwen, [TOOL_CALLS] of Mistral, Llama 3's bare object). For pyskip.llm_plugin.
 
-llama.cpp's parser (common/chat.cpp) knows more forms, and `pyskip serve` has it: docs/compatibility.md.
+llama.cpp's parser (common/chat.cpp) knows more forms; `pyskip serve` has it, and docs/compatibility.md says why this
+has not.
 """
 
 from __future__ import annotations

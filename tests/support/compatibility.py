@@ -47,9 +47,17 @@ COMMON |= {
     "top_logprobs": (OTHER, "may be left out beside `logprobs=True`"),
     "echo": (OTHER, "in streams, too, and for prompts of tokens"),
     "suffix": (OTHER, "by the vocabulary's fill-in-the-middle tokens (upstream: token 0); `DecodeError` without"),
-    "logit_bias": (OTHER, "beside `logits_processor` both count (upstream: neither)"),
-    "logits_processor": (OTHER, "see `logit_bias`"),
-    "grammar": (OTHER, "`DecodeError` for one that llama.cpp cannot read (upstream: a crash)"),
+    "logit_bias": (
+        OTHER,
+        "beside `logits_processor` both count (upstream: neither); `DecodeError` for what is no token (upstream: ignored, "
+        "or another token's)",
+    ),
+    "logits_processor": (OTHER, "what it raises comes out (upstream: printed, and the answer goes on without it)"),
+    "grammar": (
+        OTHER,
+        "`DecodeError` for one that llama.cpp cannot read (upstream: a crash), `TypeError` for what is no "
+        "`LlamaGrammar`",
+    ),
     "response_format": (
         OTHER,
         "`json_schema` as well as `json_object`, by llama.cpp's own converter; `DecodeError` names what it cannot hold",
@@ -91,10 +99,12 @@ LOADING |= {
 CLOSED = "`ModelLoadError` once closed (upstream: a crash)"
 # Of whole methods and properties, beside their arguments.
 MEMBERS: dict[str, str] = {
-    "close": "may be repeated; waits for another thread's decode, which ends with an error",
+    "close": "may be repeated; waits for other threads, whose decodes end with an error; in a callback it takes effect "
+    "at the end of the call",
     "create_completion": "",
     "__call__": "as `create_completion()`",
-    "create_chat_completion": "chats with a template that cannot be parsed use ChatML, and a warning says so",
+    "create_chat_completion": "messages in the form that the template takes, see [Chats](#chats); ChatML, and a warning, "
+    "for a template that cannot be parsed",
     "create_chat_completion_openai_v1": "as `create_chat_completion()`; needs the package openai",
     "create_embedding": "vectors of length 1, unless `normalize=False` (upstream: as the model has them)",
     "embed": "of several texts without pooling, too (upstream: rows that no token has)",
@@ -104,7 +114,8 @@ MEMBERS: dict[str, str] = {
     "tokenize": "`DecodeError` where a vocabulary cannot; texts of any length",
     "detokenize": "pieces of any length (upstream: up to 32 bytes)",
     "save_state": "",
-    "load_state": "",
+    "load_state": "`DecodeError`, and an empty cache, for a state that does not fit (upstream: its tokens count all "
+    "the same); of a context of another size, too",
     "reset": "forgets `mark_generated()`, too",
     "n_ctx": "",
     "n_embd": "",
@@ -113,7 +124,7 @@ MEMBERS: dict[str, str] = {
     "token_bos": "",
     "token_eos": "",
     "token_nl": "",
-    "tokenizer": "",
+    "tokenizer": "`ModelLoadError` of what it returned once closed (upstream: a crash)",
     "set_cache": "",
     "set_seed": "-1: each generation of another seed",
     "logits_to_logprobs": "",
@@ -160,6 +171,23 @@ a `DecodeError` (upstream crashes for both). Errors are those of [pyskip](refere
 """
 
 
+CHATS = """
+## Chats
+
+Templates differ in what they take, and drop the rest without a word. So each is tried with messages of its own, and
+what it is given is in the form that comes out: text or typed parts, for each role; arguments of tools as text or as
+objects; a developer's message as the system's, the system's before the user's, where there is no such role; no tools as
+an empty list. A last message that is the assistant's is the beginning of the answer. `tests/test_formatter.py` holds
+every template of llama.cpp's own collection to it; a few that know no calls of tools leave those out.
+
+This is done in Python, and not by llama.cpp's `common/chat.cpp`, which `pyskip serve` uses, since that cannot replace
+llama-cpp-python's handlers as a whole: `chat_handler`, `chat_format` and the handlers of images are Python objects,
+which programs hand over and register, and its grammars for tools begin at a trigger within the answer, which those of
+`create_completion(grammar=)` do not. It would be a second way beside the first. What it does more: it reads calls of
+tools out of an answer, for `tool_choice="auto"`, where `create_chat_completion()` gives the text, as upstream.
+"""
+
+
 def page() -> str:
     found = members()
     lines = [INTRO.format(version=llama_cpp.__version__), "## Llama(...)", "", "| argument | | |", "|---|---|---|"]
@@ -172,7 +200,7 @@ def page() -> str:
     lines += ["", "### Arguments that do not just work", "", "| argument | | |", "|---|---|---|"]
     of_methods = {argument for name, arguments in found.items() if name != "__init__" for argument in arguments}
     others = sorted(argument for argument in of_methods - OF_METHOD.keys() if COMMON[argument] != (WORKS, ""))
-    return "\n".join([*lines, *(_row(argument, *COMMON[argument]) for argument in others)]) + "\n"
+    return "\n".join([*lines, *(_row(argument, *COMMON[argument]) for argument in others)]) + f"\n{CHATS}"
 
 
 def _row(name: str, what: str, why: str) -> str:
