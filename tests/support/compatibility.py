@@ -49,8 +49,8 @@ COMMON |= {
     "suffix": (OTHER, "by the vocabulary's fill-in-the-middle tokens (upstream: token 0); `DecodeError` without"),
     "logit_bias": (
         OTHER,
-        "beside `logits_processor` both count (upstream: neither); `DecodeError` for what is no token (upstream: ignored, "
-        "or another token's)",
+        "beside `logits_processor` both count (upstream: neither); `DecodeError` for what is no token (upstream: "
+        "ignored, or another token's)",
     ),
     "logits_processor": (OTHER, "what it raises comes out (upstream: printed, and the answer goes on without it)"),
     "grammar": (
@@ -103,8 +103,8 @@ MEMBERS: dict[str, str] = {
     "at the end of the call",
     "create_completion": "",
     "__call__": "as `create_completion()`",
-    "create_chat_completion": "messages in the form that the template takes, see [Chats](#chats); ChatML, and a warning, "
-    "for a template that cannot be parsed",
+    "create_chat_completion": "messages in the form that the template takes, see [Chats](#chats); ChatML, and a "
+    "warning, for a template that cannot be parsed",
     "create_chat_completion_openai_v1": "as `create_chat_completion()`; needs the package openai",
     "create_embedding": "vectors of length 1, unless `normalize=False` (upstream: as the model has them)",
     "embed": "of several texts without pooling, too (upstream: rows that no token has)",
