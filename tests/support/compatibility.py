@@ -70,10 +70,9 @@ GPU = (WARNS, "pyskip decodes on the CPU; a warning unless it asks for none")
 LOADING: dict[str, tuple[str, str]] = dict.fromkeys(
     _names(
         """
-    vocab_only use_mmap use_mlock kv_overrides rope_scaling_type pooling_type attention_type rope_freq_base
-    rope_freq_scale yarn_ext_factor yarn_attn_factor yarn_beta_fast yarn_beta_slow yarn_orig_ctx logits_all embedding
-    flash_attn swa_full no_perf last_n_tokens_size numa chat_format chat_handler draft_model tokenizer spm_infill
-    verbose
+    vocab_only use_mmap use_mlock kv_overrides rope_freq_base rope_freq_scale yarn_ext_factor yarn_attn_factor
+    yarn_beta_fast yarn_beta_slow yarn_orig_ctx logits_all embedding flash_attn swa_full no_perf last_n_tokens_size
+    chat_format chat_handler draft_model tokenizer spm_infill verbose
     """
     ),
     (WORKS, ""),
@@ -84,7 +83,7 @@ LOADING |= {
     "n_ctx": (OTHER, "`ModelLoadError` for a context that does not fit into memory"),
     "n_batch": (REFUSES, "what is below 1 (upstream: a crash)"),
     "n_ubatch": (REFUSES, "what is below 1 (upstream: a crash)"),
-    "n_threads": (OTHER, "by default the physical (performance) cores that the process may use"),
+    "n_threads": (OTHER, "by default the physical (performance) cores that the process may use; 512 at most"),
     "n_threads_batch": (OTHER, "as `n_threads`"),
     "seed": COMMON["seed"],
     "offload_kqv": (NOTHING, "there is no GPU"),
@@ -92,6 +91,10 @@ LOADING |= {
     "lora_base": (NOTHING, "upstream does not look at it, either"),
     "lora_scale": (OTHER, "may be set later; what was computed by another scale is not used again"),
     "lora_path": (OTHER, "`ModelLoadError` for a file that is no LoRA of this model; not beside `low_memory`"),
+    "pooling_type": (REFUSES, "what is no `llama_cpp.LLAMA_POOLING_TYPE_*` (upstream: taken)"),
+    "rope_scaling_type": (REFUSES, "what is no `llama_cpp.LLAMA_ROPE_SCALING_TYPE_*` (upstream: taken)"),
+    "attention_type": (REFUSES, "what is no `llama_cpp.LLAMA_ATTENTION_TYPE_*` (upstream: taken)"),
+    "numa": (REFUSES, "what is neither true, false nor a `llama_cpp.GGML_NUMA_STRATEGY_*` (upstream: taken)"),
     "type_k": (REFUSES, "what is no `llama_cpp.GGML_TYPE_*` (upstream: a crash)"),
     "type_v": (REFUSES, "what is no `llama_cpp.GGML_TYPE_*` (upstream: a crash)"),
     "kwargs": (REFUSES, "`TypeError` for an unknown argument, with the nearest name (upstream: dropped)"),
