@@ -149,3 +149,32 @@ def test_beside_a_grammar(small: pyskip.Llama) -> None:
     grammar = LlamaGrammar.from_string('root ::= "x"', False)
     with pytest.raises(pyskip.DecodeError, match="expected one of them"):
         answer(small, {"type": "json_object"}, grammar=grammar)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "array", "items": {"type": "integer"}, "minItems": 3, "maxItems": 2},
+        {"type": "string", "minLength": 3, "maxLength": 2},
+        {"type": "integer", "minimum": 5, "maximum": 2},
+        {"type": "integer", "exclusiveMinimum": 3, "exclusiveMaximum": 4},
+        {"type": "object", "properties": {"a": {"type": "integer", "minimum": 5, "exclusiveMaximum": 5}}},
+    ],
+)
+def test_what_no_value_holds_to(schema: dict[str, Any]) -> None:
+    """llama.cpp's parser of grammars never ends on the first two."""
+    with pytest.raises(pyskip.DecodeError, match="which no value holds to"):
+        grammar_for_schema(schema)
+
+
+@pytest.mark.parametrize("grammar", ['root ::= "a"{3,2}', "root ::= [a-c]{ 12 , 3 }", 'root ::= ("}" "{")\n  {2,1}'])
+def test_a_repetition_the_wrong_way_round(small: pyskip.Llama, grammar: str) -> None:
+    with pytest.raises(pyskip.DecodeError, match="expected the smaller number first"):
+        small.create_completion("w1", max_tokens=2, grammar=LlamaGrammar.from_string(grammar, verbose=False))
+
+
+def test_what_looks_like_a_repetition(small: pyskip.Llama) -> None:
+    grammar = LlamaGrammar.from_string('root ::= "{3,2}\\"{2,1}" [{3,2}] "x"{1,1} # {3,2}', verbose=False)
+    assert str(small.create_completion("w1", max_tokens=60, grammar=grammar)["choices"][0]["text"]).startswith(
+        '{3,2}"{2,1}'
+    )

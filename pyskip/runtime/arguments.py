@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -64,6 +65,13 @@ FOR_GPUS: dict[str, Any] = {
     "main_gpu": 0,
     "tensor_split": None,
 }
+
+
+# A repetition of GBNF; literals, classes and comments, which may look like one, are passed over.
+REPEATED = re.compile(
+    r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#[^\n]*|\{\s*(?P<least>\d{1,400})\s*,\s*(?P<most>\d{1,400})\s*\}',
+    re.DOTALL,
+)
 
 
 def check_names(given: Mapping[str, Any], own: Iterable[str]) -> None:
@@ -128,6 +136,9 @@ def check_grammar(vocab: Any, grammar: Any) -> None:
             f"grammar is a {type(grammar).__name__}, expected a llama_cpp.LlamaGrammar: make one of GBNF with "
             "LlamaGrammar.from_string()"
         )
+    for repeated in REPEATED.finditer(grammar._grammar):
+        if repeated["least"] and int(repeated["least"]) > int(repeated["most"]):  # llama.cpp's parser would never end
+            raise DecodeError(f"the grammar repeats {repeated[0]}, expected the smaller number first: correct it")
     text, root = grammar._grammar.encode("utf-8"), grammar._root.encode("utf-8")
     sampler = None if b"\0" in text else llama_cpp.llama_sampler_init_grammar(vocab, text, root)
     if not sampler:

@@ -152,6 +152,17 @@ def _held(schema: Mapping[str, Any]) -> frozenset[str]:
     return BY_TYPE.get(str(kind), frozenset()) | {"type"}
 
 
+# (least, most, by how much these must differ): llama.cpp's parser of grammars never ends on a repetition such as {3,2}.
+BOUNDS = (
+    ("minItems", "maxItems", 0),
+    ("minLength", "maxLength", 0),
+    ("minimum", "maximum", 0),
+    ("minimum", "exclusiveMaximum", 1),
+    ("exclusiveMinimum", "maximum", 1),
+    ("exclusiveMinimum", "exclusiveMaximum", 2),
+)
+
+
 def _check_values(schema: Mapping[str, Any], where: str) -> None:
     """Of keywords that hold together with some values only."""
     if "format" in schema and schema["format"] not in FORMATS:
@@ -168,6 +179,12 @@ def _check_values(schema: Mapping[str, Any], where: str) -> None:
     for low, high in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
         if low in schema and high in schema:
             raise _not_held(where, high, f"beside {low}")
+    for low, high, gap in BOUNDS:
+        least, most = schema.get(low), schema.get(high)
+        if isinstance(least, (int, float)) and isinstance(most, (int, float)) and least + gap > most:
+            raise DecodeError(
+                f"the schema has {low} {least} and {high} {most} at {where}, which no value holds to: correct them"
+            )
     missing = set(_texts(schema.get("required"))) - set(schema.get("properties") or {})
     if "required" in schema and missing:
         raise _not_held(where, "required", f"{min(missing)!r} is not among its properties")
