@@ -164,3 +164,11 @@ def test_calls_of_tools(text: str, before: str | None, calls: list[dict[str, Any
     assert found[1] == [ToolCall("go", arguments) for arguments in calls]
     if before is not None:
         assert found[0] == before
+
+
+@pytest.mark.parametrize("template", [PLAIN, TYPED, BOTH])
+def test_images_are_refused(template: str) -> None:
+    """A text-only template shows the part's Python object, or nothing."""
+    parts = [{"type": "text", "text": "hello"}, {"type": "image_url", "image_url": {"url": "data:,"}}]
+    with pytest.raises(pyskip.DecodeError, match="part of type 'image_url', expected text"):
+        formatted(template, [{"role": "user", "content": parts}])

@@ -178,3 +178,38 @@ def test_what_looks_like_a_repetition(small: pyskip.Llama) -> None:
     assert str(small.create_completion("w1", max_tokens=60, grammar=grammar)["choices"][0]["text"]).startswith(
         '{3,2}"{2,1}'
     )
+
+
+PICK = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 3, "maximum": 5}}, "required": ["n"]}
+TOOL = {"name": "pick", "description": "picks", "parameters": PICK}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {
+            "tools": [{"type": "function", "function": TOOL}],
+            "tool_choice": {"type": "function", "function": {"name": "pick"}},
+        },
+        {"functions": [TOOL], "function_call": {"name": "pick"}},
+    ],
+)
+def test_arguments_of_a_tool_that_must_be_called(small: pyskip.Llama, asked: dict[str, Any], stream: bool) -> None:
+    messages = [{"role": "user", "content": "w1"}]
+    for seed in range(4):
+        found = small.create_chat_completion(
+            messages, temperature=1.5, max_tokens=60, seed=seed, stream=stream, **asked
+        )
+        if stream:
+            calls = [chunk["choices"][0]["delta"].get("function_call") for chunk in found]
+            text = "".join(call["arguments"] for call in calls if call)
+        else:
+            text = found["choices"][0]["message"]["function_call"]["arguments"]
+        assert 3 <= json.loads(text)["n"] <= 5
+
+
+def test_parameters_that_no_grammar_holds(small: pyskip.Llama) -> None:
+    tool = {**TOOL, "parameters": {"type": "object", "properties": {"n": {"type": "integer", "multipleOf": 3}}}}
+    with pytest.raises(pyskip.DecodeError, match="multipleOf"):
+        small.create_chat_completion([{"role": "user", "content": "w1"}], [tool], {"name": "pick"}, max_tokens=4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,15 @@ import numpy as np
 from ..binding.library import llama_cpp
 from ..errors import DecodeError
 from .engine import Engine
-from .schema import grammar_for_format
+from .schema import ASKING, asked_parameters, grammar_for_format, grammar_for_schema
 
 __all__ = ["Completion"]
 
 UNSEEDED = int(llama_cpp.LLAMA_DEFAULT_SEED)
+
+
+# Of the tool that must be called, while a chat handler of upstream's makes a grammar of its own converter's.
+_TOOL_GRAMMAR: ContextVar[Any] = ContextVar("_TOOL_GRAMMAR", default=None)
 
 
 class _CallSeed(int):
@@ -206,7 +211,8 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
         """llama_cpp.Llama.create_chat_completion; response_format takes a JSON schema, by llama.cpp's own converter:
 
         {"type": "json_object"}, with or without "schema", or {"type": "json_schema", "json_schema": {"schema": {...}}}.
-        Raises DecodeError for a schema with a keyword that a grammar cannot hold, and names it."""
+        The arguments of a tool that tool_choice or function_call names hold to its parameters likewise. Raises
+        DecodeError for a schema with a keyword that a grammar cannot hold, and names it."""
         response_format = kwargs.get("response_format")
         if response_format is not None:
             grammar = grammar_for_format(response_format)
@@ -217,7 +223,21 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
             kwargs["response_format"] = None
         if kwargs.get("logprobs") and kwargs.get("top_logprobs") is None:
             kwargs["top_logprobs"] = 0  # upstream then forgets the token's own
-        return super().create_chat_completion(messages, *args, **kwargs)
+        schema = asked_parameters({**dict(zip(ASKING, args, strict=False)), **kwargs})
+        if schema is None:
+            return super().create_chat_completion(messages, *args, **kwargs)
+        grammar = llama_cpp.LlamaGrammar.from_string(grammar_for_schema(schema), verbose=False)
+        before = _TOOL_GRAMMAR.set(grammar)
+        try:
+            return super().create_chat_completion(messages, *args, **kwargs)
+        finally:
+            _TOOL_GRAMMAR.reset(before)
+
+    def create_completion(self, *args: Any, **kwargs: Any) -> Any:
+        """llama_cpp.Llama.create_completion."""
+        if _TOOL_GRAMMAR.get() is not None and kwargs.get("grammar") is not None:
+            kwargs["grammar"] = _TOOL_GRAMMAR.get()
+        return super().create_completion(*args, **kwargs)
 
     # Embeddings
 

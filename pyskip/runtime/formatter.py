@@ -16,6 +16,7 @@ from typing import Any
 from jinja2.sandbox import SandboxedEnvironment
 
 from ..binding.library import llama_cpp
+from ..errors import DecodeError
 
 __all__ = ["MessageFormatter"]
 
@@ -35,6 +36,8 @@ class MessageFormatter(llama_cpp.llama_chat_format.Jinja2ChatFormatter):  # type
         self._environment.environment.__class__ = SandboxedEnvironment
 
     def __call__(self, *, messages: Sequence[Mapping[str, Any]], **kwargs: Any) -> Any:
+        for message in messages:
+            _check_parts(message.get("content"))
         fitting = self._merged([self._fit(copy.deepcopy(dict(message))) for message in messages])
         begun = ""
         if len(fitting) > 1 and fitting[-1].get("role") == "assistant" and not fitting[-1].get("tool_calls"):
@@ -138,6 +141,17 @@ def _listed(value: Any) -> Any:
     if isinstance(value, Iterator):
         return list(value)
     raise TypeError(f"{type(value).__name__} in a chat template, expected what JSON holds")
+
+
+def _check_parts(content: Any) -> None:
+    """Raises DecodeError for what the prompt could only show as the text of a Python object."""
+    kinds = [part.get("type") for part in content if isinstance(part, Mapping)] if isinstance(content, list) else []
+    others = [kind for kind in kinds if kind != "text"]
+    if others:
+        raise DecodeError(
+            f"a message has a part of type {others[0]!r}, expected text: leave it out, or load with a chat_handler "
+            "that reads it"
+        )
 
 
 def _is_text(part: Any) -> bool:

@@ -29,7 +29,7 @@ COMMON: dict[str, tuple[str, str]] = dict.fromkeys(
         """
     temperature temp top_p min_p typical_p top_k frequency_penalty presence_penalty repeat_penalty mirostat_mode
     mirostat_tau mirostat_eta stop stream model stopping_criteria prompt max_tokens tokens messages functions
-    function_call tools tool_choice input text add_bos special prev_tokens idx cache axis a b repo_id filename
+    tools input text add_bos special prev_tokens idx cache axis a b repo_id filename
     additional_files local_dir cache_dir truncate return_count logits
     """
     ),
@@ -62,6 +62,12 @@ COMMON |= {
         OTHER,
         "`json_schema` as well as `json_object`, by llama.cpp's own converter; `DecodeError` names what it cannot hold",
     ),
+    "tool_choice": (
+        OTHER,
+        "the arguments of a tool that is named hold to all of its schema (upstream: to some of it); `DecodeError` names "
+        "what cannot be held",
+    ),
+    "function_call": (OTHER, "as `tool_choice`"),
     "normalize": (WORKS, "of `embed()`; `create_embedding()` has it, too, and there it is on"),
     "reset": (WORKS, ""),
     "state": (WORKS, ""),
@@ -107,7 +113,7 @@ MEMBERS: dict[str, str] = {
     "create_completion": "",
     "__call__": "as `create_completion()`",
     "create_chat_completion": "messages in the form that the template takes, see [Chats](#chats); ChatML, and a "
-    "warning, for a template that cannot be parsed",
+    "warning, for a template that cannot be parsed; `DecodeError` for images (upstream: the part as Python writes it)",
     "create_chat_completion_openai_v1": "as `create_chat_completion()`; needs the package openai",
     "create_embedding": "vectors of length 1, unless `normalize=False` (upstream: as the model has them)",
     "embed": "of several texts without pooling, too (upstream: rows that no token has)",
