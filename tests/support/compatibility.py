@@ -64,7 +64,7 @@ COMMON |= {
     ),
     "tool_choice": (
         OTHER,
-        "the arguments of a tool that is named hold to all of its schema (upstream: to some of it); `DecodeError` names "
+        "arguments of a tool that is named hold to all of its schema (upstream: to some of it); `DecodeError` names "
         "what cannot be held",
     ),
     "function_call": (OTHER, "as `tool_choice`"),
