@@ -20,6 +20,7 @@
 #   make faults [FAULTS_ARGS=...]     interrupts, too little memory, thousands of requests
 #   make upstream-test    upstream's own tests on unpatched llama.cpp and on pyskip's (half an hour)
 #   make upstream-server-test         upstream's tests of its server, likewise
+#   make upstream-python-test         llama-cpp-python's own tests, on its Llama and on pyskip's (a minute)
 #   make wheel-test [PYTHONS="python3.10 ..."], make wheel-aarch64-test    install and run the wheels, also under QEMU
 #
 # To measure it, and to write pages of docs
@@ -69,8 +70,9 @@ SANITIZED_SERVER := $(addprefix tests/test_server,.py _draft.py _schemas.py _too
 # What must hold on every release of llama.cpp.
 INVARIANTS := off static cosine profile batches session bad_input patches
 
-.PHONY: chat serve check test test-extras upstream-test upstream-server-test bump invariants sanitize lint fuzz faults bench results frontier screenshots \
-        architectures compatibility docs wheel wheel-aarch64 wheel-test wheel-aarch64-test clean help FORCE
+.PHONY: chat serve check test test-extras upstream-test upstream-server-test upstream-python-test bump invariants sanitize \
+        lint fuzz faults bench results frontier screenshots architectures compatibility docs wheel wheel-aarch64 wheel-test \
+        wheel-aarch64-test clean help FORCE
 
 chat: $(VENV)/.built
 	@$(BIN)/pyskip chat
@@ -98,6 +100,9 @@ upstream-test: build/upstream-tests/.built build/reference/.built
 upstream-server-test: $(VENV)/.server build/upstream-server/.built
 	$(BIN)/python -m pip --disable-pip-version-check -qq install requests filelock
 	$(BIN)/python tests/upstream/server.py $(UPSTREAM_TEST_ARGS)
+
+upstream-python-test: build/reference/.built $(VENV)/.dev
+	$(BIN)/python tests/upstream/python.py $(UPSTREAM_TEST_ARGS)
 
 # Leaks in upstream, races in upstream, each with its reason: native/tests/*.supp.
 sanitize: build/sanitize/address/.built build/sanitize/thread/.built build/tiny/.built

@@ -7,6 +7,7 @@ in a container, whose own group may be the root of what it sees, as well as unde
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -55,7 +56,8 @@ def _memory(root: Path) -> Iterator[tuple[int, int]]:
             continue
         stat = dict(line.split() for line in _text(folder / "memory.stat").splitlines() if len(line.split()) == 2)
         prefix = "" if version == 2 else "total_"
-        cache = sum(int(stat.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
+        files = [stat.get(f"{prefix}{kind}_file", "") for kind in ("active", "inactive")]
+        cache = sum(int(size) for size in files if size.isdigit())
         yield limit, max(0, int(used) - cache) if used.isdigit() else 0
 
 
@@ -80,8 +82,13 @@ def _mount(root: Path, version: int, controller: str) -> tuple[str, str] | None:
         if len(fields) < 5 or not kind:
             continue
         if kind[0] == ("cgroup2" if version == 2 else "cgroup") and (version == 2 or controller in kind[-1].split(",")):
-            return fields[3], fields[4]
+            return _unescaped(fields[3]), _unescaped(fields[4])
     return None
+
+
+def _unescaped(path: str) -> str:
+    """mountinfo writes blanks as three octal digits."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), path)
 
 
 def _upwards(root: Path, top: str, where: str, path: str) -> Iterator[Path]:

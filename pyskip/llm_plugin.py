@@ -29,6 +29,7 @@ class PyskipModel(llm.Model):  # type: ignore[misc]
 
     can_stream = True
     supports_schema = True
+    supports_tools = True  # a model whose template has none says so when it is prompted with them
 
     class Options(llm.Options):  # type: ignore[misc]
         skip: str | float | None = Field(
@@ -65,12 +66,14 @@ class PyskipModel(llm.Model):  # type: ignore[misc]
         from .policy import Profiled
         from .runtime.generation import Generation, chat_tokens
         from .runtime.schema import grammar_for_schema
+        from .runtime.tools import find_calls
 
         options = prompt.options
         model = self._load(options.n_ctx, options.n_threads, options.profile)
         skip = options.skip
         model.skip = skip if skip is not None else "off" if model.profile is None else Profiled()
-        tokens = chat_tokens(model, _messages(prompt))
+        tools = [_described(tool) for tool in prompt.tools]
+        tokens = chat_tokens(model, _messages(prompt), tools)
         if len(tokens) >= model.n_ctx():
             raise DecodeError(
                 f"the conversation has {len(tokens)} tokens and the context holds {model.n_ctx()}: "
@@ -83,7 +86,13 @@ class PyskipModel(llm.Model):  # type: ignore[misc]
             model, tokens, max_tokens=options.max_tokens, temp=options.temperature, seed=None, grammar=grammar
         )
         try:
-            yield from generation
+            if tools:
+                text, calls = find_calls("".join(generation), [tool.name for tool in prompt.tools])
+                for call in calls:
+                    response.add_tool_call(llm.ToolCall(call.name, call.arguments))
+                yield text
+            else:
+                yield from generation
         finally:
             answer = generation.answer()
             response.set_usage(input=answer.n_prompt, output=answer.n_gen)
@@ -112,6 +121,7 @@ class AsyncPyskipModel(llm.AsyncModel):  # type: ignore[misc]
 
     can_stream = True
     supports_schema = True
+    supports_tools = True
     Options = PyskipModel.Options
 
     def __init__(self, model: PyskipModel) -> None:
@@ -136,13 +146,36 @@ class AsyncPyskipModel(llm.AsyncModel):  # type: ignore[misc]
                 self._thread.submit(pieces.close).result()  # behind the piece that is under way
 
 
-def _messages(prompt: Any) -> list[dict[str, str]]:
-    """What llm would send, with the history, as a chat template takes it. Attachments and tools llm itself refuses."""
-    said = []
+def _messages(prompt: Any) -> list[dict[str, Any]]:
+    """What llm would send, with the history, as a chat template takes it. Attachments llm itself refuses."""
+    said: list[dict[str, Any]] = []
     for message in prompt.messages:
+        results = [part for part in message.parts if isinstance(part, llm.parts.ToolResultPart)]
+        said += [
+            {"role": "tool", "name": part.name, "tool_call_id": part.tool_call_id, "content": part.output}
+            for part in results
+        ]
         text = "".join(part.text for part in message.parts if isinstance(part, llm.parts.TextPart))
-        said.append({"role": message.role, "content": text})
+        calls = [
+            {
+                "id": part.tool_call_id,
+                "type": "function",
+                "function": {"name": part.name, "arguments": json.dumps(part.arguments, ensure_ascii=False)},
+            }
+            for part in message.parts
+            if isinstance(part, llm.parts.ToolCallPart)
+        ]
+        if calls:
+            said.append({"role": message.role, "content": text, "tool_calls": calls})
+        elif text or not results:
+            said.append({"role": message.role, "content": text})
     return said
+
+
+def _described(tool: Any) -> dict[str, Any]:
+    """A tool of llm's as chat templates have it."""
+    function = {"name": tool.name, "description": tool.description or "", "parameters": tool.input_schema or {}}
+    return {"type": "function", "function": function}
 
 
 def _added() -> dict[str, str]:

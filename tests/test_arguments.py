@@ -52,3 +52,29 @@ def test_what_asks_for_no_gpu(tiny: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         closing(pyskip.Llama(tiny, verbose=False, n_gpu_layers=0, main_gpu=0, tensor_split=None))
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ({"n_threads": 513}, "1 to 512"),
+        ({"n_threads_batch": 10**6}, "1 to 512"),
+        ({"n_threads": -1}, "1 to 512"),
+        ({"pooling_type": 99}, r"llama_cpp\.LLAMA_POOLING_TYPE_"),
+        ({"rope_scaling_type": 99}, r"llama_cpp\.LLAMA_ROPE_SCALING_TYPE_"),
+        ({"attention_type": 9}, r"llama_cpp\.LLAMA_ATTENTION_TYPE_"),
+        ({"numa": "x"}, r"llama_cpp\.GGML_NUMA_STRATEGY_"),
+    ],
+)
+def test_values_that_do_not_exist(tiny: Path, argument: dict[str, Any], expected: str) -> None:
+    (name,) = argument
+    with pytest.raises(pyskip.ModelLoadError, match=f"^{name} is .*{expected}"):
+        pyskip.Llama(tiny, verbose=False, **argument)
+
+
+@pytest.mark.parametrize(
+    "argument", [{"pooling_type": 0}, {"rope_scaling_type": -1}, {"attention_type": 0}, {"numa": False}]
+)
+def test_values_that_exist(tiny: Path, argument: dict[str, Any]) -> None:
+    with closing(pyskip.Llama(tiny, n_ctx=32, n_threads=1, verbose=False, **argument)) as llm:
+        assert llm.n_ctx() > 0

@@ -173,3 +173,36 @@ def test_embeddings_of_several_texts_are_those_of_each(tiny: Path, pooling_type:
         assert n == sum(len(llm.tokenize(text.encode())) for text in texts)
         for text, found in zip(texts, both, strict=True):
             np.testing.assert_allclose(found, llm.embed(text), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("mine"), KeyboardInterrupt()])
+def test_what_a_logits_processor_raises(small: pyskip.Llama, error: BaseException) -> None:
+    """It comes out; ctypes would print it, and the answer would go on without the processor."""
+    calls = []
+
+    def process(_: Any, logits: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise error
+        return logits
+
+    with pytest.raises(type(error)) as found:
+        small.create_completion("w1", max_tokens=12, logits_processor=LogitsProcessorList([process]))
+    assert found.value is error
+    assert len(calls) == 3
+    with pytest.raises(ValueError, match="broadcast"):
+        small.create_completion("w1", logits_processor=LogitsProcessorList([lambda _, logits: logits[:7]]))
+    assert say(small, seed=1) == say(small, seed=1, logits_processor=LogitsProcessorList([lambda _, logits: logits]))
+
+
+@pytest.mark.parametrize("token", [-1, 320, "x", 10**9])
+def test_a_bias_of_no_token(small: pyskip.Llama, token: Any) -> None:
+    with pytest.raises(pyskip.DecodeError, match=r"expected tokens from 0 to 319"):
+        small.create_completion("w1", max_tokens=2, logit_bias={token: 1.0})
+    with pytest.raises(pyskip.DecodeError, match="logit_bias"):
+        small.create_chat_completion([{"role": "user", "content": "w1"}], max_tokens=2, logit_bias={token: 1.0})
+
+
+def test_a_grammar_that_is_a_text(small: pyskip.Llama) -> None:
+    with pytest.raises(TypeError, match=r"grammar is a str, expected a llama_cpp\.LlamaGrammar"):
+        small.create_completion("w1", max_tokens=2, grammar='root ::= "x"')

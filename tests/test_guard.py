@@ -11,7 +11,10 @@ from typing import Any
 
 import pytest
 
-import pyskip
+import pyskip  # isort: skip  (before llama_cpp)
+import llama_cpp
+from llama_cpp.llama_tokenizer import LlamaTokenizer
+
 from pyskip.runtime.guard import ANY_TIME, DECODES
 
 # What each public method is called with.
@@ -82,6 +85,67 @@ def test_streams_that_were_open(small: pyskip.Llama) -> None:
             list(open_one)
 
 
+def test_tokenizers_that_were_kept(small: pyskip.Llama) -> None:
+    kept: list[Any] = [small.tokenizer(), small.tokenizer_, LlamaTokenizer(small)]
+    assert kept[0].decode(kept[0].encode("w1", special=False)) == "w1"
+    small.close()
+    for tokenizer in kept:
+        for name, given in (("encode", "w1"), ("decode", [1, 5]), ("tokenize", b"w1"), ("detokenize", [1, 5])):
+            with pytest.raises(pyskip.ModelLoadError, match="was closed"):
+                getattr(tokenizer, name)(given)
+
+
+def test_close_in_a_callback(small: pyskip.Llama) -> None:
+    """The call that calls back still has a model and a context; the next one has not."""
+    calls: list[int] = []
+
+    def close(_: Any, logits: Any) -> Any:
+        calls.append(len(logits))
+        small.close()
+        assert small._ctx.n_ctx() == 256
+        return logits
+
+    small.eval([1, 5])
+    assert 0 <= small.sample(logits_processor=llama_cpp.LogitsProcessorList([close])) < 320
+    assert calls == [320]
+    with pytest.raises(pyskip.ModelLoadError, match="was closed"):
+        small.sample()
+    with pytest.raises(pyskip.ModelLoadError, match="was closed"):
+        small._ctx.n_ctx()
+
+
+@pytest.mark.parametrize(
+    ("where", "kind"),
+    [("logits_processor", llama_cpp.LogitsProcessorList), ("stopping_criteria", llama_cpp.StoppingCriteriaList)],
+)
+def test_close_in_a_callback_of_a_completion(small: pyskip.Llama, where: str, kind: Any) -> None:
+    def close(_: Any, logits: Any) -> Any:
+        small.close()
+        return logits if where == "logits_processor" else False
+
+    with pytest.raises(pyskip.ModelLoadError, match="was closed"):
+        small("w1", max_tokens=5, **{where: kind([close])})
+
+
+def test_close_while_another_thread_tokenizes(small: pyskip.Llama) -> None:
+    """Who has the vocabulary for as long as that takes."""
+    text, found = b"w1 w22 abc" * 100_000, []
+    expected = len(small.tokenize(text))
+    begun = threading.Event()
+
+    def run() -> None:
+        begun.set()
+        found.append(len(small.tokenize(text)))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    begun.wait()
+    time.sleep(0.02)
+    small.close()
+    thread.join()
+    assert found == [expected]
+
+
 class Slow:
     """Tokens of a Llama in a thread of its own."""
 
@@ -138,7 +202,7 @@ def test_close_in_a_second_thread(small: pyskip.Llama) -> None:
     first = Slow(small)
     small.close()
     first.stop()
-    assert isinstance(first.error, pyskip.PyskipError)
+    assert isinstance(first.error, pyskip.ModelLoadError)
 
 
 def test_one_stream_from_several_threads_in_turn(small: pyskip.Llama) -> None:

@@ -18,7 +18,7 @@ import llm
 import llm.cli
 import pytest
 from click.testing import CliRunner, Result
-from conftest import make_profile
+from conftest import make_profile, make_random
 
 import pyskip.runtime.generation
 from pyskip import llm_plugin
@@ -202,3 +202,79 @@ def test_beside_a_stock_llama_cpp(tmp_path: Path) -> None:
     assert said.returncode == 1
     assert "a stock llama_cpp is loaded already" in said.stderr
     assert "Traceback" not in said.stderr
+
+
+TOOLS_TEMPLATE = (
+    "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def weather(city: str) -> str:
+    """What the weather is like."""
+    return f"rain in {city}"
+
+
+@pytest.fixture
+def calling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, list[str]]]:
+    """A model whose template has tools and which asks for one, then answers; and the prompts that it got."""
+    with monkeypatch.context() as patched:
+        patched.setattr(make_random, "CHAT_TEMPLATE", TOOLS_TEMPLATE)
+        make_random.make(tmp_path / "tools.gguf", make_random.SHAPES["tiny"])
+    model = llm_plugin.PyskipModel("tools", str(tmp_path / "tools.gguf"))
+    prompts: list[str] = []
+
+    def answers(self: Any) -> Iterator[str]:
+        prompts.append(self._llm.detokenize(self._tokens, special=True).decode())
+        call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Ulm"}}\n</tool_call>'
+        yield from "It rains." if "rain in Ulm" in prompts[-1] else f"I look. {call}"
+
+    monkeypatch.setattr(pyskip.runtime.generation.Generation, "__iter__", answers)
+    yield model, prompts
+    if model._loaded[1] is not None:
+        model._loaded[1].close()
+
+
+FEW = {"n_threads": 1, "n_ctx": 512, "skip": "off"}
+
+
+def test_tools(calling: tuple[Any, list[str]]) -> None:
+    model, prompts = calling
+    chain = model.conversation().chain("How is it?", tools=[weather], options=FEW)
+    responses = list(chain.responses())
+    assert [response.text() for response in responses] == ["I look.", "It rains."]
+    (call,) = responses[0].tool_calls()
+    assert (call.name, call.arguments) == ("weather", {"city": "Ulm"})
+    assert responses[0].input_tokens > 0
+    assert '"description": "What the weather is like."' in prompts[0]
+    assert '<|assistant|>I look.<tool_call>{"name": "weather"' in prompts[1]
+    assert "<|tool|>rain in Ulm<|assistant|>" in prompts[1]
+
+
+def test_tools_async(calling: tuple[Any, list[str]]) -> None:
+    model = llm_plugin.AsyncPyskipModel(calling[0])
+
+    async def text() -> str:
+        return str(await model.conversation().chain("How is it?", tools=[weather], options=FEW).text())
+
+    assert asyncio.run(text()).split() == ["I", "look.", "It", "rains."]
+
+
+def test_tools_that_a_template_does_not_have(model: Any) -> None:
+    with pytest.raises(llm.ModelError, match=r"passes over tools \(weather\), expected one that has them"):
+        model.prompt("Hi", tools=[weather], max_tokens=2, n_threads=1, n_ctx=128).text()
+
+
+def test_calls_that_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(make_random, "CHAT_TEMPLATE", TOOLS_TEMPLATE.replace("c.function | tojson", "c.function.name"))
+    make_random.make(tmp_path / "m.gguf", make_random.SHAPES["tiny"])
+    other = llm_plugin.PyskipModel("other", str(tmp_path / "m.gguf"))
+    with pytest.raises(llm.ModelError, match="in a form that is not read here, expected JSON"):
+        other.prompt("Hi", tools=[weather], max_tokens=2, **FEW).text()
+    other._loaded[1].close()
+
+
+def test_attachments_are_refused(model: Any) -> None:
+    with pytest.raises(ValueError, match="does not support attachments"):
+        model.prompt("Hi", attachments=[llm.Attachment(type="image/png", content=b"x")]).text()

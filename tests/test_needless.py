@@ -11,6 +11,7 @@ from typing import Any
 
 import gguf
 import pytest
+from kinds import make_kind
 
 import pyskip
 from pyskip.runtime.generation import Generation
@@ -99,39 +100,56 @@ def test_a_context_beyond_the_training(cli: Cli, tiny: Path) -> None:
     assert "more than the" not in cli("generate", str(tiny), "-p", "w1", "-n", "2", "-c", "512").stderr
 
 
-@pytest.fixture
-def recurrent(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A Llama whose memory cannot be cut, as a recurrent state's."""
-    with closing(load(tiny)) as llm:
-        monkeypatch.setattr(llm.engine, "cut", lambda pos, seq_id=-1: False)
-        monkeypatch.setattr(llm._ctx, "kv_cache_seq_rm", lambda *_: False)
-        llm._is_recurrent = True
-        yield llm
+@pytest.fixture(params=["recurrent", "hybrid"])
+def uncut(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A model whose memory cannot be cut."""
+    return make_kind(tmp_path / "model.gguf", request.param)
 
 
-def test_a_failed_decode_can_be_tried_again(recurrent: pyskip.Llama, tiny: Path) -> None:
+def first_five(llm: pyskip.Llama, tokens: list[int]) -> list[int]:
+    return [token for token, _ in zip(llm.generate(tokens, temp=0), range(5), strict=False)]
+
+
+def test_a_failed_decode_can_be_tried_again(uncut: Path) -> None:
     prompt = [1, 5, 6, 7, 8]
-    with closing(load(tiny)) as other:
-        expected = [token for token, _ in zip(other.generate([*prompt, 9], temp=0), range(5), strict=False)]
-    recurrent.eval(prompt)
-    recurrent.set_abort(True)
-    with pytest.raises(pyskip.DecodeError):
-        recurrent.eval([9])
-    recurrent.set_abort(False)
-    assert recurrent.n_tokens == len(prompt)
-    recurrent.eval([9])
-    assert recurrent.n_tokens == len(prompt) + 1
-    assert [token for token, _ in zip(recurrent.generate([*prompt, 9], temp=0), range(5), strict=False)] == expected
+    with closing(load(uncut)) as other:
+        expected = first_five(other, [*prompt, 9])
+    with closing(load(uncut)) as llm:
+        llm.eval(prompt)
+        llm.set_abort(True)
+        with pytest.raises(pyskip.DecodeError):
+            llm.eval([9])
+        llm.set_abort(False)
+        assert llm.n_tokens == len(prompt)
+        llm.eval([9])
+        assert llm.n_tokens == len(prompt) + 1
+        assert first_five(llm, [*prompt, 9]) == expected
 
 
-def test_cached_counts(recurrent: pyskip.Llama, tiny: Path) -> None:
-    """What cannot be cut is decoded anew, and counted so."""
+def decoded(llm: pyskip.Llama, tokens: list[int]) -> int:
+    generation = Generation(llm, tokens, max_tokens=2, temp=0, seed=None)
+    list(generation)
+    return generation._n_decoded
 
-    def decoded(llm: pyskip.Llama, tokens: list[int]) -> int:
-        generation = Generation(llm, tokens, max_tokens=2, temp=0, seed=None)
-        list(generation)
-        return generation._n_decoded
 
+def test_cached_counts(tiny: Path) -> None:
     with closing(load(tiny)) as llm:
         assert [decoded(llm, [1, 5, 6, 7]), decoded(llm, [1, 5, 6, 8, 9])] == [4, 2]
-    assert [decoded(recurrent, [1, 5, 6, 7]), decoded(recurrent, [1, 5, 6, 8, 9])] == [4, 5]
+
+
+def test_cached_counts_of_what_cannot_be_cut(uncut: Path) -> None:
+    """It is decoded anew, counted so, and the same."""
+    with closing(load(uncut)) as llm, closing(load(uncut)) as fresh:
+        assert [decoded(llm, [1, 5, 6, 7]), decoded(llm, [1, 5, 6, 8, 9])] == [4, 5]
+        assert first_five(llm, [1, 5, 6, 8, 3]) == first_five(fresh, [1, 5, 6, 8, 3])
+
+
+def test_states_of_what_cannot_be_cut(uncut: Path) -> None:
+    with closing(load(uncut)) as llm, closing(load(uncut)) as other:
+        llm.eval([1, 5, 6])
+        state = llm.save_state()
+        expected = first_five(llm, [1, 5, 6, 7])
+        other.eval([9, 9])
+        other.load_state(state)
+        assert first_five(other, [1, 5, 6, 7]) == expected
+        assert other.n_tokens == llm.n_tokens

@@ -51,7 +51,9 @@ def test_what_is_no_model_is_left_out() -> None:
     "name",
     [
         "mtp-main-Q4_0.gguf", "main-draft-Q4_K_M.gguf", "Drafter-Q4_0.gguf", "main-EAGLE3-Q4_K_M.gguf",
-        "eagle-3_main-Q4_0.gguf", "main.imatrix.gguf", "imatrix_unsloth.gguf", "main-mmproj-Q8_0.gguf",
+        "eagle-3_main-Q4_0.gguf", "main-speculator-Q4_0.gguf", "main-assistant-Q4_0.gguf", "main-NextN-Q4_K_M.gguf",
+        "clip-vit-large-Q8_0.gguf", "main-projector-f16.gguf", "vae-f16.gguf", "vocoder-Q8_0.gguf",
+        "main.imatrix.gguf", "imatrix_unsloth.gguf", "main-mmproj-Q8_0.gguf",
         "ggml-vocab-llama-bpe.gguf", "main-vocab.gguf", "main-lora-Q4_0.gguf",
     ],
 )  # fmt: skip

@@ -116,3 +116,67 @@ def test_beside_a_grammar(small: pyskip.Llama) -> None:
     grammar = LlamaGrammar.from_string('root ::= "x"', False)
     with pytest.raises(pyskip.DecodeError, match="expected one of them"):
         answer(small, {"type": "json_object"}, grammar=grammar)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "array", "items": {"type": "integer"}, "minItems": 3, "maxItems": 2},
+        {"type": "string", "minLength": 3, "maxLength": 2},
+        {"type": "integer", "minimum": 5, "maximum": 2},
+        {"type": "integer", "exclusiveMinimum": 3, "exclusiveMaximum": 4},
+        {"type": "object", "properties": {"a": {"type": "integer", "minimum": 5, "exclusiveMaximum": 5}}},
+    ],
+)
+def test_what_no_value_holds_to(schema: dict[str, Any]) -> None:
+    """llama.cpp's parser of grammars never ends on the first two."""
+    with pytest.raises(pyskip.DecodeError, match="which no value holds to"):
+        grammar_for_schema(schema)
+
+
+@pytest.mark.parametrize("grammar", ['root ::= "a"{3,2}', "root ::= [a-c]{ 12 , 3 }", 'root ::= ("}" "{")\n  {2,1}'])
+def test_a_repetition_the_wrong_way_round(small: pyskip.Llama, grammar: str) -> None:
+    with pytest.raises(pyskip.DecodeError, match="cannot read the grammar"):
+        small.create_completion("w1", max_tokens=2, grammar=LlamaGrammar.from_string(grammar, verbose=False))
+
+
+def test_what_looks_like_a_repetition(small: pyskip.Llama) -> None:
+    grammar = LlamaGrammar.from_string('root ::= "{3,2}\\"{2,1}" [{3,2}] "x"{1,1} # {3,2}', verbose=False)
+    assert str(small.create_completion("w1", max_tokens=60, grammar=grammar)["choices"][0]["text"]).startswith(
+        '{3,2}"{2,1}'
+    )
+
+
+PICK = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 3, "maximum": 5}}, "required": ["n"]}
+TOOL = {"name": "pick", "description": "picks", "parameters": PICK}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {
+            "tools": [{"type": "function", "function": TOOL}],
+            "tool_choice": {"type": "function", "function": {"name": "pick"}},
+        },
+        {"functions": [TOOL], "function_call": {"name": "pick"}},
+    ],
+)
+def test_arguments_of_a_tool_that_must_be_called(small: pyskip.Llama, asked: dict[str, Any], stream: bool) -> None:
+    messages = [{"role": "user", "content": "w1"}]
+    for seed in range(4):
+        found = small.create_chat_completion(
+            messages, temperature=1.5, max_tokens=60, seed=seed, stream=stream, **asked
+        )
+        if stream:
+            calls = [chunk["choices"][0]["delta"].get("function_call") for chunk in found]
+            text = "".join(call["arguments"] for call in calls if call)
+        else:
+            text = found["choices"][0]["message"]["function_call"]["arguments"]
+        assert 3 <= json.loads(text)["n"] <= 5
+
+
+def test_parameters_that_no_grammar_holds(small: pyskip.Llama) -> None:
+    tool = {**TOOL, "parameters": {"type": "object", "properties": {"n": {"type": "integer", "multipleOf": 3}}}}
+    with pytest.raises(pyskip.DecodeError, match="multipleOf"):
+        small.create_chat_completion([{"role": "user", "content": "w1"}], [tool], {"name": "pick"}, max_tokens=4)

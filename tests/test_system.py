@@ -71,6 +71,19 @@ def test_nested(root: Root) -> None:
     assert (memory_limit(at), memory_free(at)) == (400 * MB, 50 * MB)
 
 
+def test_blanks_in_paths(root: Root) -> None:
+    """mountinfo has them as octal digits, the group's own path as they are."""
+    mount = V2.format(top="/").replace("/sys/fs/cgroup", "/sys/fs/cgroup/my\\040place")
+    files = {"proc/self/cgroup": "0::/a b.slice", "proc/self/mountinfo": mount}
+    assert memory_limit(root({**files, **group("my place/a b.slice", 150 * MB)})) == 150 * MB
+
+
+def test_statistics_that_are_no_numbers(root: Root) -> None:
+    files = {"proc/self/cgroup": "0::/", "proc/self/mountinfo": V2.format(top="/"), **group("", 150 * MB, 60 * MB)}
+    files["sys/fs/cgroup/memory.stat"] = "active_file x\ninactive_file 10\n\n"
+    assert memory_free(root(files)) == 90 * MB + 10
+
+
 def test_high(root: Root) -> None:
     files = {"proc/self/cgroup": "0::/", "proc/self/mountinfo": V2.format(top="/")}
     at = root({**files, **group("", "max", 60 * MB), "sys/fs/cgroup/memory.high": 100 * MB})

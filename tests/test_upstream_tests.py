@@ -1,11 +1,14 @@
-"""What `make upstream-test` and `make faults` make of their results; the runs themselves take too long for here."""
+"""What `make upstream-test` and `make faults` make of their results; the runs themselves take too long for here.
+llama-cpp-python's own tests run: they take seconds."""
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from conftest import ROOT
+from suite import report
 from table_page import keep_rows
 
 RESULTS = {
@@ -19,14 +22,18 @@ RESULTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def run() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("run", ROOT / "tests" / "upstream" / "run.py")
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"upstream_{name}", ROOT / "tests" / "upstream" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def run() -> ModuleType:
+    return load("run")
 
 
 def test_differences_are_told_by_side(run: ModuleType) -> None:
@@ -85,3 +92,31 @@ def test_the_page_of_the_faults_takes_rows(tmp_path: Path) -> None:
     old, new = ((path.read_text().splitlines()) for path in (ROOT / "docs" / "reference" / "faults.md", page))
     assert len(old) == len(new)
     assert sum(a != b for a, b in zip(old, new, strict=True)) == 1
+
+
+@pytest.mark.reference
+@pytest.mark.slow
+def test_llama_cpp_pythons_own_tests(demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    python = load("python")
+    python.prepare(tmp_path)
+    theirs, ours = python.run(tmp_path, demo, [])
+    assert report(theirs, ours, python.DIFFERS, both_must_pass=True) == 0, capsys.readouterr().err
+    sources = "".join(path.read_text() for path in (tmp_path / "tests").glob("test_*.py"))
+    assert len(ours) == len(theirs) >= len(re.findall(r"^def test_", sources, re.M)) > 10
+    plugin = (tmp_path / "offline_models.py").read_text()
+    (tmp_path / "offline_models.py").write_text(f"{plugin}\nif pyskip: pyskip.Llama.tokenize = lambda *_, **__: [1]\n")
+    _, broken = python.run(tmp_path, demo, ["-k", "tokenization"])
+    assert list(broken.values()) == ["failed"]  # it is pyskip.Llama that they are run on
+
+
+def test_what_fails_on_one_side_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    theirs = {"a.one": "passed", "a.two": "passed", "b.three": "failed", "b.four": "skipped", "b.five": "passed"}
+    ours = {"a.one": "passed", "a.two": "failed", "b.three": "failed", "b.four": "skipped"}
+    assert report(theirs, ours, {"a.two": "a reason"}) == 1
+    said = capsys.readouterr()
+    assert said.err == "worse: b.five\n"
+    assert "otherwise, as meant: a.two (a reason)\n" in said.out
+    assert "passed: 3 unpatched, 1 pyskip's" in said.out
+    assert report(theirs, ours, {"a.two": "", "b.five": ""}) == 0
+    assert report(theirs, ours, {"a.two": "", "b.f": ""}, both_must_pass=True) == 1
+    assert capsys.readouterr().err == "passes on neither side: b.three\n"

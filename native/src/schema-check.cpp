@@ -140,6 +140,34 @@ void check_values(const json & schema, const std::string & where) {
     }
 }
 
+// (least, most, by how much these must differ)
+struct bound {
+    const char * least;
+    const char * most;
+    double       gap;
+};
+
+const bound BOUNDS[] = {
+    { "minItems", "maxItems", 0 },         { "minLength", "maxLength", 0 },
+    { "minimum", "maximum", 0 },           { "minimum", "exclusiveMaximum", 1 },
+    { "exclusiveMinimum", "maximum", 1 },  { "exclusiveMinimum", "exclusiveMaximum", 2 },
+};
+
+void check_bounds(const json & schema, const std::string & where) {
+    for (const bound & b : BOUNDS) {
+        if (!schema.contains(b.least) || !schema.contains(b.most)) {
+            continue;
+        }
+        const json least = schema.at(b.least);
+        const json most  = schema.at(b.most);
+        if (least.is_number() && most.is_number() && least.get<double>() + b.gap > most.get<double>()) {
+            throw pyskip_bad_schema(std::string("the schema has ") + b.least + " " + least.dump_safe() + " and " + b.most +
+                                    " " + most.dump_safe() + " at " + where +
+                                    ", which no value holds to: correct them");
+        }
+    }
+}
+
 void check_keywords(const json & schema, const std::string & where) {
     const names held = held_in(schema);
     for (const auto & item : schema.items()) {
@@ -197,6 +225,7 @@ struct preparation {
             return; // upstream's error
         }
         pyskip_schema_limit(schema);
+        check_bounds(schema, where);
         if (must_hold) {
             check_keywords(schema, where);
         }

@@ -110,11 +110,11 @@ class Conversation:
         n_ctx = self.llm.n_ctx()
         room = min(self.n_predict, max(1, n_ctx // 4))
         n_dropped = 0
-        tokens = chat_tokens(self.llm, self.messages, self.thinks)
+        tokens = chat_tokens(self.llm, self.messages, thinks=self.thinks)
         while len(tokens) + room > n_ctx and len(self.turns) > 1:
             del self.turns[:2]
             n_dropped += 2
-            tokens = chat_tokens(self.llm, self.messages, self.thinks)
+            tokens = chat_tokens(self.llm, self.messages, thinks=self.thinks)
         if n_dropped:
             self._tell(f"the context of {n_ctx} tokens is full: dropped the oldest {n_dropped} messages")
         return tokens

@@ -16,7 +16,8 @@ QUANTISATION = re.compile(r"(?<![a-z0-9])((?:i?q|tq)(\d)(?:_[a-z0-9]+)*|mxfp(4)|
 NO_MODEL = re.compile(r"mmproj|^imatrix|[._-]imatrix\.gguf$|\.skip\.gguf$|^ggml-vocab", re.IGNORECASE)
 # Drafters, heads that draft, adapters, encoders: unless all that is there is called so, as a model named Eagle may be
 BESIDE_MODEL = re.compile(
-    r"(?<![a-z0-9])(draft(er)?|mtp|eagle-?[123]?|medusa|dflash|imatrix|lora|adapter|vocab|tokenizer|vision|audio|encoder)(?![a-z0-9])",
+    r"(?<![a-z0-9])(draft(er)?|speculator|assistant|mtp|nextn|eagle-?[123]?|medusa|dflash|imatrix|lora|adapter|vocab|tokenizer|"
+    r"vision|audio|encoder|projector|clip|vae|vocoder)(?![a-z0-9])",
     re.IGNORECASE,
 )
 PREFERRED_BITS = (4, 5, 6, 8, 16, 32, 3, 2, 1)  # decoding reads every byte; below 4 bits a small model suffers

@@ -19,6 +19,15 @@ KV_TYPES = {
     value for name, value in vars(llama_cpp).items() if name.startswith("GGML_TYPE_") and name != "GGML_TYPE_COUNT"
 }
 
+# Of llama.h's enumerations, by argument.
+KINDS = {
+    "pooling_type": "LLAMA_POOLING_TYPE_",
+    "rope_scaling_type": "LLAMA_ROPE_SCALING_TYPE_",
+    "attention_type": "LLAMA_ATTENTION_TYPE_",
+    "numa": "GGML_NUMA_STRATEGY_",
+}
+MAX_THREADS = 512  # GGML_MAX_N_THREADS; by a great many more ggml ends the process, for want of memory
+
 TAKEN = frozenset(inspect.signature(llama_cpp.Llama.__init__).parameters) - {"self", "kwargs"}
 # What others call it: Ollama, llama.cpp's command lines, ctransformers, transformers, LangChain.
 OTHER_NAMES = {
@@ -79,16 +88,23 @@ def check_names(given: Mapping[str, Any], own: Iterable[str]) -> None:
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
-    """Raises ModelLoadError for counts below 1, cache types that do not exist, a LoRA that is not there, and for what
-    loads the whole model though memory is low."""
+    """Raises ModelLoadError for counts out of range, types and kinds that do not exist, a LoRA that is not there, and
+    for what loads the whole model though memory is low."""
     for name in ("n_batch", "n_ubatch"):
         value = arguments.get(name, 1)
         if not isinstance(value, int) or value < 1:
             raise ModelLoadError(f"{name} is {value!r}, expected a whole number from 1")
     for name in ("n_threads", "n_threads_batch"):
         value = arguments.get(name)
-        if value is not None and (not isinstance(value, int) or value < 0):
-            raise ModelLoadError(f"{name} is {value!r}, expected a whole number from 1, or None for the physical cores")
+        if value is not None and (not isinstance(value, int) or not 0 <= value <= MAX_THREADS):
+            raise ModelLoadError(
+                f"{name} is {value!r}, expected a whole number from 1 to {MAX_THREADS}, or None for the physical cores"
+            )
+    for name, prefix in KINDS.items():
+        value = arguments.get(name, False)
+        kinds = {kind for key, kind in vars(llama_cpp).items() if key.startswith(prefix)}
+        if not isinstance(value, bool) and value not in kinds:
+            raise ModelLoadError(f"{name} is {value!r}, expected one of llama_cpp.{prefix}*")
     for name in ("type_k", "type_v"):
         value = arguments.get(name)
         if value is not None and value not in KV_TYPES:
@@ -106,7 +122,12 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
 
 
 def check_grammar(vocab: Any, grammar: Any) -> None:
-    """Raises DecodeError for a llama_cpp.LlamaGrammar that llama.cpp cannot read."""
+    """Raises DecodeError for a llama_cpp.LlamaGrammar that llama.cpp cannot read, TypeError for anything else."""
+    if not isinstance(grammar, llama_cpp.LlamaGrammar):
+        raise TypeError(
+            f"grammar is a {type(grammar).__name__}, expected a llama_cpp.LlamaGrammar: make one of GBNF with "
+            "LlamaGrammar.from_string()"
+        )
     text, root = grammar._grammar.encode("utf-8"), grammar._root.encode("utf-8")
     sampler = None if b"\0" in text else llama_cpp.llama_sampler_init_grammar(vocab, text, root)
     if not sampler:

@@ -122,11 +122,32 @@ class Cached(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ignore[
         super().reset()
 
     def load_state(self, state: Any) -> None:
-        """llama_cpp.Llama.load_state."""
-        super().load_state(state)
-        self._cache_log.clear()
-        self._lost = False
-        self.set_seed(self._seed)
+        """llama_cpp.Llama.load_state. Raises DecodeError, and leaves the cache empty, for a state that does not fit: of
+        another model, of a larger context, or damaged."""
+        if not isinstance(state, llama_cpp.LlamaState):
+            raise DecodeError(f"the state is a {type(state).__name__}, expected what save_state() returned")
+        if state.n_tokens > self._n_ctx:
+            raise DecodeError(
+                f"the state has {state.n_tokens} tokens, the context holds {self._n_ctx}: raise n_ctx, as it was saved"
+            )
+        input_ids, seed = self.input_ids, self._seed
+        log.forget()
+        try:
+            super().load_state(state)
+        except (RuntimeError, ValueError, TypeError) as error:
+            self.input_ids, self._seed = input_ids, seed
+            self.reset()
+            self.engine.clear()
+            reason = log.last_complaint() or " ".join(str(error).split())
+            raise DecodeError(
+                f"llama.cpp refuses the state ({reason}), expected one that save_state() returned of this model"
+            ) from error
+        finally:
+            self._cache_log.clear()
+            self._lost = False
+            self.set_seed(self._seed)
+        input_ids[: state.n_tokens] = state.input_ids[: state.n_tokens]
+        self.input_ids = input_ids  # which is as long as this context, and not the other one
 
     # A conversation that is left and gone on with (pyskip.chat.session)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,15 @@ import numpy as np
 from ..binding.library import llama_cpp
 from ..errors import DecodeError
 from .engine import Engine
-from .schema import grammar_for_format
+from .schema import ASKING, asked_parameters, grammar_for_format, grammar_for_schema
 
 __all__ = ["Completion"]
 
 UNSEEDED = int(llama_cpp.LLAMA_DEFAULT_SEED)
+
+
+# Of the tool that must be called, while a chat handler of upstream's makes a grammar of its own converter's.
+_TOOL_GRAMMAR: ContextVar[Any] = ContextVar("_TOOL_GRAMMAR", default=None)
 
 
 class _CallSeed(int):
@@ -30,6 +35,7 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
     _own_seed: int | None  # None: every generation has its own
     _seed: int
     _taken: tuple[list[int], list[int]]  # the last generation's prompt, and what it has yielded
+    _kept_error: BaseException | None = None  # of a logits processor
     if TYPE_CHECKING:
         scores: Any
         tokenize: Any
@@ -37,6 +43,7 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
         token_bos: Any
         spm_infill: bool
         pooling_type: Any
+        n_vocab: Any
 
         @property
         def engine(self) -> Engine: ...
@@ -83,6 +90,32 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
         finally:
             inner.close()
 
+    # Logits processors
+
+    def _init_sampler(self, *args: Any, logits_processor: Any = None, **kwargs: Any) -> Any:
+        """llama_cpp.Llama's; what a processor raises is kept for _raise_kept(). llama.cpp calls it through ctypes,
+        which prints errors, and the token would be sampled as if there were no processor."""
+        if logits_processor is not None:
+            logits_processor = llama_cpp.LogitsProcessorList([self._keeping_errors(logits_processor)])
+        return super()._init_sampler(*args, logits_processor=logits_processor, **kwargs)
+
+    def _keeping_errors(self, processors: Sequence[Any]) -> Any:
+        def process(input_ids: Any, logits: Any) -> Any:
+            try:
+                for processor in processors:
+                    logits[:] = processor(input_ids, logits)
+            except BaseException as error:  # KeyboardInterrupt, too
+                self._kept_error = error
+            return logits
+
+        return process
+
+    def _raise_kept(self) -> None:
+        """After each token."""
+        error, self._kept_error = self._kept_error, None
+        if error is not None:
+            raise error
+
     # Completions
 
     def _create_completion(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
@@ -96,6 +129,8 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
                     "logprobs found logits_all=False, expected the logits of every token: load with logits_all=True"
                 )
             kwargs["logprobs"] = None
+        if kwargs.get("logit_bias"):
+            _check_bias(kwargs["logit_bias"], self.n_vocab())
         if kwargs.get("logit_bias") and kwargs.get("logits_processor"):  # upstream loses both
             bias = llama_cpp.LogitsProcessorList([_biased(kwargs["logit_bias"])])
             kwargs["logits_processor"] = llama_cpp.LogitsProcessorList([*kwargs["logits_processor"], *bias])
@@ -176,7 +211,8 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
         """llama_cpp.Llama.create_chat_completion; response_format takes a JSON schema, by llama.cpp's own converter:
 
         {"type": "json_object"}, with or without "schema", or {"type": "json_schema", "json_schema": {"schema": {...}}}.
-        Raises DecodeError for a schema with a keyword that a grammar cannot hold, and names it."""
+        The arguments of a tool that tool_choice or function_call names hold to its parameters likewise. Raises
+        DecodeError for a schema with a keyword that a grammar cannot hold, and names it."""
         response_format = kwargs.get("response_format")
         if response_format is not None:
             grammar = grammar_for_format(response_format)
@@ -187,7 +223,21 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
             kwargs["response_format"] = None
         if kwargs.get("logprobs") and kwargs.get("top_logprobs") is None:
             kwargs["top_logprobs"] = 0  # upstream then forgets the token's own
-        return super().create_chat_completion(messages, *args, **kwargs)
+        schema = asked_parameters({**dict(zip(ASKING, args, strict=False)), **kwargs})
+        if schema is None:
+            return super().create_chat_completion(messages, *args, **kwargs)
+        grammar = llama_cpp.LlamaGrammar.from_string(grammar_for_schema(schema), verbose=False)
+        before = _TOOL_GRAMMAR.set(grammar)
+        try:
+            return super().create_chat_completion(messages, *args, **kwargs)
+        finally:
+            _TOOL_GRAMMAR.reset(before)
+
+    def create_completion(self, *args: Any, **kwargs: Any) -> Any:
+        """llama_cpp.Llama.create_completion."""
+        if _TOOL_GRAMMAR.get() is not None and kwargs.get("grammar") is not None:
+            kwargs["grammar"] = _TOOL_GRAMMAR.get()
+        return super().create_completion(*args, **kwargs)
 
     # Embeddings
 
@@ -209,6 +259,13 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
             for item in answer["data"]:
                 item["embedding"] = _unit(item["embedding"])
         return answer
+
+
+def _check_bias(logit_bias: Mapping[Any, float], n_vocab: int) -> None:
+    """Raises DecodeError for what is no token; one below 0 would be counted from the vocabulary's end."""
+    for token in logit_bias:
+        if not str(token).isdecimal() or int(token) >= n_vocab:
+            raise DecodeError(f"logit_bias has {str(token)[:40]!r}, expected tokens from 0 to {n_vocab - 1}")
 
 
 def _biased(logit_bias: Mapping[Any, float]) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..binding.library import llama_cpp
 from ..errors import DecodeError
@@ -13,6 +14,7 @@ from .formatter import MessageFormatter
 from .llama import Llama
 from .sampling import Sampling
 from .text import Stopwatch, TextStream
+from .tools import find_calls, probe_call
 
 __all__ = ["Answer", "Generation", "Message", "chat_tokens"]
 
@@ -99,14 +101,22 @@ class Generation:
         )
 
 
-def chat_tokens(llm: Llama, messages: list[Message], thinks: bool | None = None) -> list[int]:
+def chat_tokens(
+    llm: Llama,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] = (),
+    thinks: bool | None = None,
+) -> list[int]:
     """The prompt for the assistant's next turn, by the model's own chat template, ChatML if it has none.
 
-    thinks: whether the model shall reason before it answers, for templates that have it so (enable_thinking).
+    tools: as OpenAI's API has them; DecodeError if the template passes over them, or calls them in a form that is not
+    read. thinks: whether the model shall reason before it answers, for templates that have it so (enable_thinking).
     """
     metadata: dict[str, str] = llm.metadata
     text = llm.engine.token_text
     template = metadata.get("tokenizer.chat_template")
+    if template is None and tools:
+        raise DecodeError("the model has no chat template, expected one that has tools: use another model")
     if template is None:
         prompt = (
             "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
@@ -115,10 +125,33 @@ def chat_tokens(llm: Llama, messages: list[Message], thinks: bool | None = None)
         return list(llm.tokenize(prompt.encode(), add_bos=True, special=True))
     formatter = MessageFormatter(template, eos_token=text(llm.token_eos()), bos_token=text(llm.token_bos()))
     try:
-        formatted = formatter(messages=messages, **({} if thinks is None else {"enable_thinking": thinks}))
+        more: dict[str, Any] = {"tools": list(tools)} if tools else {}
+        more |= {} if thinks is None else {"enable_thinking": thinks}
+        formatted = formatter(messages=messages, **more)
     except Exception as error:  # templates raise what they like, for instance for a system message
         raise DecodeError(
             f"the model's chat template refuses these messages ({error}): try without --system, with another "
             "--chat-template, or generate"
         ) from error
+    if tools:
+        _check_tools(formatter, formatted.prompt, tools)
     return list(llm.tokenize(formatted.prompt.encode(), add_bos=not formatted.added_special, special=True))
+
+
+def _check_tools(formatter: MessageFormatter, prompt: str, tools: Sequence[Mapping[str, Any]]) -> None:
+    names = [tool["function"]["name"] for tool in tools]
+    if not all(name in prompt for name in names):
+        raise DecodeError(
+            f"the model's chat template passes over tools ({', '.join(names)}), expected one that has them: use a "
+            "model that was trained to call tools"
+        )
+    messages, call = probe_call()
+    try:
+        written = formatter(messages=messages, tools=list(tools)).prompt
+    except Exception:  # templates raise what they like
+        written = ""
+    if call not in find_calls(written, [call.name])[1]:
+        raise DecodeError(
+            "the model's chat template writes calls of tools in a form that is not read here, expected JSON with a "
+            "name and arguments: use another model, or pyskip serve"
+        )

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from ..errors import DecodeError, ModelLoadError
 
-__all__ = ["ANY_TIME", "DECODES", "Guard", "guarded", "steps"]
+__all__ = ["ANY_TIME", "DECODES", "Closed", "Guard", "guarded", "steps"]
 
 C = TypeVar("C", bound=type)
+CLOSED = "the model was closed: load it again"
 
 # What needs neither model nor context, or sees to itself.
 ANY_TIME = frozenset(
@@ -24,53 +26,89 @@ DECODES = frozenset(
 )
 
 
+class Closed:
+    """What llama_cpp's own objects become once they were freed: whoever kept one, a tokenizer for instance, gets an
+    error where they would hand llama.cpp a pointer to nothing."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("__"):
+            return object.__getattribute__(self, name)
+        raise ModelLoadError(CLOSED)
+
+
 class Guard:
     """One for each Llama."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # held while a thread decodes
+        self._changed = threading.Condition()
         self._is_open = True
+        self._uses: Counter[int] = Counter()  # calls that are under way, by thread
+        self._free: Callable[[], None] | None = None  # once they have ended
         self._under_way: dict[object, threading.Thread] = {}  # generations, and the thread that asked for a token last
 
     def check_open(self) -> None:
         """Raises ModelLoadError once the Llama was closed."""
         if not self._is_open:
-            raise ModelLoadError("the model was closed: load it again")
+            raise ModelLoadError(CLOSED)
+
+    @contextmanager
+    def using(self) -> Iterator[None]:
+        """While a thread uses model or context, which are not freed meanwhile. Raises ModelLoadError once closed."""
+        here = threading.get_ident()
+        with self._changed:
+            self.check_open()
+            self._uses[here] += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._uses[here] -= 1
+                self._uses += Counter()  # without threads that are through
+                free, self._free = (None, self._free) if self._uses else (self._free, None)
+                self._changed.notify_all()
+            if free is not None:
+                free()
 
     @contextmanager
     def decoding(self, generation: object = None) -> Iterator[None]:
         """While one thread decodes. Raises DecodeError for a second one, also if the first is between two tokens of
         another generation than this, and ModelLoadError once the Llama was closed."""
-        self.check_open()
-        if not self._lock.acquire(blocking=False):
-            raise self._busy("decodes")
-        try:
-            self.check_open()
-            here = threading.current_thread()
-            for other, thread in self._under_way.items():
-                if other is not generation and thread is not here and thread.is_alive():
-                    raise self._busy("is in the middle of a generation")
-            if generation is not None:
-                self._under_way[generation] = here
-            yield
-        finally:
-            self._lock.release()
+        with self.using():
+            if not self._lock.acquire(blocking=False):
+                raise self._busy("decodes")
+            try:
+                here = threading.current_thread()
+                for other, thread in self._under_way.items():
+                    if other is not generation and thread is not here and thread.is_alive():
+                        raise self._busy("is in the middle of a generation")
+                if generation is not None:
+                    self._under_way[generation] = here
+                yield
+            except DecodeError:
+                self.check_open()  # that is why it failed
+                raise
+            finally:
+                self._lock.release()
 
     def finished(self, generation: object) -> None:
         """No token of the generation will be asked for any more."""
         self._under_way.pop(generation, None)
 
-    @contextmanager
-    def closing(self, stop: Callable[[bool], None]) -> Iterator[bool]:
-        """Once the decode of another thread has ended, which `stop` tells to. True the first time."""
-        if not self._lock.acquire(blocking=False):
-            stop(True)
-            self._lock.acquire()
-        try:
-            was_open, self._is_open = self._is_open, False
-            yield was_open
-        finally:
-            self._lock.release()
+    def close(self, stop: Callable[[], None], free: Callable[[], None]) -> None:
+        """Let nobody in any more, `stop` what other threads decode, and `free` when all that is under way has ended. In
+        the middle of a call, in a callback of its own, `free` waits for that call's end. The second time nothing."""
+        with self._changed:
+            if not self._is_open:
+                return
+            self._is_open = False
+            if threading.get_ident() in self._uses:
+                self._free = free
+                return
+            if self._uses:
+                stop()
+                self._changed.wait_for(lambda: not self._uses)
+        free()
 
     @staticmethod
     def _busy(what: str) -> DecodeError:
@@ -116,10 +154,7 @@ def _guarded(method: Callable[..., Any], decodes: bool) -> Callable[..., Any]:
         guard: Guard | None = self._guard
         if guard is None:
             return method(self, *args, **kwargs)
-        if not decodes:
-            guard.check_open()
-            return method(self, *args, **kwargs)
-        with guard.decoding():
+        with guard.decoding() if decodes else guard.using():
             return method(self, *args, **kwargs)
 
     return checked

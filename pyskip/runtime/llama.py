@@ -23,7 +23,7 @@ from .cached import Cached
 from .completion import Completion
 from .engine import Engine
 from .formatter import MessageFormatter
-from .guard import Guard, guarded, steps
+from .guard import Closed, Guard, guarded, steps
 from .model_file import ModelFile
 from .reuse import CacheLog
 from .skipping import Skipping
@@ -77,6 +77,7 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
     """
 
     _guard: Guard | None = None  # while it is being loaded
+    _engine: Engine | None = None
 
     def __init__(
         self,
@@ -273,7 +274,9 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
         row = -1 if idx is None else idx - self.n_tokens
         if self.n_tokens == 0 or not llama_cpp.llama_get_logits_ith(self.ctx, row):
             raise DecodeError("there are no logits to sample from, expected a decode before: call eval() or generate()")
-        return int(super().sample(*args, idx=idx, **kwargs))
+        token = int(super().sample(*args, idx=idx, **kwargs))
+        self._raise_kept()
+        return token
 
     def check_grammar(self, grammar: Any) -> None:
         """Raises DecodeError for one that llama.cpp cannot read: it then has no sampler, and upstream uses it."""
@@ -349,20 +352,21 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
 
     def close(self) -> None:
         """Free the model and its context. A decode of another thread ends with an error before, an open stream at its
-        next step. Safe for a model that failed to load, and to repeat."""
-        guard = self._guard
-        if guard is None:
+        next step; what this thread is in the middle of, if a callback closes, ends before, too. Safe for a model that
+        failed to load, and to repeat."""
+        guard, engine = self._guard, self._engine
+        if guard is None or engine is None:
             self._free()
-            return
-        with guard.closing(self.set_abort) as was_open:
-            if was_open:
-                self._free()
+        else:
+            guard.close(lambda: engine.skip.set_abort(True), self._free)
 
     def _free(self) -> None:
         self._engine = None
         self._sampler = None  # it may hold a grammar, which knows the vocabulary
         if hasattr(self, "_stack"):
             super().close()
+            for freed in (self._model, self._ctx, self._batch) if self._guard is not None else ():
+                freed.__class__ = Closed
 
     def __getstate__(self) -> dict[str, Any]:
         state = {**super().__getstate__(), "skip": str(self._policy), "profile": self._profile_path}

@@ -10,7 +10,7 @@ from typing import Any
 from ..binding.library import ffi, lib
 from ..errors import DecodeError
 
-__all__ = ["grammar_for_format", "grammar_for_schema"]
+__all__ = ["ASKING", "asked_parameters", "grammar_for_format", "grammar_for_schema"]
 
 N_ERROR = 4096
 
@@ -33,6 +33,22 @@ def grammar_for_format(response_format: Mapping[str, Any]) -> str | None:
             )
         return grammar_for_schema(schema)
     raise DecodeError(f"response_format has the type {kind!r}, expected text, json_object or json_schema")
+
+
+# create_chat_completion()'s arguments behind the messages, in order, by which a tool is asked for.
+ASKING = ("functions", "function_call", "tools", "tool_choice")
+
+
+def asked_parameters(arguments: Mapping[str, Any]) -> Any:
+    """The schema of the one tool that must be called; None if there is no such tool."""
+    functions, function_call, tools, tool_choice = (arguments.get(name) for name in ASKING)
+    if isinstance(tool_choice, Mapping) and tools:
+        name, known = (tool_choice.get("function") or {}).get("name"), [tool.get("function") or {} for tool in tools]
+    elif isinstance(function_call, Mapping) and functions:
+        name, known = function_call.get("name"), functions
+    else:
+        return None
+    return next((function.get("parameters") for function in known if function.get("name") == name), None)
 
 
 def grammar_for_schema(schema: Any) -> str:

@@ -29,7 +29,7 @@ COMMON: dict[str, tuple[str, str]] = dict.fromkeys(
         """
     temperature temp top_p min_p typical_p top_k frequency_penalty presence_penalty repeat_penalty mirostat_mode
     mirostat_tau mirostat_eta stop stream model stopping_criteria prompt max_tokens tokens messages functions
-    function_call tools tool_choice input text add_bos special prev_tokens idx cache axis a b repo_id filename
+    tools input text add_bos special prev_tokens idx cache axis a b repo_id filename
     additional_files local_dir cache_dir truncate return_count logits
     """
     ),
@@ -47,13 +47,27 @@ COMMON |= {
     "top_logprobs": (OTHER, "may be left out beside `logprobs=True`"),
     "echo": (OTHER, "in streams, too, and for prompts of tokens"),
     "suffix": (OTHER, "by the vocabulary's fill-in-the-middle tokens (upstream: token 0); `DecodeError` without"),
-    "logit_bias": (OTHER, "beside `logits_processor` both count (upstream: neither)"),
-    "logits_processor": (OTHER, "see `logit_bias`"),
-    "grammar": (OTHER, "`DecodeError` for one that llama.cpp cannot read (upstream: a crash)"),
+    "logit_bias": (
+        OTHER,
+        "beside `logits_processor` both count (upstream: neither); `DecodeError` for what is no token (upstream: "
+        "ignored, or another token's)",
+    ),
+    "logits_processor": (OTHER, "what it raises comes out (upstream: printed, and the answer goes on without it)"),
+    "grammar": (
+        OTHER,
+        "`DecodeError` for one that llama.cpp cannot read (upstream: a crash), `TypeError` for what is no "
+        "`LlamaGrammar`",
+    ),
     "response_format": (
         OTHER,
         "`json_schema` as well as `json_object`, by llama.cpp's own converter; `DecodeError` names what it cannot hold",
     ),
+    "tool_choice": (
+        OTHER,
+        "arguments of a tool that is named hold to all of its schema (upstream: to some of it); `DecodeError` names "
+        "what cannot be held",
+    ),
+    "function_call": (OTHER, "as `tool_choice`"),
     "normalize": (WORKS, "of `embed()`; `create_embedding()` has it, too, and there it is on"),
     "reset": (WORKS, ""),
     "state": (WORKS, ""),
@@ -62,10 +76,9 @@ GPU = (WARNS, "pyskip decodes on the CPU; a warning unless it asks for none")
 LOADING: dict[str, tuple[str, str]] = dict.fromkeys(
     _names(
         """
-    vocab_only use_mmap use_mlock kv_overrides rope_scaling_type pooling_type attention_type rope_freq_base
-    rope_freq_scale yarn_ext_factor yarn_attn_factor yarn_beta_fast yarn_beta_slow yarn_orig_ctx logits_all embedding
-    flash_attn swa_full no_perf last_n_tokens_size numa chat_format chat_handler draft_model tokenizer spm_infill
-    verbose
+    vocab_only use_mmap use_mlock kv_overrides rope_freq_base rope_freq_scale yarn_ext_factor yarn_attn_factor
+    yarn_beta_fast yarn_beta_slow yarn_orig_ctx logits_all embedding flash_attn swa_full no_perf last_n_tokens_size
+    chat_format chat_handler draft_model tokenizer spm_infill verbose
     """
     ),
     (WORKS, ""),
@@ -76,7 +89,7 @@ LOADING |= {
     "n_ctx": (OTHER, "`ModelLoadError` for a context that does not fit into memory"),
     "n_batch": (REFUSES, "what is below 1 (upstream: a crash)"),
     "n_ubatch": (REFUSES, "what is below 1 (upstream: a crash)"),
-    "n_threads": (OTHER, "by default the physical (performance) cores that the process may use"),
+    "n_threads": (OTHER, "by default the physical (performance) cores that the process may use; 512 at most"),
     "n_threads_batch": (OTHER, "as `n_threads`"),
     "seed": COMMON["seed"],
     "offload_kqv": (NOTHING, "there is no GPU"),
@@ -84,6 +97,10 @@ LOADING |= {
     "lora_base": (NOTHING, "upstream does not look at it, either"),
     "lora_scale": (OTHER, "may be set later; what was computed by another scale is not used again"),
     "lora_path": (OTHER, "`ModelLoadError` for a file that is no LoRA of this model; not beside `low_memory`"),
+    "pooling_type": (REFUSES, "what is no `llama_cpp.LLAMA_POOLING_TYPE_*` (upstream: taken)"),
+    "rope_scaling_type": (REFUSES, "what is no `llama_cpp.LLAMA_ROPE_SCALING_TYPE_*` (upstream: taken)"),
+    "attention_type": (REFUSES, "what is no `llama_cpp.LLAMA_ATTENTION_TYPE_*` (upstream: taken)"),
+    "numa": (REFUSES, "what is neither true, false nor a `llama_cpp.GGML_NUMA_STRATEGY_*` (upstream: taken)"),
     "type_k": (REFUSES, "what is no `llama_cpp.GGML_TYPE_*` (upstream: a crash)"),
     "type_v": (REFUSES, "what is no `llama_cpp.GGML_TYPE_*` (upstream: a crash)"),
     "kwargs": (REFUSES, "`TypeError` for an unknown argument, with the nearest name (upstream: dropped)"),
@@ -91,10 +108,12 @@ LOADING |= {
 CLOSED = "`ModelLoadError` once closed (upstream: a crash)"
 # Of whole methods and properties, beside their arguments.
 MEMBERS: dict[str, str] = {
-    "close": "may be repeated; waits for another thread's decode, which ends with an error",
+    "close": "may be repeated; waits for other threads, whose decodes end with an error; in a callback it takes effect "
+    "at the end of the call",
     "create_completion": "",
     "__call__": "as `create_completion()`",
-    "create_chat_completion": "chats with a template that cannot be parsed use ChatML, and a warning says so",
+    "create_chat_completion": "messages in the form that the template takes, see [Chats](#chats); ChatML, and a "
+    "warning, for a template that cannot be parsed; `DecodeError` for images (upstream: the part as Python writes it)",
     "create_chat_completion_openai_v1": "as `create_chat_completion()`; needs the package openai",
     "create_embedding": "vectors of length 1, unless `normalize=False` (upstream: as the model has them)",
     "embed": "of several texts without pooling, too (upstream: rows that no token has)",
@@ -104,7 +123,8 @@ MEMBERS: dict[str, str] = {
     "tokenize": "`DecodeError` where a vocabulary cannot; texts of any length",
     "detokenize": "pieces of any length (upstream: up to 32 bytes)",
     "save_state": "",
-    "load_state": "",
+    "load_state": "`DecodeError`, and an empty cache, for a state that does not fit (upstream: its tokens count all "
+    "the same); of a context of another size, too",
     "reset": "forgets `mark_generated()`, too",
     "n_ctx": "",
     "n_embd": "",
@@ -113,7 +133,7 @@ MEMBERS: dict[str, str] = {
     "token_bos": "",
     "token_eos": "",
     "token_nl": "",
-    "tokenizer": "",
+    "tokenizer": "`ModelLoadError` of what it returned once closed (upstream: a crash)",
     "set_cache": "",
     "set_seed": "-1: each generation of another seed",
     "logits_to_logprobs": "",
@@ -160,6 +180,23 @@ a `DecodeError` (upstream crashes for both). Errors are those of [pyskip](refere
 """
 
 
+CHATS = """
+## Chats
+
+Templates differ in what they take, and drop the rest without a word. So each is tried with messages of its own, and
+what it is given is in the form that comes out: text or typed parts, for each role; arguments of tools as text or as
+objects; a developer's message as the system's, the system's before the user's, where there is no such role; no tools as
+an empty list. A last message that is the assistant's is the beginning of the answer. `tests/test_formatter.py` holds
+every template of llama.cpp's own collection to it; a few that know no calls of tools leave those out.
+
+This is done in Python, and not by llama.cpp's `common/chat.cpp`, which `pyskip serve` uses, since that cannot replace
+llama-cpp-python's handlers as a whole: `chat_handler`, `chat_format` and the handlers of images are Python objects,
+which programs hand over and register, and its grammars for tools begin at a trigger within the answer, which those of
+`create_completion(grammar=)` do not. It would be a second way beside the first. What it does more: it reads calls of
+tools out of an answer, for `tool_choice="auto"`, where `create_chat_completion()` gives the text, as upstream.
+"""
+
+
 def page() -> str:
     found = members()
     lines = [INTRO.format(version=llama_cpp.__version__), "## Llama(...)", "", "| argument | | |", "|---|---|---|"]
@@ -172,7 +209,7 @@ def page() -> str:
     lines += ["", "### Arguments that do not just work", "", "| argument | | |", "|---|---|---|"]
     of_methods = {argument for name, arguments in found.items() if name != "__init__" for argument in arguments}
     others = sorted(argument for argument in of_methods - OF_METHOD.keys() if COMMON[argument] != (WORKS, ""))
-    return "\n".join([*lines, *(_row(argument, *COMMON[argument]) for argument in others)]) + "\n"
+    return "\n".join([*lines, *(_row(argument, *COMMON[argument]) for argument in others)]) + f"\n{CHATS}"
 
 
 def _row(name: str, what: str, why: str) -> str:

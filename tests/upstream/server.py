@@ -12,20 +12,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import subprocess
 import sys
-import tarfile
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.append(str(ROOT / "tools" / "models"))
+sys.path += [str(ROOT / "tests" / "support"), str(ROOT / "tools" / "models")]
 import make_random  # noqa: E402
+from suite import Outcomes, outcomes, report, unpack  # noqa: E402
 
 from pyskip.server.program import program  # noqa: E402
 
 BUILD = ROOT / "build" / "upstream-server"
-HERE = "/vendor/llama.cpp/tools/server/tests/"
 
 # Meant to be otherwise, by the beginning of a test's name.
 DIFFERS = {
@@ -65,37 +62,15 @@ preset.load_all = staticmethod(lambda: None)
 """
 
 
-def unpack(folder: Path) -> None:
-    command = [sys.executable, str(ROOT / "tools" / "upstream.py"), "sdist", "--out", str(ROOT / "build" / "sdist")]
-    sdist = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    with tarfile.open(sdist) as tar:
-        for member in tar:
-            _, _, path = member.name.partition(HERE)
-            source = tar.extractfile(member) if path and member.isfile() else None
-            if source is not None:
-                (folder / path).parent.mkdir(parents=True, exist_ok=True)
-                (folder / path).write_bytes(source.read())
-    (folder / "offline_models.py").write_text(PLUGIN)
-
-
-def outcomes(binary: Path, folder: Path, model: Path, more: list[str]) -> dict[str, str]:
-    """By test: passed, failed or skipped."""
-    report = folder / f"{binary.name}.xml"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "offline_models", "--continue-on-collection-errors"]
-    command += ["--junitxml", str(report), "unit", *more]
+def tests(binary: Path, folder: Path, model: Path, more: list[str]) -> Outcomes:
     env = {
         **os.environ,
         "LLAMA_SERVER_BIN_PATH": str(binary),
         "PYSKIP_TEST_MODEL": str(model),
         "PYTHONPATH": str(folder),
     }
-    subprocess.run(command, cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    found = {}
-    for case in ElementTree.parse(report).iter("testcase"):
-        name = f"{case.get('classname', '').removeprefix('unit.')}.{case.get('name')}"
-        kinds = {child.tag for child in case}
-        found[name] = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
-    return found
+    found = outcomes(folder, binary.name, ["-q", "-p", "offline_models", "unit", *more], env)
+    return {name.removeprefix("unit."): outcome for name, outcome in found.items()}
 
 
 def main() -> int:
@@ -103,23 +78,13 @@ def main() -> int:
     parser.add_argument("-k", metavar="EXPRESSION")
     args = parser.parse_args()
     folder = BUILD / "tests"
-    unpack(folder)
+    unpack("vendor/llama.cpp/tools/server/tests/", folder)
+    (folder / "offline_models.py").write_text(PLUGIN)
     model = BUILD / "tiny.gguf"
     make_random.make(model, dataclasses.replace(make_random.SHAPES["tiny"], n_ctx=2048))
     more = ["-k", args.k] if args.k else []
-    theirs = outcomes(BUILD / "lib" / "llama-server", folder, model, more)
-    ours = outcomes(program(), folder, model, more)
-    worse = [name for name, outcome in ours.items() if theirs.get(name) == "passed" and outcome != "passed"]
-    meant = {name: why for name in worse for start, why in DIFFERS.items() if name.startswith(start)}
-    for kind in ("passed", "failed", "skipped"):
-        counts = [sum(outcome == kind for outcome in found.values()) for found in (theirs, ours)]
-        print(f"{kind}: {counts[0]} unpatched, {counts[1]} pyskip's")
-    for name, why in meant.items():
-        print(f"otherwise, as meant: {name} ({why})")
-    for name in worse:
-        if name not in meant:
-            print(f"worse: {name}", file=sys.stderr)
-    return 1 if set(worse) - set(meant) else 0
+    theirs = tests(BUILD / "lib" / "llama-server", folder, model, more)
+    return report(theirs, tests(program(), folder, model, more), DIFFERS)
 
 
 if __name__ == "__main__":
