@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -94,5 +95,5 @@ def test_errors_take_one_line(page_models: tuple[Path, Path], tmp_path: Path) ->
 
 def test_kind_and_file() -> None:
     assert frontier.kind_and_file("wiki=a=b.txt") == ("wiki", Path("a=b.txt"))
-    with pytest.raises(frontier.argparse.ArgumentTypeError, match="expected KIND=FILE"):
+    with pytest.raises(argparse.ArgumentTypeError, match="expected KIND=FILE"):
         frontier.kind_and_file("wiki.txt")

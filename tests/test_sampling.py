@@ -91,7 +91,7 @@ def test_prompt_from_stdin(cli: Cli, told: Path) -> None:
 def test_reasoning(told: Path) -> None:
     llm = pyskip.Llama(told, n_ctx=64, n_threads=1, verbose=False)
     prompts = {
-        thinks: llm.detokenize(chat_tokens(llm, [{"role": "user", "content": "w1"}], thinks)).decode()
+        thinks: llm.detokenize(chat_tokens(llm, [{"role": "user", "content": "w1"}], thinks=thinks)).decode()
         for thinks in (None, True, False)
     }
     llm.close()
