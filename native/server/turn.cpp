@@ -11,6 +11,9 @@
 // What tells apart what is decided in two prompts. Empty: they run dense. A rate in prompts depends on where they end.
 static std::string prompt_rule(const pyskip_request & request) {
     static std::atomic<uint64_t> n_prompts{ 0 };
+    if (request.spec.measures_prompt()) {
+        return "measured for " + request.text; // dense, and more is known of it than of other dense ones
+    }
     if (!request.spec.decides_prompt()) {
         return "";
     }
@@ -55,7 +58,7 @@ void pyskip_turn::take() {
     std::vector<pyskip_trace_token> tokens(N);
     std::vector<uint8_t>            skipped(N * n_layer);
     for (size_t n = N; n == N;) {
-        n = pyskip_seq_take_trace(ctx, seq_id, N, tokens.data(), skipped.data(), nullptr);
+        n = pyskip_seq_take_trace(ctx, seq_id, N, tokens.data(), skipped.data(), nullptr, nullptr);
         for (size_t i = 0; i < n; ++i) {
             while (!decided.empty() && decided.back().pos >= tokens[i].pos) {
                 decided.pop_back(); // decoded again

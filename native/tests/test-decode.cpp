@@ -225,7 +225,7 @@ void check_trace(llama_context * ctx) {
     std::vector<pyskip_trace_token> tokens(n);
     std::vector<uint8_t>            skipped(n * n_layer);
     std::vector<float>              sims(n * n_layer);
-    CHECK(pyskip_seq_take_trace(ctx, 7, n, tokens.data(), skipped.data(), sims.data()) == 0);
+    CHECK(pyskip_seq_take_trace(ctx, 7, n, tokens.data(), skipped.data(), sims.data(), nullptr) == 0);
     CHECK(pyskip_take_trace(ctx, n, tokens.data(), skipped.data(), sims.data()) == N_TRACE); // no more than are kept
     CHECK(pyskip_take_trace(ctx, n, tokens.data(), nullptr, nullptr) == 0);
     pyskip_set_trace(ctx, 0);

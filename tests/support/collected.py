@@ -48,6 +48,10 @@ NOT_MADE = {
     "gptj": "llama.cpp names it and has no graph for it",
 }
 
+# Attention that pyskip does not find: it runs.
+BESIDE = "beside the FFN, and added with it"
+NO_ATTENTION: dict[str, str] = {}
+
 # Skipping works, and calibrate and eval refuse.
 NO_TEXT = {"t5": "an encoder-decoder does not continue a text"}
 
