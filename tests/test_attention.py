@@ -49,13 +49,9 @@ def cache_of(raw: Raw, n_tokens: int, n_layer: int, n_bytes: int) -> npt.NDArray
     of each layer type and size of a row, and the rows."""
     data = (ctypes.c_uint8 * int(llama_cpp.llama_state_seq_get_size(raw.ctx, 0)))()
     assert llama_cpp.llama_state_seq_get_data(raw.ctx, data, len(data), 0) == len(data)
-    own = 12 + n_tokens * n_bytes
-    v = np.frombuffer(data, np.uint8)[-n_layer * own :].reshape(n_layer, own)
-    k = np.frombuffer(data, np.uint8)[-2 * n_layer * own - 8 : -n_layer * own - 8 or None]
-    k = k[-n_layer * own :].reshape(n_layer, own)
-    for part in (k, v):
-        assert (part[:, 4:12].copy().view(np.int64) == n_bytes).all()
-    return np.stack([k, v])[:, :, 12:].reshape(2, n_layer, n_tokens, n_bytes)
+    both = np.frombuffer(data, np.uint8)[-2 * n_layer * (12 + n_tokens * n_bytes) :].reshape(2, n_layer, -1)
+    assert (both[:, :, 4:12].copy().view(np.int64) == n_bytes).all()
+    return both[:, :, 12:].reshape(2, n_layer, n_tokens, n_bytes)
 
 
 def test_k_and_v_of_skipped_attention_are_those_of_dense(tiny: Path) -> None:
