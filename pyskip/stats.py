@@ -14,8 +14,8 @@ __all__ = ["SkipStats", "SkipTrace"]
 class SkipStats:
     """FFN blocks and attention sublayers evaluated and skipped since the model was loaded or the statistics were reset.
 
-    Only what was decoded under a policy other than `off` counts. In the last layer llama.cpp computes the FFN only of the
-    tokens whose logits are asked for, so only those count there; of attention every token counts in every layer.
+    Only what was decoded under a policy other than `off` counts. In the last layer llama.cpp computes the FFN only of
+    the tokens whose logits are asked for, so only those count there; of attention every token counts in every layer.
     """
 
     skip: str  # the policy in force now

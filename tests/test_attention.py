@@ -45,13 +45,15 @@ def test_first_and_last_layer(run_logits: Logits, tiny: Path, tmp_path: Path, fl
 
 
 def cache_of(raw: Raw, n_tokens: int, n_layer: int, n_bytes: int) -> npt.NDArray[np.uint8]:
-    """The K and V of sequence 0, [2, n_layer, n_tokens, n_bytes of a row], as llama.cpp writes them at the end of a state:
-    of each layer type and size of a row, and the rows."""
+    """The K and V of sequence 0, [2, n_layer, n_tokens, n_bytes of a row], as llama.cpp writes them at the end of a
+    state: of each layer type and size of a row, and the rows."""
     data = (ctypes.c_uint8 * int(llama_cpp.llama_state_seq_get_size(raw.ctx, 0)))()
     assert llama_cpp.llama_state_seq_get_data(raw.ctx, data, len(data), 0) == len(data)
-    both = np.frombuffer(data, np.uint8)[-2 * n_layer * (12 + n_tokens * n_bytes) :].reshape(2, n_layer, -1)
+    whole: npt.NDArray[np.uint8] = np.frombuffer(bytes(data), np.uint8)
+    both = whole[-2 * n_layer * (12 + n_tokens * n_bytes) :].reshape(2, n_layer, -1)
     assert (both[:, :, 4:12].copy().view(np.int64) == n_bytes).all()
-    return both[:, :, 12:].reshape(2, n_layer, n_tokens, n_bytes)
+    rows: npt.NDArray[np.uint8] = both[:, :, 12:].reshape(2, n_layer, n_tokens, n_bytes)
+    return rows
 
 
 def test_k_and_v_of_skipped_attention_are_those_of_dense(tiny: Path) -> None:

@@ -39,8 +39,8 @@ def tapped(path: Path, spec: str = "off") -> Iterator[Raw]:
 
 
 def streams(raw: Raw, rows: int) -> Floats:
-    """The residual stream of the batch that was decoded last, [2*N_LAYER + 1, rows, N_EMBD]: before the first sublayer and
-    behind each, attention and FFN of layer 0, 1, ..."""
+    """The residual stream of the batch that was decoded last, [2*N_LAYER + 1, rows, N_EMBD]: before the first sublayer
+    and behind each, attention and FFN of layer 0, 1, ..."""
     first = "inp_embd" if "inp_embd" in raw.tapped else "embd"
     names = [first, *(f"{kind}-{il}" for il in range(N_LAYER) for kind in ("ffn_inp", "l_out"))]
     return np.stack([raw.tapped[name].reshape(rows, N_EMBD).astype(np.float64) for name in names])
@@ -56,7 +56,7 @@ def chosen(raw: Raw) -> list[int]:
     """The sublayers that were skipped for the last traced token."""
     trace = raw.skip.take_trace(4096)
     both = np.stack([trace.attention[-1], trace.skipped[-1]], axis=1).ravel()
-    return np.flatnonzero(both).tolist()
+    return list(map(int, np.flatnonzero(both)))
 
 
 @pytest.mark.parametrize("n", [1, 4, 9])

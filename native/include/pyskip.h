@@ -99,22 +99,22 @@ struct pyskip_policy {
     const int32_t * layers;     // static: the layers whose FFN is skipped for every token
     size_t          n_layers;
     const struct pyskip_profile * profile; // profile, prompt; random: its stand-ins are used; or NULL
-    bool          prefill; // profile: prompt tokens at positions >= warmup are decided like generated ones
-    float         rate;    // random, prompt: the share of blocks to skip; profile with hold: the same
-    uint32_t      seed;    // random
-    pyskip_decide decide;  // custom; it and its data must live for as long as the policy is in force
-    void *        decide_data;
-    bool          hold;   // profile: of a sequence's generated tokens `rate` of the blocks are skipped: the threshold
-                          // begins where the profile's curve has it, and follows from the sequence's own past.
-                          // The last layer runs, the rest makes up for it
-    float         prompt; // profile, if above 0: likewise in the prompt, whose end pyskip_set_generated_from() told;
-                          // its first `warmup` and its last 32 tokens run dense, far from the end more is
-                          // skipped. While nobody told, `prefill` counts
+    bool            prefill; // profile: prompt tokens at positions >= warmup are decided like generated ones
+    float           rate;    // random, prompt: the share of blocks to skip; profile with hold: the same
+    uint32_t        seed;    // random
+    pyskip_decide   decide;  // custom; it and its data must live for as long as the policy is in force
+    void *          decide_data;
+    bool            hold;   // profile: of a sequence's generated tokens `rate` of the blocks are skipped: the threshold
+                            // begins where the profile's curve has it, and follows from the sequence's own past.
+                            // The last layer runs, the rest makes up for it
+    float           prompt; // profile, if above 0: likewise in the prompt, whose end pyskip_set_generated_from() told;
+                            // its first `warmup` and its last 32 tokens run dense, far from the end more is
+                            // skipped. While nobody told, `prefill` counts
     const int32_t * attention_layers; // static: the layers whose attention is skipped for every token
     size_t          n_attention_layers;
-    int32_t         n_sublayers; // adaskip: how many of both kinds are skipped, chosen by what the sequence's prompt showed
-                                 // (those of the last layer run): the prompt runs dense, and so does all that follows one
-                                 // that was not decoded under this policy
+    int32_t n_sublayers; // adaskip: how many of both kinds are skipped, chosen by what the sequence's prompt showed
+                         // (those of the last layer run): the prompt runs dense, and so does all that follows one
+                         // that was not decoded under this policy
 };
 
 // What a profile says of itself. Texts are UTF-8, cut to their room.

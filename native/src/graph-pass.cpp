@@ -158,8 +158,8 @@ private:
     // Among the blocks found so far, if it fits between two of them.
     void add_attention(int32_t il, const std::vector<int> & marks, std::vector<pyskip_block> & blocks) const {
         pyskip_block block;
-        block.il         = il;
-        block.sublayer   = PYSKIP_SUBLAYER_ATTENTION;
+        block.il          = il;
+        block.sublayer    = PYSKIP_SUBLAYER_ATTENTION;
         const int  i_join = find_join(marks, block);
         const auto next   = std::find_if(blocks.begin(), blocks.end(),
                                          [&](const pyskip_block & b) { return index.at(b.join) >= i_join; });

@@ -44,8 +44,7 @@ static void pass_scaled(const pyskip_slot & slot, int64_t row, float scale, cons
 static void pass_on(const pyskip_slot & slot, int64_t row, const pyskip_token & token, const float * x, float * z,
                     int64_t n_embd) {
     if (slot.own == nullptr || !token.rule->has_gates()) {
-        const float scale =
-            token.choice ? token.choice->scale[pyskip_place(slot.block.sublayer, slot.block.il)] : 1.0f;
+        const float scale = token.choice ? token.choice->scale[pyskip_place(slot.block.sublayer, slot.block.il)] : 1.0f;
         if (scale != 1.0f) {
             pass_scaled(slot, row, scale, x, z, n_embd);
         } else if (z != x) {

@@ -65,8 +65,9 @@ struct pyskip_token {
 
     float threshold = -INFINITY; // profile: skip a block if its gate's score is below it
 
-    const pyskip_choice * choice = nullptr; // adaskip, prompt: what its prompt chose; nullptr: it is of a prompt, or nothing is
-                                            // known of its own
+    const pyskip_choice * choice =
+        nullptr; // adaskip, prompt: what its prompt chose; nullptr: it is of a prompt, or nothing is
+                 // known of its own
 
     const pyskip_rule * rule = nullptr; // that decides for it
 };
@@ -98,7 +99,8 @@ bool pyskip_rule_measures(const pyskip_rule & rule, int32_t index);
 constexpr int32_t PYSKIP_LATE = 20;
 
 // What is skipped for the index-th generated token of a sequence whose generated tokens begin at `from`.
-pyskip_choice_ptr pyskip_rule_choose(const pyskip_rule & rule, const pyskip_census & census, int32_t from, int32_t index);
+pyskip_choice_ptr pyskip_rule_choose(const pyskip_rule & rule, const pyskip_census & census, int32_t from,
+                                     int32_t index);
 
 // What may happen to a token under the rule.
 enum pyskip_need {

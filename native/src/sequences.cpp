@@ -85,8 +85,9 @@ int32_t pyskip_sequences::span(int32_t seq_id, int32_t pos) const {
     const int32_t       first     = from(seq_id);
     const bool          is_prompt = first < 0 || pos < first;
     if (pyskip_rule_measures(r, -1)) {
-        return is_prompt ? -1 : pyskip_rule_measures(r, PYSKIP_LATE - 1) && pos - first >= PYSKIP_LATE ? first + PYSKIP_LATE
-                                                                                                       : first;
+        return is_prompt                                                                ? -1
+               : pyskip_rule_measures(r, PYSKIP_LATE - 1) && pos - first >= PYSKIP_LATE ? first + PYSKIP_LATE
+                                                                                        : first;
     }
     if (is_prompt ? first < 0 || r.prompt <= 0.0f : !r.hold) {
         return -1;

@@ -59,7 +59,7 @@ pyskip_token pyskip_state::plan_token(const llama_ubatch & ubatch, uint32_t i) {
             rules[i] = std::make_shared<pyskip_rule>(); // off
         }
     }
-    token.rule = rules[i].get();
+    token.rule   = rules[i].get();
     choices[i]   = token.rule->type == PYSKIP_POLICY_OFF ? nullptr : sequences.choice(seq_id, token.pos);
     token.choice = choices[i].get();
     if (token.index < 0) {

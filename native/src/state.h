@@ -112,11 +112,11 @@ struct pyskip_state {
     bool           is_streaming = false;
     pyskip_weights first_weights; // read before the first region
 
-    bool                     must_rebuild = false;            // the graph in use names what has changed
-    pyskip_graph             graph        = PYSKIP_GRAPH_OFF; // what the graph in use was built for
-    pyskip_graph             wanted       = PYSKIP_GRAPH_OFF; // what the batch under way needs
-    bool                     has_attention   = false; // whether attention is conditional in the graph in use
-    bool                     wants_attention = false; // whether it must be for the batch under way
+    bool                     must_rebuild    = false;            // the graph in use names what has changed
+    pyskip_graph             graph           = PYSKIP_GRAPH_OFF; // what the graph in use was built for
+    pyskip_graph             wanted          = PYSKIP_GRAPH_OFF; // what the batch under way needs
+    bool                     has_attention   = false;            // whether attention is conditional in the graph in use
+    bool                     wants_attention = false;            // whether it must be for the batch under way
     std::vector<pyskip_slot> slots;
     ggml_context_ptr         extra; // the tensors that were added to the graph
 

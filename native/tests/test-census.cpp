@@ -35,9 +35,9 @@ static void test_most_similar() {
     census.append(1, true, measures({ 0.1f, 0.3f, 0.7f, 0.5f, NONE, NONE }, 4.0f));
     CHECK(shown(census.most_similar(1, 2, false)) == "..s...");
     CHECK(shown(census.most_similar(2, 2, false)) == ".ss...");
-    CHECK(census.most_similar(1, 2, false)->scale[2] == 3.0f); // the mean
-    CHECK(census.most_similar(1, 2, false)->scale[1] == 1.0f); // runs
-    CHECK(shown(census.most_similar(1, 1, false)) == ".s....");  // of the first token alone
+    CHECK(census.most_similar(1, 2, false)->scale[2] == 3.0f);  // the mean
+    CHECK(census.most_similar(1, 2, false)->scale[1] == 1.0f);  // runs
+    CHECK(shown(census.most_similar(1, 1, false)) == ".s...."); // of the first token alone
     CHECK(shown(census.most_similar(9, 2, false)) == "ssss.."); // what was not measured is never skipped
     CHECK(census.most_similar(1, 0, false) == nullptr);
 

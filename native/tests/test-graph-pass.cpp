@@ -105,7 +105,8 @@ static void test_serial() {
     }
     const pyskip_block & attention = blocks[2];
     CHECK(attention.join == ffn.x && attention.x == blocks[1].join);
-    CHECK(attention.region.size() == 5); // Q, the cache's view, scores, soft_max, output: neither norm nor K nor its write
+    CHECK(attention.region.size() ==
+          5); // Q, the cache's view, scores, soft_max, output: neither norm nor K nor its write
     for (const ggml_tensor * node : attention.region) {
         CHECK(node->op != GGML_OP_RMS_NORM && node->op != GGML_OP_SET_ROWS);
         CHECK(std::string(node->src[0]->name) != "blk.1.attn_k.weight");
@@ -115,12 +116,12 @@ static void test_serial() {
 // Attention whose write to the cache nothing but the scores need would lose its K.
 static void test_attention_that_writes() {
     builder       b;
-    ggml_tensor * x     = b.input();
-    ggml_tensor * cache = b.weight("cache_k", N_EMBD, 3);
-    ggml_tensor * k     = ggml_set_rows(b.ctx, cache, b.norm(x), ggml_new_tensor_1d(b.ctx, GGML_TYPE_I64, 3));
-    ggml_tensor * kq    = ggml_mul_mat(b.ctx, k, x);
-    ggml_tensor * mixed = ggml_mul_mat(b.ctx, b.weight("blk.0.attn_output.weight", 3, N_EMBD), kq);
-    ggml_tensor * mid   = ggml_add(b.ctx, mixed, x);
+    ggml_tensor * x      = b.input();
+    ggml_tensor * cache  = b.weight("cache_k", N_EMBD, 3);
+    ggml_tensor * k      = ggml_set_rows(b.ctx, cache, b.norm(x), ggml_new_tensor_1d(b.ctx, GGML_TYPE_I64, 3));
+    ggml_tensor * kq     = ggml_mul_mat(b.ctx, k, x);
+    ggml_tensor * mixed  = ggml_mul_mat(b.ctx, b.weight("blk.0.attn_output.weight", 3, N_EMBD), kq);
+    ggml_tensor * mid    = ggml_add(b.ctx, mixed, x);
     const auto    blocks = b.find(ggml_add(b.ctx, b.ffn(0, b.norm(mid)), mid));
     CHECK(blocks.size() == 1 && blocks[0].sublayer == PYSKIP_SUBLAYER_FFN);
 }

@@ -9,7 +9,7 @@
     profile:rate=0.25,prompt=0.2    and 20 % of those of the prompt
     profile:error=0.12,prefill=1    a threshold by predicted relative error; prompts too
     adaskip:n=8                     the 8 sublayers, attention and FFN, that change the prompt least
-    prompt:rate=0.25                25 % of the FFN blocks, those that the profile's gates predict least harm for in the prompt
+    prompt:rate=0.25                25 % of the FFN blocks, by what the profile's gates say of the prompt
     random:rate=0.25,seed=1         a coin for each token and layer, to compare with
 
 ``parse_skip(str(policy)) == policy`` for every policy but Custom, which is code: no specification stands for it,

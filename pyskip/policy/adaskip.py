@@ -13,10 +13,10 @@ __all__ = ["AdaSkip"]
 
 @dataclass(frozen=True)
 class AdaSkip(Policy):
-    """AdaSkip (He et al., AAAI 2025), from this prompt: it runs dense, and of all sublayers, attention and FFN, the n with
-    the highest mean cosine between the stream before and after are skipped for every token generated after it, scaled by
-    the mean of |after| / |before|. FFNs whose mean cosine over the first 20 generated tokens reaches the n-th of these
-    are skipped from then on, too. K and V of skipped attention are computed all the same.
+    """AdaSkip (He et al., AAAI 2025), from this prompt: it runs dense, and of all sublayers, attention and FFN, the n
+    with the highest mean cosine between the stream before and after are skipped for every token generated after it;
+    the mean of |after| / |before|, a factor, stands in. FFNs whose mean cosine over the first 20 generated tokens
+    reaches the n-th of these are skipped from then on, too. K and V of skipped attention are computed all the same.
 
     n: sublayers that are skipped; those of the last layer always run.
 

@@ -91,8 +91,8 @@ class Policy(ABC):
 
     @property
     def measures_prompt(self) -> bool:
-        """Whether what is decided for generated tokens follows from the prompt, which runs dense: one that another policy
-        computed has the same values, and nothing is known of it."""
+        """Whether what is decided for generated tokens follows from the prompt, which runs dense: one that another
+        policy computed has the same values, and nothing is known of it."""
         return False
 
     @property

@@ -14,7 +14,9 @@ from .static import Static
 
 __all__ = ["parse_skip"]
 
-KINDS: dict[str, type[Policy]] = {policy.kind: policy for policy in (Cosine, Static, Profiled, AdaSkip, Prompted, Random)}
+KINDS: dict[str, type[Policy]] = {
+    policy.kind: policy for policy in (Cosine, Static, Profiled, AdaSkip, Prompted, Random)
+}
 
 
 def parse_skip(spec: str | float | Policy) -> Policy:

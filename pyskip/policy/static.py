@@ -12,8 +12,8 @@ __all__ = ["Static"]
 
 @dataclass(frozen=True)
 class Static(Policy):
-    """These layers' FFNs, and the attention of those, are skipped for every token, the prompt's too (depth pruning). K and
-    V of skipped attention are computed all the same.
+    """These layers' FFNs, and the attention of those in `attention`, are skipped for every token, the prompt's too
+    (depth pruning). K and V of skipped attention are computed all the same.
 
     Raises PolicyError for empty sets and for layers that are not whole numbers from 0. Duplicates are one layer.
     """
@@ -25,9 +25,7 @@ class Static(Policy):
 
     def __post_init__(self) -> None:
         if not self.layers and not self.attention:
-            raise PolicyError(
-                "static names no layer, expected at least one, as in static:5,14,25 or static:attn=12+13"
-            )
+            raise PolicyError("static names no layer, expected at least one, as in static:5,14,25 or static:attn=12+13")
         for name in ("layers", "attention"):
             for il in getattr(self, name):
                 check_count("static layer", il)

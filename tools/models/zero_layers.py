@@ -21,7 +21,7 @@ ATTENTION = ("blk.{}.attn_output.", "dec.blk.{}.attn_o.")
 
 
 def zero_layers(source: Path, target: Path, layers: Collection[int], attention: Collection[int] = ()) -> None:
-    """layers: whose FFNs are to output zero; attention: those of which that is. Raises ValueError for a layer without."""
+    """layers: whose FFNs shall give zero; attention: whose attention shall. Raises ValueError for a layer without."""
     tensors = gguf.GGUFReader(source).tensors
     places = []
     for stems, chosen in ((FFN, layers), (ATTENTION, attention)):
