@@ -51,7 +51,8 @@ At the command line, which `make architectures` goes through and the tests do no
 T5 are counted as such. The {n_drafts} drafts that need another model could not be tried and are not counted.
 
 **Attention is found in all layers that have it in {attention} of these {n_able} models.** K and V are computed and
-written to the cache whether it is skipped or not. Where the table says *none*, layers have a recurrent state in its place.
+written to the cache whether it is skipped or not. Where the table says *none*, layers have a recurrent state in its
+place.
 
 A model that passes is no proof for a large one of its kind, whose keys may lead llama.cpp's graph another way; `pyskip
 info MODEL` says what can skip in it. That `calibrate` runs says nothing of what its profile is worth.
