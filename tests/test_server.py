@@ -94,6 +94,26 @@ def test_skip_by_request(server: Running, model: Path) -> None:
     llm.close()
 
 
+@pytest.mark.parametrize("skip", ["adaskip:n=3", "prompt:rate=0.4"])
+def test_what_a_prompt_showed_is_not_anothers(model: Path, skip: str) -> None:
+    """On one slot, whose prompts leave it for the server's cache and come back, alone and with another end."""
+    prompts = [" ".join(f"w{first + i}" for i in range(40)) for first in (0, 50)]
+    prompts += [prompts[0] + " w7 w7 w7", prompts[1] + " w3"]
+
+    def ask(server: Running, prompt: str) -> tuple[str, list[Any]]:
+        body = {"prompt": prompt, "n_predict": 24, "temperature": 0, "skip": skip, "skip_trace": True}
+        answer = server.post("/completion", body).json()
+        return answer["content"], answer["skip_trace"]
+
+    exact = ("--parallel", "1", "-ctk", "f32", "-ctv", "f32", "-fa", "off")
+    with running(str(model), "-c", "1024", *LONGER, *exact, "--no-cache-prompt", "--cache-ram", "0") as server:
+        alone = [ask(server, prompt) for prompt in prompts]
+    assert alone[0] != alone[1]
+    with running(str(model), "-c", "1024", *LONGER, *exact) as server:
+        for i in (0, 1, 0, 2, 1, 3, 0, 0):
+            assert ask(server, prompts[i]) == alone[i], i
+
+
 def test_a_request_without_skip_gets_the_servers_own(model: Path) -> None:
     with running(str(model), "--skip", "static:2") as server:
         own = chat(server)
