@@ -4,6 +4,7 @@
 #include "ggml.h"
 #include "operator.h"
 #include "profile.h"
+#include "row.h"
 #include "slot.h"
 #include "state.h"
 

@@ -121,16 +121,3 @@ float pyskip_rule_threshold(const pyskip_rule & rule, const pyskip_token & token
 // Is layer il's FFN skipped for this token, whose gate says `score`? Profile, and random with one. A score that is no number
 // runs it. The last layer, which llama.cpp computes for some tokens only, has no part in a rate that is held, and runs.
 bool pyskip_rule_gates(const pyskip_rule & rule, int32_t il, float score, const pyskip_token & token);
-
-// What a gate predicts of a row: weights[n] * log(|x|) + weights[n + 1] + the dot product of its n first with xn.
-float pyskip_gate_score(const float * weights, const float * x, const float * xn, int64_t n);
-
-// How z = x + y goes on from x.
-struct pyskip_step {
-    float cosine; // cos(x, z); 0 if one of them is the zero vector
-    float scale;  // |z| / |x|; 1 if x is the zero vector
-};
-
-// Of vectors of n values.
-pyskip_step pyskip_compare(const float * x, const float * y, int64_t n);
-float       pyskip_cosine(const float * x, const float * y, int64_t n);

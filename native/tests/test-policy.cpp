@@ -2,6 +2,7 @@
 
 #include "check.h"
 #include "policy.h"
+#include "row.h"
 
 #include <cmath>
 #include <cstdlib>
@@ -168,7 +169,7 @@ static void test_similarity() {
         xx += (double) x[i] * x[i];
         zz += z * z;
     }
-    CHECK(std::fabs(pyskip_cosine(x, y, 19) - xz / std::sqrt(xx * zz)) < 1e-6);
+    CHECK(std::fabs(pyskip_compare(x, y, 19).cosine - xz / std::sqrt(xx * zz)) < 1e-6);
 
     const float zero[19] = {};
     float       minus[19];
@@ -177,9 +178,9 @@ static void test_similarity() {
     }
     CHECK(std::fabs(pyskip_compare(x, y, 19).scale - std::sqrt(zz / xx)) < 1e-6);
     CHECK(pyskip_compare(zero, x, 19).scale == 1.0f);
-    CHECK(pyskip_cosine(zero, x, 19) == 0.0f);
-    CHECK(pyskip_cosine(x, minus, 19) == 0.0f); // z is the zero vector
-    CHECK(std::fabs(pyskip_cosine(x, zero, 19) - 1.0f) < 1e-6f);
+    CHECK(pyskip_compare(zero, x, 19).cosine == 0.0f);
+    CHECK(pyskip_compare(x, minus, 19).cosine == 0.0f); // z is the zero vector
+    CHECK(std::fabs(pyskip_compare(x, zero, 19).cosine - 1.0f) < 1e-6f);
 }
 
 // Is a block skipped whose gate says `score`, by a rule that has no past?
