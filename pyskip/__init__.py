@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from .errors import BuildMismatchError, DecodeError, ModelLoadError, PolicyError, ProfileError, PyskipError
-from .policy import Cosine, Custom, Off, Policy, Profiled, Random, Static, parse_skip
+from .policy import AdaSkip, Cosine, Custom, Off, Policy, Profiled, Prompted, Random, Static, parse_skip
 
 if TYPE_CHECKING:
     from .models.gguf_info import GGUFInfo, inspect
@@ -30,6 +30,7 @@ with suppress(BuildMismatchError):
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdaSkip",
     "BuildMismatchError",
     "Cosine",
     "Custom",
@@ -45,6 +46,7 @@ __all__ = [
     "Profile",
     "ProfileError",
     "Profiled",
+    "Prompted",
     "PyskipError",
     "Random",
     "SkipStats",

@@ -102,7 +102,7 @@ class PyskipLM(TemplateLM):  # type: ignore[misc]
             n_threads_batch=n_threads,
             verbose=False,
         )
-        self._n_tokens, self._skipped = 0, np.zeros(self.llm.engine.skip.n_layer, np.int64)
+        self._n_tokens, self._skipped = 0, np.zeros(2 * self.llm.engine.skip.n_layer, np.int64)  # FFNs, then attention
 
     # Tokens
 
@@ -270,7 +270,7 @@ class PyskipLM(TemplateLM):  # type: ignore[misc]
                 break
         skip = generation.answer().skip
         self._n_tokens += skip.n_tokens
-        self._skipped += skip.skipped
+        self._skipped += (*skip.skipped, *skip.attention_skipped)
         return str(postprocess_generated_text(text, stops, None))
 
     # What was skipped
@@ -278,12 +278,14 @@ class PyskipLM(TemplateLM):  # type: ignore[misc]
     def get_model_info(self) -> dict[str, Any]:
         """What the harness writes into its results: the policy, and what it skipped of all tokens so far that were
         scored or generated."""
-        rates = [float(n) / self._n_tokens if n else 0.0 for n in self._skipped]
+        every = [float(n) / self._n_tokens if n else 0.0 for n in self._skipped]
+        rates, attention = every[: len(every) // 2], every[len(every) // 2 :]
         return {
             "skip": str(self.llm.skip),
             "skip_rate": float(np.mean(rates)),
             "skip_rates": rates,
             "ffn_bytes_saved": ffn_bytes_saved(self.llm, self.llm.skip, rates),
+            "attention_skip_rate": float(np.mean(attention)),
             "n_ctx": self.max_length,
             "model_fingerprint": self._fingerprint,
             "build": BUILD,

@@ -12,10 +12,10 @@ __all__ = ["SkipStats", "SkipTrace"]
 
 @dataclass(frozen=True)
 class SkipStats:
-    """FFN blocks evaluated and skipped since the model was loaded or the statistics were reset.
+    """FFN blocks and attention sublayers evaluated and skipped since the model was loaded or the statistics were reset.
 
-    Only what was decoded under a policy other than `off` counts. In the last layer llama.cpp computes only the tokens
-    whose logits are asked for, so only those count there.
+    Only what was decoded under a policy other than `off` counts. In the last layer llama.cpp computes the FFN only of
+    the tokens whose logits are asked for, so only those count there; of attention every token counts in every layer.
     """
 
     skip: str  # the policy in force now
@@ -25,6 +25,10 @@ class SkipStats:
     n_prompt: int  # prompt tokens
     prompt_evaluated: tuple[int, ...]
     prompt_skipped: tuple[int, ...]
+    attention_evaluated: tuple[int, ...] = ()  # by layer, generated tokens
+    attention_skipped: tuple[int, ...] = ()
+    prompt_attention_evaluated: tuple[int, ...] = ()
+    prompt_attention_skipped: tuple[int, ...] = ()
 
     @property
     def rate(self) -> float:
@@ -35,6 +39,16 @@ class SkipStats:
     def per_layer(self) -> tuple[float, ...]:
         """The same for each layer."""
         return tuple(_ratio(s, e) for s, e in zip(self.skipped, self.evaluated, strict=True))
+
+    @property
+    def attention_rate(self) -> float:
+        """Skipped / all attention sublayers of generated tokens, 0 to 1."""
+        return _ratio(sum(self.attention_skipped), sum(self.attention_evaluated))
+
+    @property
+    def attention_per_layer(self) -> tuple[float, ...]:
+        """The same for each layer."""
+        return tuple(_ratio(s, e) for s, e in zip(self.attention_skipped, self.attention_evaluated, strict=True))
 
 
 def _ratio(skipped: int, evaluated: int) -> float:
@@ -49,6 +63,7 @@ class SkipTrace:
     positions: npt.NDArray[np.int32]  # [n]
     skipped: npt.NDArray[np.bool_]  # [n, n_layer]
     similarity: npt.NDArray[np.float32]  # [n, n_layer] cos(x, z) if it was tested, a profile's score, else NaN
+    attention: npt.NDArray[np.bool_]  # [n, n_layer] whether the attention was skipped
 
     def __len__(self) -> int:
         return len(self.positions)

@@ -14,7 +14,7 @@ import make_profile as make_profile
 import make_random as make_random
 import numpy as np
 import pytest
-import zero_ffn_down as zero_ffn_down
+import zero_layers as zero_layers
 from hub_server import Hub, Repo, running_hub
 
 import pyskip  # isort: skip  (before llama_cpp)

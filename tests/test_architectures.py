@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from architectures import N_TOKENS
-from collected import MAKE_ARCHS, NO_BLOCK, NO_TEXT, NOT_COVERED, NOT_MADE, Collected, collect
+from collected import MAKE_ARCHS, NO_ATTENTION, NO_BLOCK, NO_TEXT, NOT_COVERED, NOT_MADE, Collected, collect
 from conftest import REFERENCE
 
 N_COUNTED = 2 * N_TOKENS  # one batch and as many steps
@@ -55,6 +55,27 @@ def test_static_equals_zeroed_ffn_down(collected: Collected) -> None:
     assert idle == []
 
 
+def test_static_attention_equals_zeroed_attn_output(collected: Collected) -> None:
+    """The same for attention, of which K and V are computed."""
+    differ, idle = [], []
+    for name, record in collected.able().items():
+        assert set(record["static_attention"]) == set(collected.reference[name]["zeroed_attention"])
+        for il, digest in record["static_attention"].items():
+            if digest != collected.reference[name]["zeroed_attention"][il]:
+                differ.append((name, il))
+            if digest == record["off"]:
+                idle.append((name, il))
+    assert differ == []
+    assert idle == []
+
+
+def test_every_attention_is_found_or_known(collected: Collected) -> None:
+    able = collected.able()
+    missed = {n: r["attention"] for n, r in able.items() if r["attention"] != r["attention_layers"]}
+    assert set(missed) == set(NO_ATTENTION)
+    assert not any(missed.values())  # all of a model's or none
+
+
 def test_gates_that_always_run_are_dense(collected: Collected) -> None:
     """Invariant 3, under the cosine policy and under a profile."""
     for key in ("cosine_never", "profile_never"):
@@ -65,8 +86,7 @@ def test_one_batch_equals_single_steps(collected: Collected) -> None:
     """Invariant 4: the same decisions, and logits that differ by float noise."""
     wrong = {}
     for name, record in collected.able().items():
-        for policy in ("static", "cosine", "profile"):
-            compared = record["under"][policy]
+        for policy, compared in record["under"].items():
             if compared["n_differ"] > 0 or not compared["noise"] <= max(1e-3, 10 * record["noise"]):
                 wrong[name, policy] = compared
     assert wrong == {}
@@ -76,6 +96,8 @@ def test_one_batch_equals_single_steps(collected: Collected) -> None:
 
 def skips_some(record: dict[str, Any], policy: str) -> bool:
     n_skipped = sum(record["under"][policy]["skipped"])
+    if policy == "attention":
+        return bool(sum(record["under"][policy]["attention_skipped"]) == N_COUNTED * len(record["attention"]))
     if policy == "static":
         return bool(n_skipped == N_COUNTED * len(record["layers"]))
     if policy == "cosine" and len(record["layers"]) == 1:
@@ -87,10 +109,12 @@ def test_evaluated_and_skipped_are_all(collected: Collected) -> None:
     """Invariant 6; and every policy both skips and runs."""
     wrong = {}
     for name, record in collected.able().items():
-        for policy in ("static", "cosine", "profile"):
-            compared = record["under"][policy]
+        for policy, compared in record["under"].items():
             others = [s for il, s in enumerate(compared["skipped"]) if il not in record["layers"]]
-            if compared["sums"] != [N_COUNTED] * record["n_layer"] or any(others) or not skips_some(record, policy):
+            others += [s for il, s in enumerate(compared["attention_skipped"]) if il not in record["attention"]]
+            all_of_them = [N_COUNTED] * record["n_layer"]
+            sums = compared["sums"], compared["attention_sums"]
+            if sums != (all_of_them, all_of_them) or any(others) or not skips_some(record, policy):
                 wrong[name, policy] = compared
     assert wrong == {}
 

@@ -93,6 +93,7 @@ def check_same(found: Raw, expected: Raw, seq: int = -1) -> None:
     f, e = found.skip.take_trace(4096, seq), expected.skip.take_trace(4096, seq)
     np.testing.assert_array_equal(f.positions, e.positions)
     np.testing.assert_array_equal(f.skipped, e.skipped)
+    np.testing.assert_array_equal(f.attention, e.attention)
     np.testing.assert_allclose(f.similarity, e.similarity, atol=1e-4)
 
 
@@ -154,13 +155,16 @@ MIXED = (
     "random:rate=0.3,warmup=4",
     "random:rate=0.4,warmup=4,stand_in=1",
     "profile:rate=0.1,prompt=0.3",
+    "static:1,attn=2",
+    "adaskip:n=4",
+    "prompt:rate=0.4",
 )
 
 
 def test_policies_mixed_in_one_batch_decide_as_each_alone(tiny: Path, profile: Profile) -> None:
-    """Eight sequences, each under a policy of its own, prompt and generated tokens side by side."""
+    """Sequences, each under a policy of its own, prompt and generated tokens side by side."""
     sequences = [tiny_tokens(40 + seq, 96, seq) for seq in range(len(MIXED))]
-    with Raw(tiny, exact=True, n_seq=8) as mixed:
+    with Raw(tiny, exact=True, n_seq=len(MIXED), n_ctx=2048) as mixed:
         for seq, spec in enumerate(MIXED):
             mixed.skip.set_policy(parse_skip(spec), profile, seq)
             mixed.skip.set_generated_from(seq, 80 if "prompt" in spec else 32)
@@ -168,14 +172,15 @@ def test_policies_mixed_in_one_batch_decide_as_each_alone(tiny: Path, profile: P
         logits = np.concatenate([mixed.decode(interleaved[i : i + 448]) for i in range(0, len(interleaved), 448)])
         for seq, spec in enumerate(MIXED):
             policy = parse_skip(spec)
-            with Raw(tiny, exact=True, n_seq=8) as alone:
+            with Raw(tiny, exact=True, n_seq=len(MIXED)) as alone:
                 alone.skip.set_policy(policy, profile)
                 alone.skip.set_generated_from(seq, 80 if "prompt" in spec else 32)
                 expected = alone.decode(sequences[seq])
                 np.testing.assert_allclose(logits[seq :: len(MIXED)], expected, atol=1e-4, err_msg=spec)
                 found, of_one = mixed.skip.stats(policy, seq), alone.skip.stats(policy)
                 assert found == of_one
-                assert sum(found.skipped) + sum(found.prompt_skipped) > 0 or spec == "off"
+                n_skipped = sum(found.skipped) + sum(found.prompt_skipped) + sum(found.attention_skipped)
+                assert n_skipped > 0 or spec == "off"
                 check_same(mixed, alone, seq)
 
 

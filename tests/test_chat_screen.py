@@ -206,7 +206,13 @@ def test_pieces_of_an_answer(tiny: Path) -> None:
     tokens = [261, 3 + 0xC3, 3 + 0xA9]  # " w1", and the bytes of é
     skipped = np.zeros((2, 6), np.bool_)
     skipped[0, :3], skipped[1, :6] = True, True
-    trace = SkipTrace(np.zeros(2, np.int32), np.array([9, 10], np.int32), skipped, np.zeros((2, 6), np.float32))
+    trace = SkipTrace(
+        np.zeros(2, np.int32),
+        np.array([9, 10], np.int32),
+        skipped,
+        np.zeros((2, 6), np.float32),
+        np.zeros_like(skipped),
+    )
     first, second = heat.pieces_of(llm, answer_of(tokens, 6), trace)
     assert (first.text.strip(), first.share) == ("w1", 0.0)
     assert (second.text, second.share) == ("é", 0.75)
@@ -264,7 +270,11 @@ def test_what_is_shown_does_not_steer_the_terminal(tiny: Path) -> None:
     llm = open_llm(tiny, 64)
     tokens = llm.tokenize(b"\x1b[2J\x9b", add_bos=False)
     trace = SkipTrace(
-        np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros((0, 6), np.bool_), np.zeros((0, 6), np.float32)
+        np.zeros(0, np.int32),
+        np.zeros(0, np.int32),
+        np.zeros((0, 6), np.bool_),
+        np.zeros((0, 6), np.float32),
+        np.zeros((0, 6), np.bool_),
     )
     text = "".join(piece.text for piece in heat.pieces_of(llm, answer_of(tokens, 6), trace))
     assert text.strip() == "\ufffd[2J\ufffd"

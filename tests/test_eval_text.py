@@ -63,6 +63,17 @@ def test_dense_equals_unpatched_llama_cpp(demo: Path, tmp_path: Path) -> None:
     assert dense.ppl == pytest.approx(float(done.stdout), rel=5e-5)
 
 
+def test_attention_and_what_the_prompt_chooses(tiny_llm: pyskip.Llama) -> None:
+    """A window's first half, which is not scored, is the prompt."""
+    specs = ["static:attn=1+2", "adaskip:n=4"]
+    dense, static, adaskip = evaluate_text(tiny_llm, story(20), specs, n_ctx=64, chunks=2)
+    assert (dense.attention_skip_rate, dense.skip_rate) == (0.0, 0.0)
+    assert static.attention_skip_rate == pytest.approx(2 / 6)
+    assert static.skip_rate == 0.0
+    assert 6 * (adaskip.attention_skip_rate + adaskip.skip_rate) >= 4 - 1e-9
+    assert adaskip.kld_mean > 0.01
+
+
 def test_windows_begin_with_the_vocabularys_bos(tiny_llm: pyskip.Llama, tiny: Path) -> None:
     text = story(20)
     (dense,) = evaluate_text(tiny_llm, text, n_ctx=64, chunks=2)

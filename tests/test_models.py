@@ -12,7 +12,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from conftest import ROOT, Logits, make_random, zero_ffn_down
+from conftest import ROOT, Logits, make_random, zero_layers
 
 import pyskip
 
@@ -91,23 +91,27 @@ def test_the_tokenizer_takes_any_text(tiny: Path, text: str) -> None:
         llm.close()
 
 
-def test_zero_ffn_down_changes_these_tensors_alone(tmp_path: Path) -> None:
+def test_zero_layers_changes_these_tensors_alone(tmp_path: Path) -> None:
     """Layer 1 is named and 10 and 11 are not: names are compared whole."""
     make_random.make(tmp_path / "in", replace(TINY, n_layer=12))
-    zero_ffn_down.zero_ffn_down(tmp_path / "in", tmp_path / "out", [1, 5])
+    zero_layers.zero_layers(tmp_path / "in", tmp_path / "out", [1, 5])
     before, after = stored(tmp_path / "in"), stored(tmp_path / "out")
     zeroed = {"blk.1.ffn_down.weight", "blk.5.ffn_down.weight"}
     assert {name for name in before if not np.array_equal(before[name], after[name])} == zeroed
     assert not any(after[name].any() for name in zeroed)
     a, b = (np.frombuffer((tmp_path / name).read_bytes(), np.uint8) for name in ("in", "out"))
     assert a.size == b.size
+    zero_layers.zero_layers(tmp_path / "in", tmp_path / "attention", [], [1])
+    after = stored(tmp_path / "attention")
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert changed == {"blk.1.attn_output.weight"}
     first = min(t.data_offset for t in gguf.GGUFReader(tmp_path / "in").tensors)
     np.testing.assert_array_equal(a[:first], b[:first])
 
 
 def test_zero_bytes_are_zero_weights_in_q4_k(tmp_path: Path) -> None:
     make_random.make(tmp_path / "in", replace(TINY, n_embd=256, n_ff=512), kind="q4_k")
-    zero_ffn_down.zero_ffn_down(tmp_path / "in", tmp_path / "out", [2])
+    zero_layers.zero_layers(tmp_path / "in", tmp_path / "out", [2])
     blocks = stored(tmp_path / "out")["blk.2.ffn_down.weight"]
     assert not gguf.dequantize(blocks, gguf.GGMLQuantizationType.Q4_K).any()
 
@@ -116,10 +120,10 @@ def test_zero_bytes_are_zero_weights_in_q4_k(tmp_path: Path) -> None:
     ("maker", "args", "message"),
     [
         ("make_random", ["-o", "missing/m.gguf"], "make_random: "),
-        ("zero_ffn_down", ["missing.gguf", "out.gguf", "--layers", "1"], "zero_ffn_down: "),
-        ("zero_ffn_down", ["{tiny}", "out.gguf", "--layers", "6"], "has no tensor blk.6.ffn_down.weight"),
-        ("zero_ffn_down", ["{tiny}", "out.gguf", "--layers", "-1"], "has no tensor blk.-1.ffn_down.weight"),
-        ("zero_ffn_down", ["{tiny}", "out.gguf", "--layers", "x"], "zero_ffn_down: "),
+        ("zero_layers", ["missing.gguf", "out.gguf", "--layers", "1"], "zero_layers: "),
+        ("zero_layers", ["{tiny}", "out.gguf", "--layers", "6"], "has no tensor blk.6.ffn_down.weight"),
+        ("zero_layers", ["{tiny}", "out.gguf", "--layers", "-1"], "has no tensor blk.-1.ffn_down.weight"),
+        ("zero_layers", ["{tiny}", "out.gguf", "--layers", "x"], "zero_layers: "),
     ],
 )
 def test_a_maker_fails_in_one_line(tiny: Path, tmp_path: Path, maker: str, args: list[str], message: str) -> None:
@@ -135,7 +139,7 @@ def test_a_maker_fails_in_one_line(tiny: Path, tmp_path: Path, maker: str, args:
 def test_never_built_equals_zeroed(run_logits: Logits, tiny: Path, tmp_path: Path) -> None:
     """The arm that skip_cost.py holds `static` against computes what `static` does, so it leaves out the FFN alone."""
     zeroed = tmp_path / "zeroed.gguf"
-    zero_ffn_down.zero_ffn_down(tiny, zeroed, [1, 3, 5])
+    zero_layers.zero_layers(tiny, zeroed, [1, 3, 5])
     few = ("--prompts", "5")
     expected = run_logits("reference", zeroed, *few)
     env = {**os.environ, "LLAMA_CPP_LIB_PATH": str(NEVER_BUILT), "PYSKIP_NEVER_BUILT": "1,3,5"}

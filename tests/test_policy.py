@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import pyskip
-from pyskip import Cosine, Off, Policy, Profiled, Random, Static, parse_skip
+from pyskip import AdaSkip, Cosine, Off, Policy, Profiled, Prompted, Random, Static, parse_skip
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,8 @@ from pyskip import Cosine, Off, Policy, Profiled, Random, Static, parse_skip
         ("cosine:warmup=0,cold_start=1,cold_end=2,threshold=-1,run=3", Cosine(-1.0, 3, 1, 2, 0)),
         ("static:5,14,25", Static((5, 14, 25))),
         ("static:25, 5,14,5", Static((5, 14, 25))),
+        ("static:attn=13+12+13", Static(attention=(12, 13))),
+        ("static:5, attn=12+13,7", Static((5, 7), (12, 13))),
         (" off ", Off()),
         ("0.25", Profiled(rate=0.25)),
         ("profile", Profiled()),
@@ -31,6 +33,10 @@ from pyskip import Cosine, Off, Policy, Profiled, Random, Static, parse_skip
         ("profile:rate=0.25,hold=0,prompt=0.2", Profiled(rate=0.25, hold=False, prompt=0.2)),
         ("profile:error=0.1,hold=0", Profiled(error=0.1)),
         ("random:rate=0.5,seed=7,warmup=0,stand_in=1", Random(0.5, 7, 0, True)),
+        ("adaskip", AdaSkip()),
+        ("adaskip:n=3", AdaSkip(3)),
+        ("prompt", Prompted()),
+        ("prompt:rate=0.4", Prompted(0.4)),
     ],
 )
 def test_meaning_and_round_trip(spec: str, policy: Policy) -> None:
@@ -50,6 +56,8 @@ def test_a_rate_for_prompts_goes_with_a_profile() -> None:
 def test_what_of_a_prompt_may_be_used_again() -> None:
     rules = [parse_skip(spec).prompt_rule for spec in ("0.25", "profile:error=0.1,prefill=1", "profile:prompt=0.2")]
     assert rules == ["profile", "profile:error=0.1,prefill=1", ""]
+    specs = ("off", "0.25", "static:1", "adaskip:n=3", "prompt")
+    assert [spec for spec in specs if parse_skip(spec).measures_prompt] == ["adaskip:n=3", "prompt"]
 
 
 def test_defaults_are_the_contract() -> None:
@@ -81,6 +89,10 @@ def test_defaults_are_the_contract() -> None:
         ("static:1,,2", "whole number"),
         ("static:a", "whole number"),
         ("static:-1", "whole number"),
+        ("static:attn=", "whole number"),
+        ("static:attn=1+", "whole number"),
+        ("static:attn=1,attn=2", "once"),
+        ("static:ffn=1", "attn=LAYER"),
         ("1.5", "expected off"),
         ("profile:error=-1", "from 0"),
         ("profile:error=nan", "from 0"),
@@ -96,6 +108,11 @@ def test_defaults_are_the_contract() -> None:
         ("random:rate=x", "number"),
         ("random:seed=-1", "whole number"),
         ("nan", "expected off"),
+        ("adaskip:n=0", "expected 1"),
+        ("adaskip:n=-1", "whole number"),
+        ("adaskip:8", "key=value"),
+        ("prompt:rate=1.5", "from 0 to 1"),
+        ("prompt:n=3", "key=value"),
     ],
 )
 def test_mistakes(spec: str, told: str) -> None:
@@ -111,7 +128,7 @@ def test_a_number_is_a_rate(spec: float) -> None:
     assert parse_skip(spec) == Profiled(rate=float(spec))
 
 
-@pytest.mark.parametrize("spec", ["0.25", "profile", "profile:error=0.12", "random:rate=0.5,stand_in=1"])
+@pytest.mark.parametrize("spec", ["0.25", "profile", "profile:error=0.12", "random:rate=0.5,stand_in=1", "prompt"])
 def test_what_needs_a_profile_says_so(tiny: Path, spec: str) -> None:
     with pytest.raises(pyskip.ProfileError, match=r"needs a profile and .* has none .*pyskip calibrate"):
         pyskip.Llama(tiny, skip=spec, n_ctx=64, verbose=False)

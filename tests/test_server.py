@@ -21,7 +21,16 @@ CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "w1 w2 w3"}]
 LONG = " ".join(f"w{i % 30 + 1}" for i in range(150))
 LONGER = ("--", "--override-kv", "llama.context_length=int:1024")  # the tiny model says 512
-SKIPS = ("off", "static:1,3", ALTERNATE, 0.4, "profile:rate=0.3,hold=0,warmup=2")
+SKIPS = (
+    "off",
+    "static:1,3",
+    ALTERNATE,
+    0.4,
+    "profile:rate=0.3,hold=0,warmup=2",
+    "static:2,attn=1+3",
+    "adaskip:n=9",
+    "prompt:rate=0.4",
+)
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +92,26 @@ def test_skip_by_request(server: Running, model: Path) -> None:
             assert (answer["tokens_evaluated"], answer["tokens_predicted"]) == (usage.n_prompt, 12)
         assert (usage.skip.rate > 0) == (skip != "off")
     llm.close()
+
+
+@pytest.mark.parametrize("skip", ["adaskip:n=3", "prompt:rate=0.4"])
+def test_what_a_prompt_showed_is_not_anothers(model: Path, skip: str) -> None:
+    """On one slot, whose prompts leave it for the server's cache and come back, alone and with another end."""
+    prompts = [" ".join(f"w{first + i}" for i in range(40)) for first in (0, 50)]
+    prompts += [prompts[0] + " w7 w7 w7", prompts[1] + " w3"]
+
+    def ask(server: Running, prompt: str) -> tuple[str, list[Any]]:
+        body = {"prompt": prompt, "n_predict": 24, "temperature": 0, "skip": skip, "skip_trace": True}
+        answer = server.post("/completion", body).json()
+        return answer["content"], answer["skip_trace"]
+
+    exact = ("--parallel", "1", "-ctk", "f32", "-ctv", "f32", "-fa", "off")
+    with running(str(model), "-c", "1024", *LONGER, *exact, "--no-cache-prompt", "--cache-ram", "0") as server:
+        alone = [ask(server, prompt) for prompt in prompts]
+    assert alone[0] != alone[1]
+    with running(str(model), "-c", "1024", *LONGER, *exact) as server:
+        for i in (0, 1, 0, 2, 1, 3, 0, 0):
+            assert ask(server, prompts[i]) == alone[i], i
 
 
 def test_a_request_without_skip_gets_the_servers_own(model: Path) -> None:
@@ -262,12 +291,15 @@ def test_a_specification_is_read_as_the_library_reads_it(server: Running) -> Non
     good = (
         "off", "0.25", "0", ".5", "cosine:threshold=0.5,run=0,cold_start=1,cold_end=1", "static:1", "static:3,1,1",
         " static: 2 , 4", "profile", "profile:error=0.1", "profile:rate=0.2,prefill=1", "profile:hold=0",
-        "random:rate=0.5,seed=3", "random:stand_in=1,error=0.1",
+        "random:rate=0.5,seed=3", "random:stand_in=1,error=0.1", "static:attn=2+1+2", "static:1, attn=4,2", "adaskip",
+        "adaskip:n=3", "prompt", "prompt:rate=0.5",
     )  # fmt: skip
     bad = (
         "off:", "static:", "static:x", "static:-1", "cosine:run=1.5", "cosine:run=1,run=1", "cosine:runs=1", "2", "",
         "profile:rate=2", "profile:rate=0.1,error=0.1", "profile:prefill=2", "random:error=0.1", "nan", "0x1", "1e999",
         "profile:rate=nan", "profile:prompt=0.1,prefill=1", "bogus", "cosine:threshold=inf", "custom:decide",
+        "static:attn=", "static:attn=1+", "static:attn=1,attn=2", "static:ffn=1", "adaskip:n=0", "adaskip:8",
+        "prompt:rate=2", "prompt:n=1",
     )  # fmt: skip
     for text in good:
         parse_skip(text)

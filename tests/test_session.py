@@ -12,7 +12,7 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 import pytest
-from conftest import zero_ffn_down
+from conftest import zero_layers
 from raw import Raw
 from test_batches import tokens_of
 
@@ -112,7 +112,7 @@ def test_embeddings_stay_dense(demo: Path) -> None:
 
 def test_control_vector(demo: Path, tmp_path: Path) -> None:
     zeroed = tmp_path / "zeroed.gguf"
-    zero_ffn_down.zero_ffn_down(demo, zeroed, [5, 6])
+    zero_layers.zero_layers(demo, zeroed, [5, 6])
     vector = np.random.default_rng(0).standard_normal((29, 576)).astype(np.float32) * 0.05
     data = vector.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
     with Raw(demo, "static:5,6") as static, Raw(zeroed) as expected:

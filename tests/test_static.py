@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Logits, zero_ffn_down
+from conftest import Logits, zero_layers
 
 import pyskip
 
@@ -12,7 +12,7 @@ import pyskip
 @pytest.mark.parametrize("step", [(), ("--step",)], ids=["batch", "step"])
 def test_static_equals_zeroed_ffn_down(run_logits: Logits, demo: Path, tmp_path: Path, step: tuple[str, ...]) -> None:
     zeroed = tmp_path / "zeroed.gguf"
-    zero_ffn_down.zero_ffn_down(demo, zeroed, [5, 14, 25])
+    zero_layers.zero_layers(demo, zeroed, [5, 14, 25])
     few = ("--prompts", "5", *step)
     expected = run_logits("reference", zeroed, *few)
     found = run_logits("pyskip", demo, *few, "--skip", "static:5,14,25")
@@ -24,7 +24,7 @@ def test_static_equals_zeroed_ffn_down(run_logits: Logits, demo: Path, tmp_path:
 def test_first_and_last_layer(run_logits: Logits, tiny: Path, tmp_path: Path) -> None:
     """In the last layer the rows are gathered, and may be none."""
     zeroed = tmp_path / "zeroed.gguf"
-    zero_ffn_down.zero_ffn_down(tiny, zeroed, [0, 3, 5])
+    zero_layers.zero_layers(tiny, zeroed, [0, 3, 5])
     expected = run_logits("reference", zeroed, "--prompts", "5")
     found = run_logits("pyskip", tiny, "--prompts", "5", "--skip", "static:0,3,5")
     np.testing.assert_array_equal(found["digests"], expected["digests"])

@@ -10,10 +10,12 @@ import os
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests" / "support"))
 from collected import (
     DRAFT,
+    NO_ATTENTION,
     NO_BLOCK,
     NO_TEXT,
     NOT_COVERED,
@@ -35,6 +37,8 @@ from a tiny random model of each, by upstream's own descriptions (`test-llama-ar
 
 - `off` gives the logits of unpatched llama.cpp, bit for bit,
 - `static:L` those of unpatched llama.cpp on the model whose layer-L `ffn_down` are zero, bit for bit, for every layer,
+- `static:attn=L` those of unpatched llama.cpp on the model whose layer-L `attn_output` is zero, bit for bit, for every
+  layer whose attention is found,
 - gates that always run give those of `off`, bit for bit,
 - one batch and single steps decide alike, and their logits differ by float noise (no test for `gemma3n`, where they
   differ by 9 % of their spread in unpatched llama.cpp too),
@@ -45,6 +49,10 @@ At the command line, which `make architectures` goes through and the tests do no
 
 **{covered} of {of} decoder architectures with an FFN can skip ({share:.1%}).** RWKV's channel mixing and the decoder of
 T5 are counted as such. The {n_drafts} drafts that need another model could not be tried and are not counted.
+
+**Attention is found in all layers that have it in {attention} of these {n_able} models.** K and V are computed and
+written to the cache whether it is skipped or not. Where the table says *none*, layers have a recurrent state in its
+place.
 
 A model that passes is no proof for a large one of its kind, whose keys may lead llama.cpp's graph another way; `pyskip
 info MODEL` says what can skip in it. That `calibrate` runs says nothing of what its profile is worth.
@@ -91,13 +99,19 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
+def attention_cell(name: str, record: dict[str, Any]) -> str:
+    if name in NO_ATTENTION:
+        return f"no: {NO_ATTENTION[name]}"
+    return f"{len(record['attention'])} of {record['n_layer']}" if record["attention"] else "none"
+
+
 def able_rows(records: Records) -> list[list[str]]:
     rows = []
     for name, record in sorted(records.items()):
         policies = ["static", "profile"] if len(record["layers"]) == 1 else ["static", "cosine", "profile"]
         calibrates = f"no: {NO_TEXT[name]}" if name in NO_TEXT else "yes"
         rows.append([f"`{name}`", kinds(record), f"{len(record['layers'])} of {record['n_layer']}",
-                     ", ".join(policies), calibrates])  # fmt: skip
+                     attention_cell(name, record), ", ".join(policies), calibrates])  # fmt: skip
     return rows
 
 
@@ -116,11 +130,13 @@ def page(collected: Collected) -> str:
             share=covered / of,
             n_drafts=sum(reason == DRAFT for reason in NOT_MADE.values()),
             commands=commands_line(collected.commands),
+            attention=sum(bool(record["attention"]) for record in collected.able().values()),
+            n_able=len(collected.able()),
         ),
         "## What can skip\n",
         "`+experts` is a model with experts, of an architecture that has both or only these. The last column says "
         "whether\n`calibrate`, its profile and `generate` were run through.\n",
-        table(["model", "FFN", "layers", "policies", "calibrate"], able_rows(collected.able())),
+        table(["model", "FFN", "layers", "attention", "policies", "calibrate"], able_rows(collected.able())),
         "## Decoders whose FFN is not found\n",
         "They run dense; a policy is refused with a `PolicyError`.\n",
         table(["model", "reason"], [[f"`{name}`", reason] for name, reason in sorted(NOT_COVERED.items())]),

@@ -47,6 +47,8 @@ enum pyskip_policy_type {
     PYSKIP_POLICY_PROFILE = 3,
     PYSKIP_POLICY_RANDOM  = 4,
     PYSKIP_POLICY_CUSTOM  = 5,
+    PYSKIP_POLICY_ADASKIP = 6, // AdaSkip, AAAI 2025
+    PYSKIP_POLICY_PROMPT  = 7, // the prompt chooses, as in FiRST, EMNLP Findings 2025
 };
 
 // Which code multiplies with a model's weights.
@@ -58,6 +60,13 @@ enum pyskip_kernels {
 enum pyskip_phase {
     PYSKIP_PHASE_PROMPT    = 0,
     PYSKIP_PHASE_GENERATED = 1,
+};
+
+// The two parts of a layer that add to the residual stream. An FFN is skipped whole. Of attention everything is but K and V,
+// which are always computed and written to the cache.
+enum pyskip_sublayer {
+    PYSKIP_SUBLAYER_FFN       = 0,
+    PYSKIP_SUBLAYER_ATTENTION = 1,
 };
 
 // What a custom policy knows of a token that is about to enter a layer's FFN block.
@@ -89,18 +98,23 @@ struct pyskip_policy {
     int32_t         warmup;     // cosine, profile, random: the first generated tokens of a sequence that run dense
     const int32_t * layers;     // static: the layers whose FFN is skipped for every token
     size_t          n_layers;
-    const struct pyskip_profile * profile; // profile; random: its stand-ins are used; or NULL
-    bool          prefill; // profile: prompt tokens at positions >= warmup are decided like generated ones
-    float         rate;    // random: the share of blocks to skip; profile with hold: the same
-    uint32_t      seed;    // random
-    pyskip_decide decide;  // custom; it and its data must live for as long as the policy is in force
-    void *        decide_data;
-    bool          hold;   // profile: of a sequence's generated tokens `rate` of the blocks are skipped: the threshold
-                          // begins where the profile's curve has it, and follows from the sequence's own past.
-                          // The last layer runs, the rest makes up for it
-    float         prompt; // profile, if above 0: likewise in the prompt, whose end pyskip_set_generated_from() told;
-                          // its first `warmup` and its last 32 tokens run dense, far from the end more is
-                          // skipped. While nobody told, `prefill` counts
+    const struct pyskip_profile * profile; // profile, prompt; random: its stand-ins are used; or NULL
+    bool            prefill; // profile: prompt tokens at positions >= warmup are decided like generated ones
+    float           rate;    // random, prompt: the share of blocks to skip; profile with hold: the same
+    uint32_t        seed;    // random
+    pyskip_decide   decide;  // custom; it and its data must live for as long as the policy is in force
+    void *          decide_data;
+    bool            hold;   // profile: of a sequence's generated tokens `rate` of the blocks are skipped: the threshold
+                            // begins where the profile's curve has it, and follows from the sequence's own past.
+                            // The last layer runs, the rest makes up for it
+    float           prompt; // profile, if above 0: likewise in the prompt, whose end pyskip_set_generated_from() told;
+                            // its first `warmup` and its last 32 tokens run dense, far from the end more is
+                            // skipped. While nobody told, `prefill` counts
+    const int32_t * attention_layers; // static: the layers whose attention is skipped for every token
+    size_t          n_attention_layers;
+    int32_t n_sublayers; // adaskip: how many of both kinds are skipped, chosen by what the sequence's prompt showed
+                         // (those of the last layer run): the prompt runs dense, and so does all that follows one
+                         // that was not decoded under this policy
 };
 
 // What a profile says of itself. Texts are UTF-8, cut to their room.
@@ -160,6 +174,10 @@ PYSKIP_API enum pyskip_status pyskip_check_generates(struct llama_context * ctx,
 PYSKIP_API enum pyskip_status pyskip_skippable(struct llama_context * ctx, uint8_t * skippable, size_t n, char * error,
                                                size_t n_error);
 
+// The same for attention: OK if no layer's can be skipped.
+PYSKIP_API enum pyskip_status pyskip_skippable_attention(struct llama_context * ctx, uint8_t * skippable, size_t n,
+                                                         char * error, size_t n_error);
+
 // Decide by this policy from the next token on, in every sequence. The policy is copied. The context keeps its KV cache, its
 // counters and what it knows of its sequences; only a rate that is held begins anew if the policy is another one. After a
 // failure the old policy is still in force.
@@ -194,6 +212,10 @@ PYSKIP_API void               pyskip_reset_counters(struct llama_context * ctx);
 PYSKIP_API enum pyskip_status pyskip_seq_get_counters(const struct llama_context * ctx, int32_t seq_id,
                                                       enum pyskip_phase phase, int64_t * n_tokens, int64_t * evaluated,
                                                       int64_t * skipped);
+// Attention sublayers of the same tokens, which count in every layer.
+PYSKIP_API enum pyskip_status pyskip_seq_get_attention_counters(const struct llama_context * ctx, int32_t seq_id,
+                                                                enum pyskip_phase phase, int64_t * evaluated,
+                                                                int64_t * skipped);
 PYSKIP_API void               pyskip_seq_reset_counters(struct llama_context * ctx, int32_t seq_id);
 
 // Keep the decisions of the last `capacity` generated tokens that were decoded under a policy other than off; 0 stops
@@ -206,9 +228,11 @@ PYSKIP_API enum pyskip_status pyskip_set_trace(struct llama_context * ctx, size_
 PYSKIP_API size_t pyskip_take_trace(struct llama_context * ctx, size_t n, struct pyskip_trace_token * tokens,
                                     uint8_t * skipped, float * sim);
 
-// The same for the tokens of one sequence, the others are kept; seq_id < 0: of all.
+// The same for the tokens of one sequence, the others are kept; seq_id < 0: of all. attention[i*n_layer + il], if it is not
+// NULL, is 1 if the layer's attention was skipped.
 PYSKIP_API size_t pyskip_seq_take_trace(struct llama_context * ctx, int32_t seq_id, size_t n,
-                                        struct pyskip_trace_token * tokens, uint8_t * skipped, float * sim);
+                                        struct pyskip_trace_token * tokens, uint8_t * skipped, float * sim,
+                                        uint8_t * attention);
 
 // Make the llama_decode() of this context that is under way, and those to come, stop as soon as they can and return 2;
 // abort = false lets them run again. The only function here that another thread may call during a llama_decode(), once

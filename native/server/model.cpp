@@ -127,6 +127,10 @@ bool pyskip_served_model::load(const std::string & path, const std::string & nam
     if (pyskip_skippable(ctx, skippable.data(), skippable.size(), line, sizeof(line)) != PYSKIP_STATUS_OK) {
         unskippable = line;
     }
+    skippable_attention.assign(skippable.size(), 0);
+    if (unskippable.empty()) {
+        pyskip_skippable_attention(ctx, skippable_attention.data(), skippable_attention.size(), line, sizeof(line));
+    }
     pyskip_set_trace(ctx, MAX_TRACE);
     pyskip_set_streaming(ctx, pyskip_server_settings().low_memory);
     try {
@@ -194,6 +198,12 @@ void pyskip_served_model::check(const pyskip_spec & spec) const {
                                   ", which has no FFN that can be skipped: leave it out");
         }
     }
+    for (const int32_t il : spec.attention) {
+        if (!skippable_attention[il]) {
+            throw pyskip_bad_spec("static names layer " + std::to_string(il) +
+                                  ", which has no attention that can be skipped: leave it out");
+        }
+    }
 }
 
 void pyskip_served_model::check_rate(double rate) const {
@@ -240,6 +250,10 @@ pyskip_policy pyskip_served_model::policy(const pyskip_spec & spec) const {
     policy.layers     = spec.layers.data();
     policy.n_layers   = spec.layers.size();
     policy.warmup     = (int32_t) spec.warmup.value;
+
+    policy.attention_layers   = spec.attention.data();
+    policy.n_attention_layers = spec.attention.size();
+    policy.n_sublayers        = spec.n_sublayers;
     if (spec.type == PYSKIP_POLICY_COSINE) {
         policy.threshold = (float) std::clamp(spec.threshold, -3.0e38, 3.0e38);
     }
@@ -247,6 +261,10 @@ pyskip_policy pyskip_served_model::policy(const pyskip_spec & spec) const {
         policy.rate      = (float) spec.rate.value;
         policy.threshold = (float) log_error(spec.error);
         policy.profile   = spec.stand_in ? profile : nullptr;
+    }
+    if (spec.type == PYSKIP_POLICY_PROMPT) {
+        policy.rate    = (float) spec.rate.value;
+        policy.profile = profile;
     }
     if (spec.type == PYSKIP_POLICY_PROFILE) {
         const double rate = spec.rate.is_set ? spec.rate.value : recommended();

@@ -65,6 +65,7 @@ private:
     int32_t              n_tokens    = 0;
     bool                 knows_tools = true;
     std::vector<uint8_t> skippable;
+    std::vector<uint8_t> skippable_attention;
     std::string          unskippable; // why nothing can be skipped
 
     pyskip_profile *                  profile = nullptr;

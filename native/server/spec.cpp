@@ -67,10 +67,10 @@ bool flag(const std::string & what, const std::string & text) {
     return text == "1";
 }
 
-std::vector<std::string> split(const std::string & text) {
+std::vector<std::string> split(const std::string & text, char separator) {
     std::vector<std::string> items;
     for (size_t at = 0; !text.empty() && at <= text.size();) {
-        const size_t end = std::min(text.find(',', at), text.size());
+        const size_t end = std::min(text.find(separator, at), text.size());
         items.push_back(text.substr(at, end - at));
         at = end + 1;
     }
@@ -79,7 +79,7 @@ std::vector<std::string> split(const std::string & text) {
 
 settings read_settings(const std::string & kind, const std::string & rest, const std::vector<std::string> & known) {
     settings values;
-    for (const std::string & item : split(rest)) {
+    for (const std::string & item : split(rest, ',')) {
         const size_t      equals = item.find('=');
         const std::string key    = item.substr(0, equals);
         if (equals == std::string::npos || std::find(known.begin(), known.end(), key) == known.end()) {
@@ -133,17 +133,55 @@ pyskip_spec parse_cosine(const std::string & rest) {
     return spec;
 }
 
+void make_set(std::vector<int32_t> & layers) {
+    std::sort(layers.begin(), layers.end());
+    layers.erase(std::unique(layers.begin(), layers.end()), layers.end());
+}
+
 pyskip_spec parse_static(const std::string & rest) {
     pyskip_spec spec;
     spec.type = PYSKIP_POLICY_STATIC;
-    for (const std::string & item : split(stripped(rest))) {
-        spec.layers.push_back(count("static layer", stripped(item)));
+    for (const std::string & spaced : split(stripped(rest), ',')) {
+        const std::string item   = stripped(spaced);
+        const size_t      equals = item.find('=');
+        if (equals == std::string::npos) {
+            spec.layers.push_back(count("static layer", item));
+            continue;
+        }
+        if (item.substr(0, equals) != "attn" || !spec.attention.empty()) {
+            fail("static has " + shown(item) + ", expected layers, and attn=LAYER+... once");
+        }
+        const std::vector<std::string> named = split(item.substr(equals + 1), '+');
+        for (const std::string & il : named.empty() ? std::vector<std::string>{ "" } : named) {
+            spec.attention.push_back(count("static attn", stripped(il)));
+        }
     }
-    if (spec.layers.empty()) {
-        fail("static names no layer, expected at least one, as in static:5,14,25");
+    if (spec.layers.empty() && spec.attention.empty()) {
+        fail("static names no layer, expected at least one, as in static:5,14,25 or static:attn=12+13");
     }
-    std::sort(spec.layers.begin(), spec.layers.end());
-    spec.layers.erase(std::unique(spec.layers.begin(), spec.layers.end()), spec.layers.end());
+    make_set(spec.layers);
+    make_set(spec.attention);
+    return spec;
+}
+
+pyskip_spec parse_adaskip(const std::string & rest) {
+    const auto  values = read_settings("adaskip", rest, { "n" });
+    pyskip_spec spec;
+    spec.type = PYSKIP_POLICY_ADASKIP;
+    if_set(values, "adaskip", "n",
+           [&](const std::string & what, const std::string & text) { spec.n_sublayers = count(what, text); });
+    if (spec.n_sublayers < 1) {
+        fail("adaskip n is 0, expected 1 or more: off skips none");
+    }
+    return spec;
+}
+
+pyskip_spec parse_prompt(const std::string & rest) {
+    const auto  values = read_settings("prompt", rest, { "rate" });
+    pyskip_spec spec;
+    spec.type = PYSKIP_POLICY_PROMPT;
+    spec.rate = { true, 0.25 };
+    read_maybe(values, "prompt", "rate", 1.0, spec.rate);
     return spec;
 }
 
@@ -203,11 +241,23 @@ std::string pyskip_number(double value) {
 }
 
 bool pyskip_spec::needs_profile() const {
-    return type == PYSKIP_POLICY_PROFILE || (type == PYSKIP_POLICY_RANDOM && stand_in);
+    return type == PYSKIP_POLICY_PROFILE || type == PYSKIP_POLICY_PROMPT || (type == PYSKIP_POLICY_RANDOM && stand_in);
 }
 
 bool pyskip_spec::decides_prompt() const {
     return type == PYSKIP_POLICY_STATIC || (type == PYSKIP_POLICY_PROFILE && (prefill || prompt.value > 0.0));
+}
+
+bool pyskip_spec::measures_prompt() const {
+    return type == PYSKIP_POLICY_ADASKIP || type == PYSKIP_POLICY_PROMPT;
+}
+
+static std::string joined(const std::vector<int32_t> & layers, const char * separator) {
+    std::string text;
+    for (const int32_t il : layers) {
+        text += (text.empty() ? "" : separator) + std::to_string(il);
+    }
+    return text;
 }
 
 std::string pyskip_spec::str() const {
@@ -230,10 +280,13 @@ std::string pyskip_spec::str() const {
             add_count("warmup", (int64_t) warmup.value);
             return "cosine:" + text;
         case PYSKIP_POLICY_STATIC:
-            for (const int32_t il : layers) {
-                text += (text.empty() ? "" : ",") + std::to_string(il);
+            text = joined(layers, ",");
+            if (!attention.empty()) {
+                add("attn", joined(attention, "+"));
             }
             return "static:" + text;
+        case PYSKIP_POLICY_ADASKIP: return "adaskip:n=" + std::to_string(n_sublayers);
+        case PYSKIP_POLICY_PROMPT: return "prompt:rate=" + pyskip_number(rate.value);
         case PYSKIP_POLICY_PROFILE:
             if (rate.is_set && hold && !prefill && !prompt.is_set && !warmup.is_set) {
                 return pyskip_number(rate.value);
@@ -325,11 +378,17 @@ pyskip_spec pyskip_spec_parse(const std::string & given) {
     if (kind == "random") {
         return parse_random(rest);
     }
+    if (kind == "adaskip") {
+        return parse_adaskip(rest);
+    }
+    if (kind == "prompt") {
+        return parse_prompt(rest);
+    }
     double rate = 0.0;
     if (read_double(text, rate) && rate >= 0.0 && rate <= 1.0) {
         return pyskip_spec_of_rate(rate);
     }
     fail("skip is " + shown(text) +
-         ", expected off, a rate such as 0.25, profile[:key=value,...], cosine[:key=value,...], static:LAYER,... or "
-         "random[:key=value,...]");
+         ", expected off, a rate such as 0.25, profile[:key=value,...], cosine[:key=value,...], "
+         "static:LAYER,...,attn=LAYER+..., adaskip[:n=N], prompt[:rate=R] or random[:key=value,...]");
 }

@@ -31,8 +31,11 @@ struct pyskip_spec {
     int32_t cold_end   = 4;
 
     std::vector<int32_t> layers; // static
+    std::vector<int32_t> attention;
 
-    // profile, random
+    int32_t n_sublayers = 8; // adaskip
+
+    // profile, random, prompt
     pyskip_maybe rate;
     pyskip_maybe error;
     pyskip_maybe prompt;
@@ -52,6 +55,9 @@ struct pyskip_spec {
 
     // Whether prompt tokens are decided, too; else prompts run dense.
     bool decides_prompt() const;
+
+    // Whether what is decided for generated tokens follows from the prompt, which runs dense.
+    bool measures_prompt() const;
 
     // The specification that it stands for, in one form.
     std::string str() const;

@@ -9,8 +9,13 @@
 #include <atomic>
 
 // What tells apart what is decided in two prompts. Empty: they run dense. A rate in prompts depends on where they end.
-static std::string prompt_rule(const pyskip_request & request) {
+// What a prompt showed is known of the one that the sequence had in its last turn: not of one that the server's cache gave
+// back.
+static std::string prompt_rule(const pyskip_request & request, uint64_t turn) {
     static std::atomic<uint64_t> n_prompts{ 0 };
+    if (request.spec.measures_prompt()) {
+        return "measured for " + request.text + " in turn " + std::to_string(turn);
+    }
     if (!request.spec.decides_prompt()) {
         return "";
     }
@@ -21,6 +26,7 @@ static std::string prompt_rule(const pyskip_request & request) {
 bool pyskip_turn::begin(llama_context * context, int32_t seq, const pyskip_request_ptr & asked, size_t n_prompt,
                         int32_t end, pyskip_origin & origin, size_t & n_reused, std::string & error) {
     static const pyskip_request_ptr dense = std::make_shared<pyskip_request>();
+    static std::atomic<uint64_t>    n_turns{ 0 };
 
     ctx       = context;
     seq_id    = seq;
@@ -43,10 +49,14 @@ bool pyskip_turn::begin(llama_context * context, int32_t seq, const pyskip_reque
 
     const bool        is_dense  = request->spec.type == PYSKIP_POLICY_OFF;
     const bool        is_paced  = request->pacing.target_tps > 0.0; // at what rates, no prompt is decided by
-    const std::string rule      = prompt_rule(*request);
     const std::string generated = is_dense ? "" : is_paced ? "paced" : request->text;
+    std::string       rule      = prompt_rule(*request, turn);
     n_reused                    = origin.n_alike(n_reused, rule);
-    origin                      = { n_prompt, rule, generated };
+    turn                        = ++n_turns;
+    if (request->spec.measures_prompt()) {
+        rule = prompt_rule(*request, turn);
+    }
+    origin = { n_prompt, rule, generated };
     return true;
 }
 
@@ -55,7 +65,7 @@ void pyskip_turn::take() {
     std::vector<pyskip_trace_token> tokens(N);
     std::vector<uint8_t>            skipped(N * n_layer);
     for (size_t n = N; n == N;) {
-        n = pyskip_seq_take_trace(ctx, seq_id, N, tokens.data(), skipped.data(), nullptr);
+        n = pyskip_seq_take_trace(ctx, seq_id, N, tokens.data(), skipped.data(), nullptr, nullptr);
         for (size_t i = 0; i < n; ++i) {
             while (!decided.empty() && decided.back().pos >= tokens[i].pos) {
                 decided.pop_back(); // decoded again

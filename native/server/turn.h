@@ -63,6 +63,7 @@ private:
     llama_context *      ctx     = nullptr;
     int32_t              seq_id  = 0;
     int32_t              n_layer = 0;
+    uint64_t             turn    = 0; // of all of the server's, the last one of this slot
     pyskip_request_ptr   request;
     pyskip_turn_pace     pace;
     std::deque<decision> decided; // of tokens that were not sampled from yet

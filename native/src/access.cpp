@@ -112,15 +112,22 @@ bool pyskip_context_probe(llama_context * ctx, pyskip_state & state, std::string
         return false;
     }
     std::vector<uint8_t> skippable(state.n_layer, 0);
+    std::vector<uint8_t> skippable_attention(state.n_layer, 0);
     int32_t              n_found = 0;
     for (const pyskip_block & block : pyskip_graph_find(gf)) {
         if (!block.on_cpu) {
-            error = "layer " + std::to_string(block.il) +
-                    " has its FFN on another back end than the CPU, expected all on "
+            error = "layer " + std::to_string(block.il) + " has its " +
+                    (block.sublayer == PYSKIP_SUBLAYER_FFN ? "FFN" : "attention") +
+                    " on another back end than the CPU, expected all on "
                     "the CPU: load the model with n_gpu_layers=0";
             return false;
         }
-        if (block.il < state.n_layer) {
+        if (block.il >= state.n_layer) {
+            continue;
+        }
+        if (block.sublayer == PYSKIP_SUBLAYER_ATTENTION) {
+            skippable_attention[block.il] = 1;
+        } else {
             skippable[block.il] = 1;
             n_found++;
         }
@@ -131,6 +138,7 @@ bool pyskip_context_probe(llama_context * ctx, pyskip_state & state, std::string
                 "that ends in blk.N.ffn_down: run it with skip off";
         return false;
     }
-    state.skippable = std::move(skippable);
+    state.skippable           = std::move(skippable);
+    state.skippable_attention = std::move(skippable_attention);
     return true;
 }

@@ -60,7 +60,10 @@ pyskip_status pyskip_check_generates(llama_context * ctx, char * error, size_t n
     });
 }
 
-pyskip_status pyskip_skippable(llama_context * ctx, uint8_t * skippable, size_t n, char * error, size_t n_error) {
+using pyskip_flags = std::vector<uint8_t>;
+
+static pyskip_status get_skippable(llama_context * ctx, pyskip_flags pyskip_state::* own, uint8_t * skippable, size_t n,
+                                   char * error, size_t n_error) {
     return guard(error, n_error, [&] {
         pyskip_state & state = pyskip_state_make(ctx);
         if (n < (size_t) state.n_layer) {
@@ -73,9 +76,18 @@ pyskip_status pyskip_skippable(llama_context * ctx, uint8_t * skippable, size_t 
         if (state.skippable.empty() && !pyskip_context_probe(ctx, state, line)) {
             return report(PYSKIP_STATUS_UNSUPPORTED, line, error, n_error);
         }
-        std::copy(state.skippable.begin(), state.skippable.end(), skippable);
+        std::copy((state.*own).begin(), (state.*own).end(), skippable);
         return PYSKIP_STATUS_OK;
     });
+}
+
+pyskip_status pyskip_skippable(llama_context * ctx, uint8_t * skippable, size_t n, char * error, size_t n_error) {
+    return get_skippable(ctx, &pyskip_state::skippable, skippable, n, error, n_error);
+}
+
+pyskip_status pyskip_skippable_attention(llama_context * ctx, uint8_t * skippable, size_t n, char * error,
+                                         size_t n_error) {
+    return get_skippable(ctx, &pyskip_state::skippable_attention, skippable, n, error, n_error);
 }
 
 // The least that keeps memory safe; whose profile it is, its fingerprint tells.
@@ -98,8 +110,10 @@ static pyskip_status check_rule(llama_context * ctx, pyskip_state & state, const
         return PYSKIP_STATUS_UNSUPPORTED;
     }
     for (int32_t il = 0; rule.type == PYSKIP_POLICY_STATIC && il < state.n_layer; ++il) {
-        if (rule.is_static[il] && !state.skippable[il]) {
-            line = "static names layer " + std::to_string(il) + ", which has no FFN that can be skipped: leave it out";
+        const bool no_ffn = pyskip_rule_covers(rule, PYSKIP_SUBLAYER_FFN, il) && !state.skippable[il];
+        if (no_ffn || (pyskip_rule_covers(rule, PYSKIP_SUBLAYER_ATTENTION, il) && !state.skippable_attention[il])) {
+            line = "static names layer " + std::to_string(il) + ", which has no " + (no_ffn ? "FFN" : "attention") +
+                   " that can be skipped: leave it out";
             return PYSKIP_STATUS_INVALID;
         }
     }
@@ -176,6 +190,27 @@ pyskip_status pyskip_get_counters(const llama_context * ctx, pyskip_phase phase,
     return pyskip_seq_get_counters(ctx, -1, phase, n_tokens, evaluated, skipped);
 }
 
+pyskip_status pyskip_seq_get_attention_counters(const llama_context * ctx, int32_t seq_id, pyskip_phase phase,
+                                                int64_t * evaluated, int64_t * skipped) {
+    if (phase != PYSKIP_PHASE_PROMPT && phase != PYSKIP_PHASE_GENERATED) {
+        return PYSKIP_STATUS_INVALID;
+    }
+    return guard(nullptr, 0, [&] {
+        const pyskip_state * state   = pyskip_state_get(ctx);
+        const int32_t        n_layer = pyskip_context_n_layer(ctx);
+        std::fill(evaluated, evaluated + n_layer, 0);
+        std::fill(skipped, skipped + n_layer, 0);
+        if (state) {
+            const pyskip_counters c = state->counted(seq_id, phase);
+            for (int32_t il = 0; il < n_layer; ++il) {
+                evaluated[il] = c.n_tokens - c.attention_skipped[il];
+                skipped[il]   = c.attention_skipped[il];
+            }
+        }
+        return PYSKIP_STATUS_OK;
+    });
+}
+
 void pyskip_seq_reset_counters(llama_context * ctx, int32_t seq_id) {
     if (pyskip_state * state = pyskip_state_get(ctx)) {
         state->reset_counters(seq_id);
@@ -194,7 +229,7 @@ pyskip_status pyskip_set_trace(llama_context * ctx, size_t capacity) {
 }
 
 size_t pyskip_seq_take_trace(llama_context * ctx, int32_t seq_id, size_t n, pyskip_trace_token * tokens,
-                             uint8_t * skipped, float * sim) {
+                             uint8_t * skipped, float * sim, uint8_t * attention) {
     pyskip_state * state = pyskip_state_get(ctx);
     if (!state) {
         return 0;
@@ -212,6 +247,9 @@ size_t pyskip_seq_take_trace(llama_context * ctx, int32_t seq_id, size_t n, pysk
         if (sim) {
             std::copy(entry.sim.begin(), entry.sim.end(), sim + n_taken * n_layer);
         }
+        if (attention) {
+            std::copy(entry.attention.begin(), entry.attention.end(), attention + n_taken * n_layer);
+        }
         n_taken++;
         return true;
     };
@@ -220,7 +258,7 @@ size_t pyskip_seq_take_trace(llama_context * ctx, int32_t seq_id, size_t n, pysk
 }
 
 size_t pyskip_take_trace(llama_context * ctx, size_t n, pyskip_trace_token * tokens, uint8_t * skipped, float * sim) {
-    return pyskip_seq_take_trace(ctx, -1, n, tokens, skipped, sim);
+    return pyskip_seq_take_trace(ctx, -1, n, tokens, skipped, sim, nullptr);
 }
 
 pyskip_status pyskip_set_streaming(llama_context * ctx, bool on) {

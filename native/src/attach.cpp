@@ -31,9 +31,10 @@ static bool has_room(const ggml_cgraph * gf) {
     return gf->n_nodes + gf->n_leafs + (int) MAX_EXTRA <= gf->size;
 }
 
-// Whether this graph has gates, and the profile one for the layer.
-static bool has_gate(const pyskip_state & state, int32_t il) {
-    return state.graph == PYSKIP_GRAPH_GATES && state.profile && state.profile->layers[il].gate;
+// Whether this graph has gates, and the profile one for the block.
+static bool has_gate(const pyskip_state & state, const pyskip_block & block) {
+    return block.sublayer == PYSKIP_SUBLAYER_FFN && state.graph == PYSKIP_GRAPH_GATES && state.profile &&
+           state.profile->layers[block.il].gate;
 }
 
 static void attach_slot(pyskip_state & state, ggml_cgraph * gf, pyskip_slot & slot) {
@@ -55,7 +56,7 @@ static void attach_slot(pyskip_state & state, ggml_cgraph * gf, pyskip_slot & sl
             expand(pyskip_gather_build(state.extra.get(), *state.gather, slot));
             pyskip_graph_place(gf, slot.block.join, group);
         }
-    } else if (has_input && has_gate(state, slot.block.il)) {
+    } else if (has_input && has_gate(state, slot.block)) {
         slot.own = &state.profile->layers[slot.block.il];
         for (ggml_tensor * node : slot.block.prelude) {
             slot.governed.erase(std::find(slot.governed.begin(), slot.governed.end(), node));
@@ -70,8 +71,9 @@ static void attach_slot(pyskip_state & state, ggml_cgraph * gf, pyskip_slot & sl
 void pyskip_attach(pyskip_state & state, ggml_cgraph * gf, const llama_ubatch & ubatch) {
     state.slots.clear();
     state.extra.reset();
-    state.must_rebuild = false;
-    state.graph        = state.wanted;
+    state.must_rebuild  = false;
+    state.graph         = state.wanted;
+    state.has_attention = state.wants_attention;
     if (state.graph == PYSKIP_GRAPH_OFF) {
         if (!state.first_weights.empty()) {
             state.first_weights.clear();
@@ -89,6 +91,9 @@ void pyskip_attach(pyskip_state & state, ggml_cgraph * gf, const llama_ubatch & 
     for (pyskip_block & block : blocks) {
         if (block.il >= state.n_layer || !rows_are_tokens(block, ubatch)) {
             continue; // a layer past the model's own (multi-token prediction), or a stream of another shape: dense
+        }
+        if (block.sublayer == PYSKIP_SUBLAYER_ATTENTION && !state.has_attention) {
+            continue; // nobody skips it
         }
         pyskip_slot & slot = state.slots.emplace_back();
         slot.k             = (int32_t) state.slots.size() - 1;

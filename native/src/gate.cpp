@@ -3,6 +3,7 @@
 #include "ggml.h"
 #include "operator.h"
 #include "profile.h"
+#include "row.h"
 #include "slot.h"
 #include "stand-in.h"
 #include "state.h"

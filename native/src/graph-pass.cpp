@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <map>
 #include <unordered_map>
 #include <unordered_set>
@@ -19,9 +20,9 @@ static bool skip_prefix(const char *& p, const char * prefix) {
     return true;
 }
 
-int32_t pyskip_ffn_down_layer(const char * name) {
-    const char * p = name;
-    skip_prefix(p, "dec."); // the decoder of T5
+// The N of "blk.N", or of T5's decoder's "dec.blk.N", behind which `p` then points; else -1.
+static int32_t skip_layer(const char *& p) {
+    skip_prefix(p, "dec.");
     if (!skip_prefix(p, "blk.")) {
         return -1;
     }
@@ -30,33 +31,60 @@ int32_t pyskip_ffn_down_layer(const char * name) {
     for (; *p >= '0' && *p <= '9' && n_digit < 7; ++p, ++n_digit) {
         il = il * 10 + (*p - '0');
     }
-    if (n_digit == 0 || !(skip_prefix(p, ".ffn_down") || skip_prefix(p, ".channel_mix_value"))) {
+    return n_digit > 0 ? il : -1;
+}
+
+int32_t pyskip_ffn_down_layer(const char * name) {
+    const char *  p  = name;
+    const int32_t il = skip_layer(p);
+    if (il < 0 || !(skip_prefix(p, ".ffn_down") || skip_prefix(p, ".channel_mix_value"))) {
         return -1;
     }
     return *p == '\0' || *p == '.' || *p == '_' ? il : -1; // ".weight", "_exps.weight", "_shexp.weight", ...
 }
 
+int32_t pyskip_attn_output_layer(const char * name) {
+    const char *  p  = name;
+    const int32_t il = skip_layer(p);
+    if (il < 0 || !(skip_prefix(p, ".attn_output") || skip_prefix(p, ".attn_o"))) {
+        return -1;
+    }
+    return *p == '\0' || *p == '.' ? il : -1; // ".weight", ".bias", ".scale", ...
+}
+
 namespace {
 
-// Ops that mix tokens or write to the KV cache or a recurrent state: a region that holds one is no FFN.
-bool is_sequence_op(const ggml_tensor * node) {
+bool is_leaf(const ggml_tensor * t) {
+    return t->op == GGML_OP_NONE;
+}
+
+// Ops with a recurrent state.
+bool is_recurrent_op(const ggml_tensor * node) {
     switch (node->op) {
-        case GGML_OP_FLASH_ATTN_EXT:
-        case GGML_OP_ROPE:
         case GGML_OP_SSM_CONV:
         case GGML_OP_SSM_SCAN:
         case GGML_OP_RWKV_WKV6:
         case GGML_OP_RWKV_WKV7:
         case GGML_OP_GATED_LINEAR_ATTN:
-        case GGML_OP_GATED_DELTA_NET:
-        case GGML_OP_SET_ROWS: return true;
-        case GGML_OP_SOFT_MAX: return node->src[1] != nullptr; // with a mask it is attention, without one a router
+        case GGML_OP_GATED_DELTA_NET: return true;
         default: return false;
     }
 }
 
-bool is_leaf(const ggml_tensor * t) {
-    return t->op == GGML_OP_NONE;
+// Writes into a tensor that is there before the graph and after it: a KV cache, say, and not a mask that the graph makes.
+bool is_lasting_write(const ggml_tensor * node) {
+    return (node->op == GGML_OP_SET_ROWS || node->op == GGML_OP_CPY) && node->view_src && is_leaf(node->view_src);
+}
+
+// What an FFN's region cannot hold: ops that mix tokens, or write to the KV cache or a recurrent state.
+bool is_sequence_op(const ggml_tensor * node) {
+    switch (node->op) {
+        case GGML_OP_FLASH_ATTN_EXT:
+        case GGML_OP_ROPE:
+        case GGML_OP_SET_ROWS: return true;
+        case GGML_OP_SOFT_MAX: return node->src[1] != nullptr; // with a mask it is attention, without one a router
+        default: return is_recurrent_op(node);
+    }
 }
 
 bool is_stream(const ggml_tensor * t, const ggml_tensor * like) {
@@ -69,6 +97,12 @@ bool on_cpu(const ggml_tensor * weight) {
     }
     ggml_backend_dev_t dev = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(weight->buffer));
     return dev == nullptr || ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU;
+}
+
+bool is_of_attention(const ggml_tensor * node) {
+    const auto is_ffn = [](const ggml_tensor * src) { return src && pyskip_ffn_down_layer(src->name) >= 0; };
+    return !is_recurrent_op(node) && !is_lasting_write(node) &&
+           std::none_of(std::begin(node->src), std::end(node->src), is_ffn);
 }
 
 class finder {
@@ -84,19 +118,9 @@ public:
     }
 
     std::vector<pyskip_block> find() {
-        std::map<int32_t, std::vector<int>> marked; // layer -> nodes that read one of its ffn_down weights
-        for (int i = 0; i < gf->n_nodes; ++i) {
-            for (const ggml_tensor * src : gf->nodes[i]->src) {
-                const int32_t il = src && is_leaf(src) ? pyskip_ffn_down_layer(src->name) : -1;
-                if (il >= 0) {
-                    marked[il].push_back(i);
-                    break;
-                }
-            }
-        }
         std::vector<pyskip_block> blocks;
         int                       last_join = -1;
-        for (const auto & [il, marks] : marked) {
+        for (const auto & [il, marks] : find_marks(pyskip_ffn_down_layer)) {
             pyskip_block block;
             block.il         = il;
             const int i_join = find_join(marks, block);
@@ -107,10 +131,48 @@ public:
                 last_join = i_join;
             }
         }
+        for (const auto & [il, marks] : find_marks(pyskip_attn_output_layer)) {
+            add_attention(il, marks, blocks);
+        }
         return blocks;
     }
 
 private:
+    using layer_of = int32_t (*)(const char * name);
+
+    // By layer the nodes that read one of the weights that a sublayer ends in.
+    std::map<int32_t, std::vector<int>> find_marks(layer_of layer) const {
+        std::map<int32_t, std::vector<int>> marked;
+        for (int i = 0; i < gf->n_nodes; ++i) {
+            for (const ggml_tensor * src : gf->nodes[i]->src) {
+                const int32_t il = src && is_leaf(src) ? layer(src->name) : -1;
+                if (il >= 0) {
+                    marked[il].push_back(i);
+                    break;
+                }
+            }
+        }
+        return marked;
+    }
+
+    // Among the blocks found so far, if it fits between two of them.
+    void add_attention(int32_t il, const std::vector<int> & marks, std::vector<pyskip_block> & blocks) const {
+        pyskip_block block;
+        block.il          = il;
+        block.sublayer    = PYSKIP_SUBLAYER_ATTENTION;
+        const int  i_join = find_join(marks, block);
+        const auto next   = std::find_if(blocks.begin(), blocks.end(),
+                                         [&](const pyskip_block & b) { return index.at(b.join) >= i_join; });
+        if (i_join < 0 || (next != blocks.end() && index.at(next->region.front()) < i_join)) {
+            return; // an FFN that is computed beside it
+        }
+        const int last_join = next == blocks.begin() ? -1 : index.at(std::prev(next)->join);
+        if (fill_region(i_join, last_join, marks, block)) {
+            fill_rest(i_join, block);
+            blocks.insert(next, std::move(block));
+        }
+    }
+
     template <typename F> void for_each_source(int i, F visit) const {
         for (const ggml_tensor * src : gf->nodes[i]->src) {
             const auto it = src ? index.find(src) : index.end();
@@ -164,7 +226,7 @@ private:
             if (n_uses[i] == 0 || n_inner[i] != n_uses[i] || (node->flags & GGML_TENSOR_FLAG_OUTPUT)) {
                 continue;
             }
-            if (is_sequence_op(node)) {
+            if (block.sublayer == PYSKIP_SUBLAYER_ATTENTION ? !is_of_attention(node) : is_sequence_op(node)) {
                 return false;
             }
             inside[i] = 1;

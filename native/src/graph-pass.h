@@ -1,10 +1,12 @@
-// The pass over a built decode graph: finds, for each layer, the residual ADD that joins its FFN to the stream, and
-// the nodes that only that FFN needs. It reads the graph, whichever model file built it, and changes nothing.
+// The pass over a built decode graph: finds, for each layer, the residual ADDs that join its attention and its FFN to the
+// stream, and the nodes that only these need. It reads the graph, whichever model file built it, and changes nothing.
 //
 // Called by state.cpp when llama.cpp has built a graph under a policy, and to tell which layers of a model can be
 // skipped. Without a policy nobody calls it.
 
 #pragma once
+
+#include "pyskip.h"
 
 #include <cstdint>
 #include <vector>
@@ -12,23 +14,24 @@
 struct ggml_cgraph;
 struct ggml_tensor;
 
-// One conditional FFN. z = x + y, where y is the FFN's contribution and x all the rest of the stream.
+// One conditional FFN or attention. z = x + y, where y is its contribution and x all the rest of the stream.
 struct pyskip_block {
-    int32_t il = -1;
+    int32_t         il       = -1;
+    pyskip_sublayer sublayer = PYSKIP_SUBLAYER_FFN;
 
     ggml_tensor * join = nullptr; // the ADD
-    ggml_tensor * x    = nullptr; // its operand that is there without the FFN
-    ggml_tensor * y    = nullptr; // its operand that is the FFN
+    ggml_tensor * x    = nullptr; // its operand that is there without the block
+    ggml_tensor * y    = nullptr; // its operand that is the block
 
     // Where attention and FFN run in parallel the stream is completed by further ADDs after the join: their operands.
     std::vector<ggml_tensor *> rest;
 
     // Every node that is computed for y alone, in graph order; y is among them. Passing over all of them leaves the
-    // rest of the graph as it is.
+    // rest of the graph as it is: of attention Q, the scores, the mix and what follows; K and V are needed by the cache, too.
     std::vector<ggml_tensor *> region;
 
     // What the region's first matrix reads: the stream, normed, one row per row of the join. A gate predicts from it and
-    // a stand-in computes from it. nullptr if there is no such tensor.
+    // a stand-in computes from it. nullptr if there is no such tensor, and for attention.
     ggml_tensor * input = nullptr;
 
     // The nodes of the region that compute the input, itself included; empty if it is shared with the attention.
@@ -45,7 +48,12 @@ struct pyskip_block {
 // "blk.N.channel_mix_value*". Exact: "blk.N.attn_output.weight" is not one.
 int32_t pyskip_ffn_down_layer(const char * name);
 
-// The blocks of `gf` in graph order. A layer whose FFN cannot be told from the rest of the graph is left out.
+// The layer of the weight that attention ends in, else -1: "blk.N.attn_output*", or "dec.blk.N.attn_o*" of T5, whose attention
+// to the encoder's output is not meant. Neither are norms ("blk.N.attn_output_norm").
+int32_t pyskip_attn_output_layer(const char * name);
+
+// The blocks of `gf` in graph order: no node of a block lies before the join of another that precedes it. What cannot be told
+// from the rest of the graph is left out, and so is attention beside an FFN, both added to the stream at once.
 std::vector<pyskip_block> pyskip_graph_find(const ggml_cgraph * gf);
 
 // Put `group`, nodes of the graph, right before `join`, in this order. ggml_build_forward_expand() has appended the new

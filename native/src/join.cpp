@@ -4,16 +4,17 @@
 #include "ggml.h"
 #include "operator.h"
 #include "profile.h"
+#include "row.h"
 #include "slot.h"
 #include "state.h"
 
 #include <cstring>
 #include <vector>
 
-// cos(x, z) of a row, where x is the whole stream without the FFN.
-static float row_cosine(const pyskip_slot & slot, int64_t row, const float * x, const float * y, int64_t n_embd) {
+// From x to z of a row, where x is the whole stream without the block.
+static pyskip_step row_step(const pyskip_slot & slot, int64_t row, const float * x, const float * y, int64_t n_embd) {
     if (slot.block.rest.empty()) {
-        return pyskip_cosine(x, y, n_embd);
+        return pyskip_compare(x, y, n_embd);
     }
     thread_local std::vector<float> whole;
     whole.assign(x, x + n_embd);
@@ -23,14 +24,31 @@ static float row_cosine(const pyskip_slot & slot, int64_t row, const float * x, 
             whole[i] += p[i];
         }
     }
-    return pyskip_cosine(whole.data(), y, n_embd);
+    return pyskip_compare(whole.data(), y, n_embd);
+}
+
+// x, such that the whole stream becomes `scale` times what it is.
+static void pass_scaled(const pyskip_slot & slot, int64_t row, float scale, const float * x, float * z,
+                        int64_t n_embd) {
+    for (int64_t i = 0; i < n_embd; ++i) {
+        z[i] = scale * x[i];
+    }
+    for (const ggml_tensor * part : slot.block.rest) {
+        const float * p = pyskip_row(part, row);
+        for (int64_t i = 0; i < n_embd; ++i) {
+            z[i] += (scale - 1.0f) * p[i];
+        }
+    }
 }
 
 // z of a row that skipped: x, or x and the stand-in with its bias. y was not computed: not even a NaN of it may be touched.
 static void pass_on(const pyskip_slot & slot, int64_t row, const pyskip_token & token, const float * x, float * z,
                     int64_t n_embd) {
     if (slot.own == nullptr || !token.rule->has_gates()) {
-        if (z != x) {
+        const float scale = token.choice ? token.choice->scale[pyskip_place(slot.block.sublayer, slot.block.il)] : 1.0f;
+        if (scale != 1.0f) {
+            pass_scaled(slot, row, scale, x, z, n_embd);
+        } else if (z != x) {
             std::memcpy(z, x, n_embd * sizeof(float));
         }
         return;
@@ -67,11 +85,13 @@ static bool join_row(pyskip_slot & slot, ggml_tensor * dst, int64_t row) {
     } else {
         const int64_t place = slot.packed ? slot.place[row] : row;
         const float * y     = pyskip_row(dst->src[1], place);
-        tested              = pyskip_rule_tests(*token.rule, slot.block.il, token);
+        tested              = pyskip_rule_tests(*token.rule, slot.block.sublayer, slot.block.il, token);
         if (tested) {
             // before z is written: it may lie over x or y
-            sim                  = row_cosine(slot, row, x, y, n_embd);
-            state.sim(slot.k, t) = sim;
+            const pyskip_step step = row_step(slot, row, x, y, n_embd);
+            sim                    = step.cosine;
+            state.sim(slot.k, t)   = step.cosine;
+            state.scale(slot.k, t) = step.scale;
         }
         for (int64_t i = 0; i < n_embd; ++i) {
             z[i] = x[i] + y[i];
@@ -81,7 +101,9 @@ static bool join_row(pyskip_slot & slot, ggml_tensor * dst, int64_t row) {
     if (next == (int32_t) state.slots.size()) {
         return false;
     }
-    pyskip_rule_advance(*token.rule, slot.block.il, skip, tested, sim, token);
+    if (slot.block.sublayer == PYSKIP_SUBLAYER_FFN) {
+        pyskip_rule_advance(*token.rule, slot.block.il, skip, tested, sim, token);
+    }
     const bool skip_next = state.skips_unasked(next, t);
     state.skips(next, t) = skip_next;
     return !skip_next && state.has_token(state.slots[next], t);

@@ -9,20 +9,28 @@ static bool fail(std::string & error, const std::string & line) {
     return false;
 }
 
-static bool init_static(pyskip_rule & rule, const pyskip_policy & policy, int32_t n_layer, std::string & error) {
-    if (policy.n_layers == 0 || policy.layers == nullptr) {
-        return fail(error, "static names no layer: give at least one, as in static:5,14,25");
-    }
-    rule.is_static.assign(n_layer, 0);
-    for (size_t i = 0; i < policy.n_layers; ++i) {
-        const int32_t il = policy.layers[i];
+static bool mark_layers(std::vector<uint8_t> & marked, const int32_t * layers, size_t n_layers, int32_t n_layer,
+                        std::string & error) {
+    marked.assign(n_layer, 0);
+    for (size_t i = 0; i < n_layers; ++i) {
+        const int32_t il = layers[i];
         if (il < 0 || il >= n_layer) {
             return fail(error, "static names layer " + std::to_string(il) + ", but the model has layers 0 to " +
                                    std::to_string(n_layer - 1) + ": name layers of that range");
         }
-        rule.is_static[il] = 1;
+        marked[il] = 1;
     }
     return true;
+}
+
+static bool init_static(pyskip_rule & rule, const pyskip_policy & policy, int32_t n_layer, std::string & error) {
+    const size_t n_ffn       = policy.layers ? policy.n_layers : 0;
+    const size_t n_attention = policy.attention_layers ? policy.n_attention_layers : 0;
+    if (n_ffn + n_attention == 0) {
+        return fail(error, "static names no layer: give at least one, as in static:5,14,25 or static:attn=12+13");
+    }
+    return mark_layers(rule.is_static[PYSKIP_SUBLAYER_FFN], policy.layers, n_ffn, n_layer, error) &&
+           mark_layers(rule.is_static[PYSKIP_SUBLAYER_ATTENTION], policy.attention_layers, n_attention, n_layer, error);
 }
 
 static bool init_cosine(pyskip_rule & rule, const pyskip_policy & policy, int32_t n_layer, std::string & error) {
@@ -84,6 +92,31 @@ static bool init_random(pyskip_rule & rule, const pyskip_policy & policy, std::s
     return true;
 }
 
+static bool init_adaskip(pyskip_rule & rule, const pyskip_policy & policy, int32_t n_layer, std::string & error) {
+    const int64_t most = 2 * ((int64_t) n_layer - 1) - 1;
+    if (policy.n_sublayers < 1 || policy.n_sublayers > most) {
+        return fail(error, "adaskip n is " + std::to_string(policy.n_sublayers) + ", expected 1 to " +
+                               std::to_string(most) + ": the last of the model's " + std::to_string(n_layer) +
+                               " layers always runs, and of the others one sublayer");
+    }
+    rule.n_sublayers = policy.n_sublayers;
+    return true;
+}
+
+static bool init_prompt(pyskip_rule & rule, const pyskip_policy & policy, int32_t n_layer, std::string & error) {
+    if (policy.profile == nullptr) {
+        return fail(error, "the prompt policy has no profile: load one");
+    }
+    if (!(policy.rate >= 0.0f && policy.rate <= 1.0f)) {
+        return fail(error, "prompt rate is out of range: give a rate from 0 to 1");
+    }
+    rule.profile     = policy.profile;
+    rule.rate        = policy.rate;
+    rule.threshold   = -INFINITY;
+    rule.n_sublayers = (int32_t) std::lround((double) policy.rate * n_layer);
+    return true;
+}
+
 static bool init_custom(pyskip_rule & rule, const pyskip_policy & policy, std::string & error) {
     if (policy.decide == nullptr) {
         return fail(error, "the custom policy has no function to decide by: give one");
@@ -119,6 +152,16 @@ bool pyskip_rule_init(pyskip_rule & rule, const pyskip_policy & policy, int32_t 
                 return false;
             }
             break;
+        case PYSKIP_POLICY_ADASKIP:
+            if (!init_adaskip(next, policy, n_layer, error)) {
+                return false;
+            }
+            break;
+        case PYSKIP_POLICY_PROMPT:
+            if (!init_prompt(next, policy, n_layer, error)) {
+                return false;
+            }
+            break;
         case PYSKIP_POLICY_CUSTOM:
             if (!init_custom(next, policy, error)) {
                 return false;
@@ -141,15 +184,32 @@ bool pyskip_rule::operator==(const pyskip_rule & other) const {
            cold_end == other.cold_end && warmup == other.warmup && is_static == other.is_static &&
            prefill == other.prefill && rate == other.rate && seed == other.seed && profile == other.profile &&
            hold == other.hold && prompt == other.prompt && decide == other.decide && decide_data == other.decide_data &&
-           n_layer == other.n_layer &&
+           n_layer == other.n_layer && n_sublayers == other.n_sublayers &&
            std::equal(curve.begin(), curve.end(), other.curve.begin(), other.curve.end(), same_point);
 }
 
-bool pyskip_rule_covers(const pyskip_rule & rule, int32_t il) {
+bool pyskip_rule_has_attention(const pyskip_rule & rule) {
+    if (rule.type == PYSKIP_POLICY_ADASKIP) {
+        return true;
+    }
+    const auto & layers = rule.is_static[PYSKIP_SUBLAYER_ATTENTION];
+    return std::find(layers.begin(), layers.end(), 1) != layers.end();
+}
+
+bool pyskip_rule_covers(const pyskip_rule & rule, pyskip_sublayer sublayer, int32_t il) {
+    if (rule.type == PYSKIP_POLICY_STATIC) {
+        return rule.is_static[sublayer][il] != 0;
+    }
+    if (rule.type == PYSKIP_POLICY_ADASKIP) {
+        return il + 1 < rule.n_layer; // llama.cpp computes the last one for some tokens only
+    }
+    if (sublayer != PYSKIP_SUBLAYER_FFN) {
+        return false;
+    }
     switch (rule.type) {
-        case PYSKIP_POLICY_STATIC: return rule.is_static[il] != 0;
         case PYSKIP_POLICY_COSINE: return il >= rule.cold_start && il < rule.n_layer - rule.cold_end;
         case PYSKIP_POLICY_PROFILE: // what its profile covers
+        case PYSKIP_POLICY_PROMPT:
         case PYSKIP_POLICY_RANDOM:
         case PYSKIP_POLICY_CUSTOM: return true;
         default: return false;
@@ -168,9 +228,12 @@ static bool coin_skips(const pyskip_rule & rule, int32_t il, const pyskip_token 
     return (double) (h >> 11) * 0x1.0p-53 < rule.rate;
 }
 
-bool pyskip_rule_skips(const pyskip_rule & rule, int32_t il, const pyskip_token & token) {
-    if (!pyskip_rule_covers(rule, il) || rule.type == PYSKIP_POLICY_PROFILE) {
+bool pyskip_rule_skips(const pyskip_rule & rule, pyskip_sublayer sublayer, int32_t il, const pyskip_token & token) {
+    if (!pyskip_rule_covers(rule, sublayer, il) || rule.type == PYSKIP_POLICY_PROFILE) {
         return false;
+    }
+    if (rule.type == PYSKIP_POLICY_ADASKIP || rule.type == PYSKIP_POLICY_PROMPT) {
+        return token.choice && token.choice->skipped[pyskip_place(sublayer, il)];
     }
     if (rule.type == PYSKIP_POLICY_RANDOM) {
         return token.index >= 0 && token.index >= rule.warmup && coin_skips(rule, il, token);
@@ -183,12 +246,15 @@ bool pyskip_rule_skips(const pyskip_rule & rule, int32_t il, const pyskip_token 
     return rule.type == PYSKIP_POLICY_STATIC || token.n_left > 0;
 }
 
-bool pyskip_rule_tests(const pyskip_rule & rule, int32_t il, const pyskip_token & token) {
+bool pyskip_rule_tests(const pyskip_rule & rule, pyskip_sublayer sublayer, int32_t il, const pyskip_token & token) {
     if (rule.type == PYSKIP_POLICY_CUSTOM) {
-        return true;
+        return sublayer == PYSKIP_SUBLAYER_FFN;
+    }
+    if (rule.type == PYSKIP_POLICY_ADASKIP) {
+        return pyskip_rule_measures(rule, token.index) && pyskip_rule_covers(rule, sublayer, il);
     }
     return rule.type == PYSKIP_POLICY_COSINE && token.index >= 0 && token.index >= rule.warmup &&
-           pyskip_rule_covers(rule, il);
+           pyskip_rule_covers(rule, sublayer, il);
 }
 
 void pyskip_rule_advance(const pyskip_rule & rule, int32_t il, bool skipped, bool tested, float sim,
@@ -207,6 +273,16 @@ void pyskip_rule_advance(const pyskip_rule & rule, int32_t il, bool skipped, boo
     }
 }
 
+bool pyskip_rule_measures(const pyskip_rule & rule, int32_t index) {
+    return rule.type == PYSKIP_POLICY_ADASKIP ? index < PYSKIP_LATE : rule.type == PYSKIP_POLICY_PROMPT && index < 0;
+}
+
+pyskip_choice_ptr pyskip_rule_choose(const pyskip_rule & rule, const pyskip_census & census, int32_t from,
+                                     int32_t index) {
+    return rule.type == PYSKIP_POLICY_ADASKIP ? census.most_similar(rule.n_sublayers, from, index >= PYSKIP_LATE)
+                                              : census.least_scored(rule.n_sublayers, from);
+}
+
 pyskip_need pyskip_rule_needs(const pyskip_rule & rule, const pyskip_token & token) {
     const bool is_generated = token.index >= 0;
     switch (rule.type) {
@@ -214,6 +290,10 @@ pyskip_need pyskip_rule_needs(const pyskip_rule & rule, const pyskip_token & tok
         case PYSKIP_POLICY_CUSTOM: return PYSKIP_NEED_JOINS;
         case PYSKIP_POLICY_COSINE:
             return is_generated && token.index >= rule.warmup ? PYSKIP_NEED_JOINS : PYSKIP_NEED_NOTHING;
+        case PYSKIP_POLICY_ADASKIP:
+            return token.choice || pyskip_rule_measures(rule, token.index) ? PYSKIP_NEED_JOINS : PYSKIP_NEED_NOTHING;
+        case PYSKIP_POLICY_PROMPT:
+            return token.choice || pyskip_rule_measures(rule, token.index) ? PYSKIP_NEED_GATES : PYSKIP_NEED_NOTHING;
         case PYSKIP_POLICY_PROFILE:
         case PYSKIP_POLICY_RANDOM:
             if (rule.has_gates()) { // the warm-up's scores are shown, and say where a held rate begins
@@ -248,74 +328,12 @@ float pyskip_rule_threshold(const pyskip_rule & rule, const pyskip_token & token
 }
 
 bool pyskip_rule_gates(const pyskip_rule & rule, int32_t il, float score, const pyskip_token & token) {
+    if (rule.type == PYSKIP_POLICY_PROMPT) {
+        return pyskip_rule_skips(rule, PYSKIP_SUBLAYER_FFN, il, token);
+    }
     const bool is_held = token.index >= 0 ? rule.hold : rule.prompt > 0.0f && token.ahead > 0;
     if (!rule.has_gates() || !(score < token.threshold) || (is_held && il + 1 == rule.n_layer)) {
         return false;
     }
-    return rule.type == PYSKIP_POLICY_PROFILE || pyskip_rule_skips(rule, il, token);
-}
-
-// Sums run in lanes, as in pyskip_cosine().
-float pyskip_gate_score(const float * weights, const float * x, const float * xn, int64_t n) {
-    constexpr int N_LANE = 16;
-
-    float dot[N_LANE] = {};
-    float xx[N_LANE]  = {};
-
-    const int64_t n_whole = n - n % N_LANE;
-    for (int64_t i = 0; i < n_whole; i += N_LANE) {
-        for (int j = 0; j < N_LANE; ++j) {
-            dot[j] += weights[i + j] * xn[i + j];
-            xx[j] += x[i + j] * x[i + j];
-        }
-    }
-    double sum    = 0.0;
-    double sum_xx = 0.0;
-    for (int j = 0; j < N_LANE; ++j) {
-        sum += dot[j];
-        sum_xx += xx[j];
-    }
-    for (int64_t i = n_whole; i < n; ++i) {
-        sum += (double) weights[i] * xn[i];
-        sum_xx += (double) x[i] * x[i];
-    }
-    return (float) (sum + weights[n] * 0.5 * std::log(std::max(sum_xx, 1e-38)) + weights[n + 1]);
-}
-
-// Sums run in lanes, so that the compiler can use the machine's vectors without being allowed to reorder arithmetic.
-float pyskip_cosine(const float * x, const float * y, int64_t n) {
-    constexpr int N_LANE = 16;
-
-    float xz[N_LANE] = {};
-    float xx[N_LANE] = {};
-    float zz[N_LANE] = {};
-
-    const int64_t n_whole = n - n % N_LANE;
-    for (int64_t i = 0; i < n_whole; i += N_LANE) {
-        for (int j = 0; j < N_LANE; ++j) {
-            const float xi = x[i + j];
-            const float zi = xi + y[i + j];
-            xz[j] += xi * zi;
-            xx[j] += xi * xi;
-            zz[j] += zi * zi;
-        }
-    }
-    double sum_xz = 0.0;
-    double sum_xx = 0.0;
-    double sum_zz = 0.0;
-    for (int j = 0; j < N_LANE; ++j) {
-        sum_xz += xz[j];
-        sum_xx += xx[j];
-        sum_zz += zz[j];
-    }
-    for (int64_t i = n_whole; i < n; ++i) {
-        const double zi = (double) x[i] + y[i];
-        sum_xz += x[i] * zi;
-        sum_xx += (double) x[i] * x[i];
-        sum_zz += zi * zi;
-    }
-    if (sum_xx == 0.0 || sum_zz == 0.0) {
-        return 0.0f;
-    }
-    return (float) (sum_xz / std::sqrt(sum_xx * sum_zz));
+    return rule.type == PYSKIP_POLICY_PROFILE || pyskip_rule_skips(rule, PYSKIP_SUBLAYER_FFN, il, token);
 }

@@ -1,12 +1,14 @@
-// The decision, pure: which tokens run a layer's FFN. No ggml or llama.cpp types; tests/test-policy.cpp holds it to the
+// The decision, pure: which tokens run a layer's FFN, and its attention. No ggml or llama.cpp types; tests/test-policy.cpp holds it to the
 // paper (arXiv 2404.03865, section 3). Called by the operators (gate.cpp, join.cpp) and at the start of a batch
 // (state.cpp). Policy off never reaches this file.
 
 #pragma once
 
+#include "census.h"
 #include "hold.h"
 #include "pyskip.h"
 
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <string>
@@ -22,8 +24,8 @@ struct pyskip_rule {
     int32_t cold_end   = 0;
     int32_t warmup     = 0;
 
-    // static: is_static[il]
-    std::vector<uint8_t> is_static;
+    // static: is_static[sublayer][il]
+    std::array<std::vector<uint8_t>, 2> is_static;
 
     // profile (threshold and warmup as above), random
     bool     prefill = false;
@@ -37,6 +39,9 @@ struct pyskip_rule {
     bool                           hold   = false;
     float                          prompt = 0.0f;
     std::vector<pyskip_hold_point> curve;
+
+    // adaskip; prompt: of FFNs
+    int32_t n_sublayers = 0;
 
     // custom
     pyskip_decide decide      = nullptr;
@@ -60,6 +65,10 @@ struct pyskip_token {
 
     float threshold = -INFINITY; // profile: skip a block if its gate's score is below it
 
+    const pyskip_choice * choice =
+        nullptr; // adaskip, prompt: what its prompt chose; nullptr: it is of a prompt, or nothing is
+                 // known of its own
+
     const pyskip_rule * rule = nullptr; // that decides for it
 };
 
@@ -67,18 +76,31 @@ struct pyskip_token {
 // the model; `rule` is then untouched.
 bool pyskip_rule_init(pyskip_rule & rule, const pyskip_policy & policy, int32_t n_layer, std::string & error);
 
-// Whether the rule may ever skip layer il.
-bool pyskip_rule_covers(const pyskip_rule & rule, int32_t il);
+// Whether the rule may ever skip the sublayer of layer il.
+bool pyskip_rule_covers(const pyskip_rule & rule, pyskip_sublayer sublayer, int32_t il);
 
-// Is layer il's FFN skipped for this token?
-bool pyskip_rule_skips(const pyskip_rule & rule, int32_t il, const pyskip_token & token);
+// Whether the rule has to do with attention at all.
+bool pyskip_rule_has_attention(const pyskip_rule & rule);
 
-// Does the rule want cos(x, z) of layer il for this token, whose FFN has run?
-bool pyskip_rule_tests(const pyskip_rule & rule, int32_t il, const pyskip_token & token);
+// Is layer il's sublayer skipped for this token?
+bool pyskip_rule_skips(const pyskip_rule & rule, pyskip_sublayer sublayer, int32_t il, const pyskip_token & token);
 
-// Layer il is done for the token: `skipped` says how; sim is cos(x, z) if pyskip_rule_tests() asked for it.
+// Does the rule want cos(x, z) of layer il for this token, whose sublayer has run?
+bool pyskip_rule_tests(const pyskip_rule & rule, pyskip_sublayer sublayer, int32_t il, const pyskip_token & token);
+
+// Layer il's FFN is done for the token: `skipped` says how; sim is cos(x, z) if pyskip_rule_tests() asked for it.
 void pyskip_rule_advance(const pyskip_rule & rule, int32_t il, bool skipped, bool tested, float sim,
                          pyskip_token & token);
+
+// Whether the rule looks at what the token shows, to choose by it. Adaskip, prompt.
+bool pyskip_rule_measures(const pyskip_rule & rule, int32_t index);
+
+// Adaskip: the generated tokens that are looked at, too; and from which on what they showed counts.
+constexpr int32_t PYSKIP_LATE = 20;
+
+// What is skipped for the index-th generated token of a sequence whose generated tokens begin at `from`.
+pyskip_choice_ptr pyskip_rule_choose(const pyskip_rule & rule, const pyskip_census & census, int32_t from,
+                                     int32_t index);
 
 // What may happen to a token under the rule.
 enum pyskip_need {
@@ -99,9 +121,3 @@ float pyskip_rule_threshold(const pyskip_rule & rule, const pyskip_token & token
 // Is layer il's FFN skipped for this token, whose gate says `score`? Profile, and random with one. A score that is no number
 // runs it. The last layer, which llama.cpp computes for some tokens only, has no part in a rate that is held, and runs.
 bool pyskip_rule_gates(const pyskip_rule & rule, int32_t il, float score, const pyskip_token & token);
-
-// What a gate predicts of a row: weights[n] * log(|x|) + weights[n + 1] + the dot product of its n first with xn.
-float pyskip_gate_score(const float * weights, const float * x, const float * xn, int64_t n);
-
-// cos(x, x + y) of vectors of n values. 0 if x or x + y is the zero vector.
-float pyskip_cosine(const float * x, const float * y, int64_t n);

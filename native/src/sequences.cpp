@@ -8,9 +8,14 @@ static bool reaches(int32_t p0, int32_t p1, int32_t pos) {
 
 pyskip_sequences::pyskip_sequences() : other_rule(std::make_shared<pyskip_rule>()) {}
 
-// What was decoded before another mark or under another rule says nothing of what comes.
+// What was decoded before another mark or under another rule says nothing of what comes, but for what a prompt showed.
 void pyskip_sequences::set_from(int32_t seq_id, int32_t pos) {
     pos = std::max(pos, -1);
+    for (auto & [id, census] : censuses) {
+        if ((seq_id < 0 || id == seq_id) && from(id) != pos) {
+            census.forget_generated();
+        }
+    }
     if (seq_id >= 0) {
         if (from(seq_id) != pos) {
             histories.erase(seq_id);
@@ -29,12 +34,16 @@ void pyskip_sequences::set_rule(int32_t seq_id, const rule_ptr & next) {
     if (seq_id >= 0) {
         if (!(*rule(seq_id) == *next)) {
             histories.erase(seq_id);
+            censuses.erase(seq_id);
         }
         rules[seq_id] = next;
         return;
     }
     for (auto it = histories.begin(); it != histories.end();) {
         it = *rule(it->first) == *next ? std::next(it) : histories.erase(it);
+    }
+    for (auto it = censuses.begin(); it != censuses.end();) {
+        it = *rule(it->first) == *next ? std::next(it) : censuses.erase(it);
     }
     rules.clear();
     other_rule = next;
@@ -61,10 +70,25 @@ bool pyskip_sequences::any_has_gates(int32_t seq_id) const {
            });
 }
 
+pyskip_choice_ptr pyskip_sequences::choice(int32_t seq_id, int32_t pos) const {
+    const pyskip_rule & r  = *rule(seq_id);
+    const int32_t       i  = index(seq_id, pos);
+    const auto          it = censuses.find(seq_id);
+    if (i < 0 || it == censuses.end() || !pyskip_rule_measures(r, -1)) {
+        return nullptr;
+    }
+    return pyskip_rule_choose(r, it->second, from(seq_id), i);
+}
+
 int32_t pyskip_sequences::span(int32_t seq_id, int32_t pos) const {
     const pyskip_rule & r         = *rule(seq_id);
     const int32_t       first     = from(seq_id);
     const bool          is_prompt = first < 0 || pos < first;
+    if (pyskip_rule_measures(r, -1)) {
+        return is_prompt                                                                ? -1
+               : pyskip_rule_measures(r, PYSKIP_LATE - 1) && pos - first >= PYSKIP_LATE ? first + PYSKIP_LATE
+                                                                                        : first;
+    }
     if (is_prompt ? first < 0 || r.prompt <= 0.0f : !r.hold) {
         return -1;
     }
@@ -76,12 +100,18 @@ void pyskip_sequences::clear() {
     marks.clear();
     other = -1;
     histories.clear();
+    censuses.clear();
 }
 
 void pyskip_sequences::remove(int32_t seq_id, int32_t p0, int32_t p1) {
     for (auto & [id, history] : histories) {
         if (seq_id < 0 || id == seq_id) {
             history.remove(p0, p1);
+        }
+    }
+    for (auto & [id, census] : censuses) {
+        if (seq_id < 0 || id == seq_id) {
+            census.remove(p0, p1);
         }
     }
 }
@@ -98,6 +128,12 @@ void pyskip_sequences::copy(int32_t seq_id_src, int32_t seq_id_dst, int32_t p0, 
     } else {
         histories[seq_id_dst] = it->second.part(p0, p1);
     }
+    const auto measured = censuses.find(seq_id_src);
+    if (measured == censuses.end()) {
+        censuses.erase(seq_id_dst);
+    } else {
+        censuses[seq_id_dst] = measured->second.part(p0, p1);
+    }
 }
 
 void pyskip_sequences::keep(int32_t seq_id) {
@@ -109,11 +145,17 @@ void pyskip_sequences::keep(int32_t seq_id) {
     if (it != histories.end()) {
         history = std::move(it->second);
     }
+    pyskip_census census;
+    const auto    measured = censuses.find(seq_id);
+    if (measured != censuses.end()) {
+        census = std::move(measured->second);
+    }
     clear();
     rules.clear();
     marks[seq_id]     = first;
     rules[seq_id]     = own;
     histories[seq_id] = std::move(history);
+    censuses[seq_id]  = std::move(census);
 }
 
 void pyskip_sequences::add(int32_t seq_id, int32_t p0, int32_t p1, int32_t delta) {
@@ -125,6 +167,10 @@ void pyskip_sequences::add(int32_t seq_id, int32_t p0, int32_t p1, int32_t delta
     if (it != histories.end()) {
         it->second.shift(p0, p1, delta);
     }
+    const auto measured = censuses.find(seq_id);
+    if (measured != censuses.end()) {
+        measured->second.shift(p0, p1, delta);
+    }
 }
 
 void pyskip_sequences::div(int32_t seq_id, int32_t p0, int32_t p1, int32_t d) {
@@ -135,5 +181,9 @@ void pyskip_sequences::div(int32_t seq_id, int32_t p0, int32_t p1, int32_t d) {
     const auto it = histories.find(seq_id);
     if (d > 0 && it != histories.end()) {
         it->second.divide(p0, p1, d);
+    }
+    const auto measured = censuses.find(seq_id);
+    if (d > 0 && measured != censuses.end()) {
+        measured->second.divide(p0, p1, d);
     }
 }

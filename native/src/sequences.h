@@ -1,5 +1,5 @@
 // What is known of each sequence: which of its tokens are generated, by the caller's word; the rule that decides for it; and
-// what was decoded of it, for a rate that holds. Positions decide, never batches: so all of it must move with llama.cpp's
+// what was decoded of it, for a rate that holds and for what its prompt chooses. Positions decide, never batches: so all of it must move with llama.cpp's
 // own operations on sequences, which the hooks report (hooks.cpp). No ggml or llama.cpp types.
 
 #pragma once
@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <vector>
 
 class pyskip_sequences {
 public:
@@ -37,7 +38,16 @@ public:
     // Made if there is none.
     pyskip_history & history(int32_t seq_id) { return histories[seq_id]; }
 
-    // The first position of the span that a token of the sequence lies in, if its rule holds a rate there; else -1.
+    // What a sequence's token showed.
+    void measure(int32_t seq_id, int32_t pos, bool is_prompt, const std::vector<pyskip_measure> & measures) {
+        censuses[seq_id].append(pos, is_prompt, measures);
+    }
+
+    // What its prompt chose for the sequence's token; nullptr if its rule asks no prompt, or nothing is known.
+    pyskip_choice_ptr choice(int32_t seq_id, int32_t pos) const;
+
+    // The first position of the span that a token of the sequence lies in, if what is decided there depends on what was
+    // decoded before it; else -1.
     int32_t span(int32_t seq_id, int32_t pos) const;
 
     // What llama_memory_* does to the positions; p0 < 0 means from 0, p1 < 0 to the end.
@@ -56,4 +66,5 @@ private:
     rule_ptr                    other_rule;
 
     std::map<int32_t, pyskip_history> histories;
+    std::map<int32_t, pyskip_census>  censuses;
 };

@@ -59,7 +59,9 @@ pyskip_token pyskip_state::plan_token(const llama_ubatch & ubatch, uint32_t i) {
             rules[i] = std::make_shared<pyskip_rule>(); // off
         }
     }
-    token.rule = rules[i].get();
+    token.rule   = rules[i].get();
+    choices[i]   = token.rule->type == PYSKIP_POLICY_OFF ? nullptr : sequences.choice(seq_id, token.pos);
+    token.choice = choices[i].get();
     if (token.index < 0) {
         token.ahead = std::max(sequences.from(seq_id) - token.pos, 0);
     }
@@ -77,7 +79,9 @@ bool pyskip_state::plan(const llama_ubatch & ubatch) {
 
     tokens.resize(n_tokens);
     rules.resize(n_tokens);
+    choices.resize(n_tokens);
     wanted             = is_streaming ? PYSKIP_GRAPH_JOINS : PYSKIP_GRAPH_DENSE; // weights are asked for by joins
+    wants_attention    = false;
     bool        is_off = true;
     pyskip_need most   = PYSKIP_NEED_NOTHING;
     for (uint32_t i = 0; i < n_tokens; ++i) {
@@ -88,6 +92,7 @@ bool pyskip_state::plan(const llama_ubatch & ubatch) {
     for (uint32_t i = 0; i < n_tokens; ++i) {
         tokens[i] = plan_token(ubatch, i);
         is_off &= tokens[i].rule->type == PYSKIP_POLICY_OFF;
+        wants_attention |= pyskip_rule_has_attention(*tokens[i].rule);
         most = std::max(most, pyskip_rule_needs(*tokens[i].rule, tokens[i]));
     }
     if (most == PYSKIP_NEED_JOINS) {
@@ -100,7 +105,8 @@ bool pyskip_state::plan(const llama_ubatch & ubatch) {
     } else if (is_off) {
         wanted = PYSKIP_GRAPH_OFF;
     }
-    return !must_rebuild && wanted == graph;
+    wants_attention = wants_attention && (wanted == PYSKIP_GRAPH_JOINS || wanted == PYSKIP_GRAPH_GATES);
+    return !must_rebuild && wanted == graph && wants_attention == has_attention;
 }
 
 void pyskip_state::begin(const llama_ubatch & ubatch) {
@@ -119,6 +125,7 @@ void pyskip_state::begin(const llama_ubatch & ubatch) {
     }
     decisions.assign(slots.size() * n_tokens, 0);
     sims.assign(slots.size() * n_tokens, NOT_A_NUMBER);
+    scales.assign(slots.size() * n_tokens, NOT_A_NUMBER);
 
     n_run_all = 0;
     n_done    = 0;
@@ -172,6 +179,7 @@ void pyskip_state::end(const llama_ubatch & ubatch, bool computed) {
     }
     count();
     remember(ubatch);
+    measure(ubatch);
     if (trace_capacity > 0) {
         record();
     }
@@ -180,6 +188,7 @@ void pyskip_state::end(const llama_ubatch & ubatch, bool computed) {
 static void make_room(pyskip_counters & c, int32_t n_layer) {
     c.evaluated.resize(n_layer);
     c.skipped.resize(n_layer);
+    c.attention_skipped.resize(n_layer);
 }
 
 void pyskip_state::count() {
@@ -193,6 +202,10 @@ void pyskip_state::count() {
         c.n_tokens++;
         int32_t il = 0;
         for (const pyskip_slot & slot : slots) {
+            if (slot.block.sublayer == PYSKIP_SUBLAYER_ATTENTION) {
+                c.attention_skipped[slot.block.il] += skips(slot.k, (int32_t) t);
+                continue;
+            }
             for (; il < slot.block.il; ++il) {
                 c.evaluated[il]++; // a layer without a block
             }
@@ -219,7 +232,7 @@ void pyskip_state::remember(const llama_ubatch & ubatch) {
         std::fill(scores.begin(), scores.end(), NOT_A_NUMBER);
         int32_t n_skipped = 0;
         for (const pyskip_slot & slot : slots) {
-            if (slot.block.il + 1 < n_layer && slot.gate) {
+            if (slot.block.il + 1 < n_layer && slot.gate) { // of an FFN
                 scores[slot.block.il] = sim(slot.k, (int32_t) t);
                 n_skipped += skips(slot.k, (int32_t) t);
             }
@@ -227,6 +240,27 @@ void pyskip_state::remember(const llama_ubatch & ubatch) {
         const pyskip_hold_token held = { token.pos, token.index < 0, owed, (float) n_skipped / (float) n_layer };
         for (int32_t s = 0; s < ubatch.n_seq_id[t]; ++s) {
             sequences.history(ubatch.seq_id[t][s]).append(held, scores);
+        }
+    }
+}
+
+// What choices to come are made of. The last layer is left out, as above.
+void pyskip_state::measure(const llama_ubatch & ubatch) {
+    std::vector<pyskip_measure> measures(2 * (size_t) n_layer);
+    for (size_t t = 0; t < tokens.size(); ++t) {
+        const pyskip_token & token = tokens[t];
+        if (!pyskip_rule_measures(*token.rule, token.index)) {
+            continue;
+        }
+        std::fill(measures.begin(), measures.end(), pyskip_measure{ NOT_A_NUMBER, NOT_A_NUMBER });
+        for (const pyskip_slot & slot : slots) {
+            if (slot.block.il + 1 < n_layer) {
+                measures[pyskip_place(slot.block.sublayer, slot.block.il)] = { sim(slot.k, (int32_t) t),
+                                                                               scale(slot.k, (int32_t) t) };
+            }
+        }
+        for (int32_t s = 0; s < ubatch.n_seq_id[t]; ++s) {
+            sequences.measure(ubatch.seq_id[t][s], token.pos, token.index < 0, measures);
         }
     }
 }
@@ -242,8 +276,13 @@ void pyskip_state::record() {
         pyskip_trace_entry & entry = trace.emplace_back();
         entry.token                = { tokens[t].seq_id, tokens[t].pos };
         entry.skipped.assign(n_layer, 0);
+        entry.attention.assign(n_layer, 0);
         entry.sim.assign(n_layer, NOT_A_NUMBER);
         for (const pyskip_slot & slot : slots) {
+            if (slot.block.sublayer == PYSKIP_SUBLAYER_ATTENTION) {
+                entry.attention[slot.block.il] = skips(slot.k, (int32_t) t);
+                continue;
+            }
             entry.skipped[slot.block.il] = skips(slot.k, (int32_t) t);
             entry.sim[slot.block.il]     = sim(slot.k, (int32_t) t);
         }
@@ -275,6 +314,7 @@ pyskip_counters pyskip_state::counted(int32_t seq_id, pyskip_phase phase) const 
         for (int32_t il = 0; il < n_layer; ++il) {
             sum.evaluated[il] += c.evaluated[il];
             sum.skipped[il] += c.skipped[il];
+            sum.attention_skipped[il] += c.attention_skipped[il];
         }
     }
     return sum;

@@ -33,14 +33,16 @@ enum pyskip_graph {
 
 struct pyskip_counters {
     int64_t              n_tokens = 0;
-    std::vector<int64_t> evaluated; // by layer
+    std::vector<int64_t> evaluated; // by layer: FFNs
     std::vector<int64_t> skipped;
+    std::vector<int64_t> attention_skipped; // the rest of n_tokens was evaluated
 };
 
 struct pyskip_trace_entry {
     pyskip_trace_token   token;
-    std::vector<uint8_t> skipped; // by layer
-    std::vector<float>   sim;     // by layer, NaN if it was not tested
+    std::vector<uint8_t> skipped;   // by layer: FFNs
+    std::vector<uint8_t> attention; // by layer: attention skipped
+    std::vector<float>   sim;       // by layer: of FFNs, NaN if it was not tested
 };
 
 struct pyskip_state {
@@ -81,11 +83,13 @@ struct pyskip_state {
 
     uint8_t & skips(int32_t k, int32_t t) { return decisions[(size_t) k * tokens.size() + t]; }
     float &   sim(int32_t k, int32_t t) { return sims[(size_t) k * tokens.size() + t]; }
+    float &   scale(int32_t k, int32_t t) { return scales[(size_t) k * tokens.size() + t]; }
 
     // Whether token t skips slot k's block for what came before it. If gates decide for the token, they do so later.
     bool skips_unasked(int32_t k, int32_t t) const {
         const pyskip_token & token = tokens[t];
-        return !token.rule->has_gates() && pyskip_rule_skips(*token.rule, slots[k].block.il, token);
+        return !token.rule->has_gates() &&
+               pyskip_rule_skips(*token.rule, slots[k].block.sublayer, slots[k].block.il, token);
     }
 
     // The token of a row of slot k's join.
@@ -108,9 +112,11 @@ struct pyskip_state {
     bool           is_streaming = false;
     pyskip_weights first_weights; // read before the first region
 
-    bool                     must_rebuild = false;            // the graph in use names what has changed
-    pyskip_graph             graph        = PYSKIP_GRAPH_OFF; // what the graph in use was built for
-    pyskip_graph             wanted       = PYSKIP_GRAPH_OFF; // what the batch under way needs
+    bool                     must_rebuild    = false;            // the graph in use names what has changed
+    pyskip_graph             graph           = PYSKIP_GRAPH_OFF; // what the graph in use was built for
+    pyskip_graph             wanted          = PYSKIP_GRAPH_OFF; // what the batch under way needs
+    bool                     has_attention   = false;            // whether attention is conditional in the graph in use
+    bool                     wants_attention = false;            // whether it must be for the batch under way
     std::vector<pyskip_slot> slots;
     ggml_context_ptr         extra; // the tensors that were added to the graph
 
@@ -120,6 +126,7 @@ struct pyskip_state {
     std::vector<int32_t>      outputs;   // tokens with an output, in order
     std::vector<uint8_t>      decisions; // [slots][tokens], 1: skip
     std::vector<float>        sims;      // [slots][tokens], cosines or scores
+    std::vector<float>        scales;    // [slots][tokens], |z| / |x| where a cosine is
 
     size_t                         trace_capacity = 0;
     std::deque<pyskip_trace_entry> trace;
@@ -127,8 +134,9 @@ struct pyskip_state {
     std::atomic<bool> abort{ false };
     bool              has_abort_callback = false;
 
-    // which layers can be skipped; empty until somebody asked
+    // which layers can be skipped, and of which the attention; empty until somebody asked
     std::vector<uint8_t> skippable;
+    std::vector<uint8_t> skippable_attention;
 
 private:
     void         change_profile(std::shared_ptr<const pyskip_profile> next);
@@ -136,8 +144,10 @@ private:
     void         count();
     void         record();
     void         remember(const llama_ubatch & ubatch);
+    void         measure(const llama_ubatch & ubatch);
 
-    std::vector<pyskip_sequences::rule_ptr> rules; // of the batch under way: a hook may replace them
+    std::vector<pyskip_sequences::rule_ptr> rules;   // of the batch under way: a hook may replace them
+    std::vector<pyskip_choice_ptr>          choices; // likewise
 
     std::map<int32_t, std::array<pyskip_counters, 2>> counters; // by sequence and pyskip_phase
 

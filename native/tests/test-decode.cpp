@@ -78,6 +78,9 @@ std::vector<arm> make_arms(const pyskip_profile * profile) {
         { "random", {} },
         { "random, stand-ins", {} },
         { "held", {} },
+        { "static, attention", {} },
+        { "adaskip", {} },
+        { "prompt", {} },
     };
     arms[1].policy.type     = PYSKIP_POLICY_STATIC;
     arms[1].policy.layers   = LAYERS;
@@ -96,11 +99,23 @@ std::vector<arm> make_arms(const pyskip_profile * profile) {
         arms[i].policy.threshold = curve[info.recommended].threshold;
         arms[i].policy.prefill   = i == 4;
     }
-    arms[7].policy        = arms[3].policy;
-    arms[7].policy.hold   = true;
-    arms[7].policy.rate   = 0.4f;
-    arms[7].policy.prompt = 0.3f;
-    arms[7].policy.warmup = 2;
+    arms[7].policy                    = arms[3].policy;
+    arms[7].policy.hold               = true;
+    arms[7].policy.rate               = 0.4f;
+    arms[7].policy.prompt             = 0.3f;
+    arms[7].policy.warmup             = 2;
+    arms[8].policy.type               = PYSKIP_POLICY_STATIC;
+    arms[8].policy.layers             = LAYERS;
+    arms[8].policy.n_layers           = 1;
+    arms[8].policy.attention_layers   = LAYERS;
+    arms[8].policy.n_attention_layers = std::size(LAYERS);
+
+    arms[9].policy.type        = PYSKIP_POLICY_ADASKIP;
+    arms[9].policy.n_sublayers = 3;
+
+    arms[10].policy.type    = PYSKIP_POLICY_PROMPT;
+    arms[10].policy.profile = profile;
+    arms[10].policy.rate    = 0.4f;
     for (int i : { 5, 6 }) {
         arms[i].policy.type      = PYSKIP_POLICY_RANDOM;
         arms[i].policy.rate      = 0.4f;
@@ -215,6 +230,11 @@ void check_counters(llama_context * ctx) {
             CHECK(evaluated[il] + skipped[il] == n_tokens);
             n_skipped += skipped[il];
         }
+        pyskip_seq_get_attention_counters(ctx, -1, phase, evaluated.data(), skipped.data());
+        for (int32_t il = 0; il < n_layer; ++il) {
+            CHECK(evaluated[il] + skipped[il] == n_tokens);
+            n_skipped += skipped[il];
+        }
     }
     CHECK(n_skipped > 0); // of two arms in turn one is not off
 }
@@ -225,7 +245,7 @@ void check_trace(llama_context * ctx) {
     std::vector<pyskip_trace_token> tokens(n);
     std::vector<uint8_t>            skipped(n * n_layer);
     std::vector<float>              sims(n * n_layer);
-    CHECK(pyskip_seq_take_trace(ctx, 7, n, tokens.data(), skipped.data(), sims.data()) == 0);
+    CHECK(pyskip_seq_take_trace(ctx, 7, n, tokens.data(), skipped.data(), sims.data(), nullptr) == 0);
     CHECK(pyskip_take_trace(ctx, n, tokens.data(), skipped.data(), sims.data()) == N_TRACE); // no more than are kept
     CHECK(pyskip_take_trace(ctx, n, tokens.data(), nullptr, nullptr) == 0);
     pyskip_set_trace(ctx, 0);

@@ -26,10 +26,16 @@ struct builder {
     ggml_tensor * input() { return ggml_scale(ctx, ggml_new_tensor_2d(ctx, GGML_TYPE_F32, N_EMBD, 3), 2.0f); }
     ggml_tensor * norm(ggml_tensor * x) { return ggml_rms_norm(ctx, x, 1e-5f); }
 
+    // As llama.cpp's: K is written to a cache, which the scores read.
     ggml_tensor * attention(int il, ggml_tensor * x) {
-        const std::string blk = "blk." + std::to_string(il) + ".";
-        ggml_tensor * kq = ggml_soft_max_ext(ctx, ggml_mul_mat(ctx, weight(blk + "attn_q.weight", N_EMBD, N_EMBD), x),
-                                             ggml_new_tensor_2d(ctx, GGML_TYPE_F32, N_EMBD, 3), 1.0f, 0.0f);
+        const std::string blk   = "blk." + std::to_string(il) + ".";
+        ggml_tensor *     cache = weight("cache_k", N_EMBD, N_EMBD);
+        ggml_tensor *     rows  = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, 3);
+        ggml_tensor *     k     = ggml_mul_mat(ctx, weight(blk + "attn_k.weight", N_EMBD, N_EMBD), x);
+        ggml_build_forward_expand(gf, ggml_set_rows(ctx, cache, k, rows));
+        ggml_tensor * q  = ggml_mul_mat(ctx, weight(blk + "attn_q.weight", N_EMBD, N_EMBD), x);
+        ggml_tensor * kq = ggml_mul_mat(ctx, ggml_view_2d(ctx, cache, N_EMBD, N_EMBD, cache->nb[1], 0), q);
+        kq               = ggml_soft_max_ext(ctx, kq, ggml_new_tensor_2d(ctx, GGML_TYPE_F32, N_EMBD, 3), 1.0f, 0.0f);
         return ggml_mul_mat(ctx, weight(blk + "attn_output.weight", N_EMBD, N_EMBD), kq);
     }
     ggml_tensor * ffn(int il, ggml_tensor * x) {
@@ -61,6 +67,16 @@ static void test_names() {
     CHECK(pyskip_ffn_down_layer("blk.5.channel_mix_key.weight") == -1);
     CHECK(pyskip_ffn_down_layer("dec.blk.5.cross_attn_o.weight") == -1);
     CHECK(pyskip_ffn_down_layer("blk.99999999999999.ffn_down.weight") == -1);
+
+    CHECK(pyskip_attn_output_layer("blk.5.attn_output.weight") == 5);
+    CHECK(pyskip_attn_output_layer("blk.12.attn_output.bias") == 12);
+    CHECK(pyskip_attn_output_layer("dec.blk.3.attn_o.weight") == 3);
+    CHECK(pyskip_attn_output_layer("enc.blk.3.attn_o.weight") == -1);
+    CHECK(pyskip_attn_output_layer("dec.blk.3.cross_attn_o.weight") == -1);
+    CHECK(pyskip_attn_output_layer("blk.5.attn_output_norm.weight") == -1);
+    CHECK(pyskip_attn_output_layer("blk.5.attn_out.weight") == -1);
+    CHECK(pyskip_attn_output_layer("blk.5.ffn_down.weight") == -1);
+    CHECK(pyskip_attn_output_layer("blk.5.vis_attn_output.weight") == -1);
 }
 
 static void test_serial() {
@@ -71,19 +87,43 @@ static void test_serial() {
         x                 = ggml_add(b.ctx, b.ffn(il, b.norm(mid)), mid);
     }
     const auto blocks = b.find(b.norm(x));
-    CHECK(blocks.size() == 2);
-    CHECK(blocks[1].il == 1 && blocks[1].join == x);
-    CHECK(blocks[1].x == x->src[1] && blocks[1].y == x->src[0]);
-    CHECK(blocks[1].region.size() == 4); // norm, up, silu, down
-    CHECK(blocks[1].rest.empty());
-    CHECK(blocks[1].input == blocks[1].region[0] && blocks[1].input->op == GGML_OP_RMS_NORM);
-    CHECK(blocks[1].prelude.size() == 1 && blocks[1].prelude[0] == blocks[1].input);
-    CHECK(blocks[1].is_rowwise);
-    for (const auto & block : blocks) {
-        for (const ggml_tensor * node : block.region) {
-            CHECK(node->op != GGML_OP_SOFT_MAX && node->op != GGML_OP_ADD);
-        }
+    CHECK(blocks.size() == 4); // attention, FFN, attention, FFN
+    for (int i = 0; i < 4; ++i) {
+        CHECK(blocks[i].il == i / 2);
+        CHECK(blocks[i].sublayer == (i % 2 ? PYSKIP_SUBLAYER_FFN : PYSKIP_SUBLAYER_ATTENTION));
     }
+    const pyskip_block & ffn = blocks[3];
+    CHECK(ffn.join == x);
+    CHECK(ffn.x == x->src[1] && ffn.y == x->src[0]);
+    CHECK(ffn.region.size() == 4); // norm, up, silu, down
+    CHECK(ffn.rest.empty());
+    CHECK(ffn.input == ffn.region[0] && ffn.input->op == GGML_OP_RMS_NORM);
+    CHECK(ffn.prelude.size() == 1 && ffn.prelude[0] == ffn.input);
+    CHECK(ffn.is_rowwise);
+    for (const ggml_tensor * node : ffn.region) {
+        CHECK(node->op != GGML_OP_SOFT_MAX && node->op != GGML_OP_ADD);
+    }
+    const pyskip_block & attention = blocks[2];
+    CHECK(attention.join == ffn.x && attention.x == blocks[1].join);
+    CHECK(attention.region.size() ==
+          5); // Q, the cache's view, scores, soft_max, output: neither norm nor K nor its write
+    for (const ggml_tensor * node : attention.region) {
+        CHECK(node->op != GGML_OP_RMS_NORM && node->op != GGML_OP_SET_ROWS);
+        CHECK(std::string(node->src[0]->name) != "blk.1.attn_k.weight");
+    }
+}
+
+// Attention whose write to the cache nothing but the scores need would lose its K.
+static void test_attention_that_writes() {
+    builder       b;
+    ggml_tensor * x      = b.input();
+    ggml_tensor * cache  = b.weight("cache_k", N_EMBD, 3);
+    ggml_tensor * k      = ggml_set_rows(b.ctx, cache, b.norm(x), ggml_new_tensor_1d(b.ctx, GGML_TYPE_I64, 3));
+    ggml_tensor * kq     = ggml_mul_mat(b.ctx, k, x);
+    ggml_tensor * mixed  = ggml_mul_mat(b.ctx, b.weight("blk.0.attn_output.weight", 3, N_EMBD), kq);
+    ggml_tensor * mid    = ggml_add(b.ctx, mixed, x);
+    const auto    blocks = b.find(ggml_add(b.ctx, b.ffn(0, b.norm(mid)), mid));
+    CHECK(blocks.size() == 1 && blocks[0].sublayer == PYSKIP_SUBLAYER_FFN);
 }
 
 static void test_operands_swapped_bias_and_post_norm() {
@@ -205,6 +245,7 @@ int main() {
     test_rows_that_mix();
     test_place();
     test_serial();
+    test_attention_that_writes();
     test_operands_swapped_bias_and_post_norm();
     test_parallel_attention();
     test_lora_and_experts_join_once();

@@ -2,6 +2,7 @@
 
 #include "check.h"
 #include "policy.h"
+#include "row.h"
 
 #include <cmath>
 #include <cstdlib>
@@ -42,8 +43,8 @@ static std::string walk(const pyskip_rule & rule, int32_t index, float sim) {
     token.index = index;
     std::string out;
     for (int32_t il = 0; il < rule.n_layer; ++il) {
-        const bool skipped = pyskip_rule_skips(rule, il, token);
-        const bool tested  = !skipped && pyskip_rule_tests(rule, il, token);
+        const bool skipped = pyskip_rule_skips(rule, PYSKIP_SUBLAYER_FFN, il, token);
+        const bool tested  = !skipped && pyskip_rule_tests(rule, PYSKIP_SUBLAYER_FFN, il, token);
         pyskip_rule_advance(rule, il, skipped, tested, sim, token);
         out += skipped ? 's' : tested ? 't' : '.';
     }
@@ -80,6 +81,64 @@ static void test_static() {
     p.layers                 = negative;
     p.n_layers               = 1;
     CHECK(refused(p, 5));
+    p.n_layers           = 0;
+    p.attention_layers   = layers;
+    p.n_attention_layers = 2;
+    CHECK(refused(p, 3));
+    const pyskip_rule attention = make(p, 5);
+    CHECK(walk(attention, 0, 0.0f) == ".....");
+    CHECK(pyskip_rule_has_attention(attention) && !pyskip_rule_has_attention(rule));
+    CHECK(pyskip_rule_skips(attention, PYSKIP_SUBLAYER_ATTENTION, 3, pyskip_token()));
+    CHECK(!pyskip_rule_skips(attention, PYSKIP_SUBLAYER_ATTENTION, 2, pyskip_token()));
+    CHECK(!pyskip_rule_skips(rule, PYSKIP_SUBLAYER_ATTENTION, 3, pyskip_token()));
+}
+
+static void test_adaskip() {
+    pyskip_policy p = {};
+    p.type          = PYSKIP_POLICY_ADASKIP;
+    CHECK(refused(p, 4)); // none
+    p.n_sublayers = 6;
+    CHECK(refused(p, 4)); // of 6 that may be skipped one runs
+    p.n_sublayers          = 5;
+    const pyskip_rule rule = make(p, 4);
+    CHECK(walk(rule, -1, 0.9f) == "ttt."); // the last layer is not every token's
+    CHECK(walk(rule, PYSKIP_LATE - 1, 0.9f) == "ttt.");
+    CHECK(walk(rule, PYSKIP_LATE, 0.9f) == "....");
+
+    pyskip_token token;
+    CHECK(pyskip_rule_tests(rule, PYSKIP_SUBLAYER_ATTENTION, 1, token));
+    CHECK(pyskip_rule_needs(rule, token) == PYSKIP_NEED_JOINS); // the prompt is looked at
+    token.index = PYSKIP_LATE;
+    CHECK(pyskip_rule_needs(rule, token) == PYSKIP_NEED_NOTHING); // nothing is known of its prompt
+    const pyskip_choice choice = { { 0, 0, 1, 0, 0, 1, 0, 0 }, std::vector<float>(8, 1.0f) };
+    token.choice               = &choice;
+    CHECK(pyskip_rule_needs(rule, token) == PYSKIP_NEED_JOINS);
+    CHECK(pyskip_rule_skips(rule, PYSKIP_SUBLAYER_ATTENTION, 1, token));
+    CHECK(!pyskip_rule_skips(rule, PYSKIP_SUBLAYER_FFN, 1, token));
+    CHECK(pyskip_rule_skips(rule, PYSKIP_SUBLAYER_FFN, 2, token));
+}
+
+static void test_prompt() {
+    int           any;
+    pyskip_policy p = {};
+    p.type          = PYSKIP_POLICY_PROMPT;
+    p.rate          = 0.5f;
+    CHECK(refused(p, 4)); // no profile
+    p.profile = (const pyskip_profile *) &any;
+    p.rate    = 1.5f;
+    CHECK(refused(p, 4));
+    p.rate                 = 0.5f;
+    const pyskip_rule rule = make(p, 4);
+    CHECK(rule.n_sublayers == 2);
+    pyskip_token token;
+    CHECK(pyskip_rule_needs(rule, token) == PYSKIP_NEED_GATES);
+    CHECK(!pyskip_rule_gates(rule, 1, -99.0f, token)); // the prompt runs dense, whatever the score
+    token.index = 0;
+    CHECK(pyskip_rule_needs(rule, token) == PYSKIP_NEED_NOTHING);
+    const pyskip_choice choice = { { 0, 0, 0, 1, 0, 0, 0, 0 }, std::vector<float>(8, 1.0f) };
+    token.choice               = &choice;
+    CHECK(pyskip_rule_needs(rule, token) == PYSKIP_NEED_GATES);
+    CHECK(pyskip_rule_gates(rule, 1, 99.0f, token) && !pyskip_rule_gates(rule, 2, -99.0f, token));
 }
 
 static void test_refused() {
@@ -110,16 +169,18 @@ static void test_similarity() {
         xx += (double) x[i] * x[i];
         zz += z * z;
     }
-    CHECK(std::fabs(pyskip_cosine(x, y, 19) - xz / std::sqrt(xx * zz)) < 1e-6);
+    CHECK(std::fabs(pyskip_compare(x, y, 19).cosine - xz / std::sqrt(xx * zz)) < 1e-6);
 
     const float zero[19] = {};
     float       minus[19];
     for (int i = 0; i < 19; ++i) {
         minus[i] = -x[i];
     }
-    CHECK(pyskip_cosine(zero, x, 19) == 0.0f);
-    CHECK(pyskip_cosine(x, minus, 19) == 0.0f); // z is the zero vector
-    CHECK(std::fabs(pyskip_cosine(x, zero, 19) - 1.0f) < 1e-6f);
+    CHECK(std::fabs(pyskip_compare(x, y, 19).scale - std::sqrt(zz / xx)) < 1e-6);
+    CHECK(pyskip_compare(zero, x, 19).scale == 1.0f);
+    CHECK(pyskip_compare(zero, x, 19).cosine == 0.0f);
+    CHECK(pyskip_compare(x, minus, 19).cosine == 0.0f); // z is the zero vector
+    CHECK(std::fabs(pyskip_compare(x, zero, 19).cosine - 1.0f) < 1e-6f);
 }
 
 // Is a block skipped whose gate says `score`, by a rule that has no past?
@@ -151,7 +212,7 @@ static void test_profile() {
     CHECK(gates(rule, 3, 10, -1.6f));
     CHECK(!gates(rule, 3, 10, -1.5f));
     CHECK(!gates(rule, 3, 10, NAN));
-    CHECK(!pyskip_rule_skips(rule, 1, pyskip_token())); // the gates decide, not what came before
+    CHECK(!pyskip_rule_skips(rule, PYSKIP_SUBLAYER_FFN, 1, pyskip_token())); // the gates decide, not what came before
 
     rule.prefill = true;
     CHECK(gates(rule, -1, 10, -1.6f));
@@ -219,8 +280,8 @@ static void test_random() {
         pyskip_token token;
         token.index = token.pos = pos;
         const int32_t il        = pos % 8;
-        const bool    skip      = pyskip_rule_skips(rule, il, token);
-        CHECK(skip == pyskip_rule_skips(rule, il, token));
+        const bool    skip      = pyskip_rule_skips(rule, PYSKIP_SUBLAYER_FFN, il, token);
+        CHECK(skip == pyskip_rule_skips(rule, PYSKIP_SUBLAYER_FFN, il, token));
         CHECK(!skip || pos >= 5);
         n += skip;
     }
@@ -274,6 +335,8 @@ int main() {
     test_custom();
     test_score();
     test_static();
+    test_adaskip();
+    test_prompt();
     test_refused();
     test_similarity();
     return check_result("test-policy");

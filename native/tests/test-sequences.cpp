@@ -72,9 +72,47 @@ static void test_spans() {
     CHECK(s.history(2).size() == 0);
 }
 
+// What a prompt showed, and what moves it.
+static void test_choices() {
+    pyskip_sequences s;
+    auto             rule = std::make_shared<pyskip_rule>();
+    rule->type            = PYSKIP_POLICY_ADASKIP;
+    rule->n_layer         = 2;
+    rule->n_sublayers     = 1;
+    s.set_rule(-1, rule);
+    s.set_from(0, 4);
+    CHECK(s.choice(0, 4) == nullptr);
+    const std::vector<pyskip_measure> first = { { 0.9f, 1.0f }, { 0.1f, 1.0f }, { NAN, NAN }, { NAN, NAN } };
+    const std::vector<pyskip_measure> then  = { { 0.1f, 1.0f }, { 0.9f, 1.0f }, { NAN, NAN }, { NAN, NAN } };
+    s.measure(0, 0, true, first);
+    for (int32_t pos = 1; pos < 4; ++pos) {
+        s.measure(0, pos, true, then);
+    }
+    CHECK(s.choice(0, 3) == nullptr); // of the prompt
+    CHECK(s.choice(0, 4) && s.choice(0, 4)->skipped[1] == 1);
+    CHECK(s.choice(1, 4) == nullptr);
+    CHECK(s.span(0, 3) == -1 && s.span(0, 4) == 4 && s.span(0, 23) == 4 && s.span(0, 24) == 24 && s.span(0, 99) == 24);
+
+    s.copy(0, 1, 0, 1);
+    CHECK(s.choice(1, 4)->skipped[0] == 1); // of the token that was copied
+    s.remove(0, 1, -1);
+    CHECK(s.choice(0, 4)->skipped[0] == 1);
+    s.set_from(0, 9); // another turn
+    CHECK(s.choice(0, 9)->skipped[0] == 1);
+    s.set_rule(0, std::make_shared<pyskip_rule>(*rule));
+    CHECK(s.choice(0, 9) != nullptr); // an equal rule
+    s.keep(0);
+    CHECK(s.choice(0, 9) != nullptr && s.choice(1, 4) == nullptr);
+    auto other         = std::make_shared<pyskip_rule>(*rule);
+    other->n_sublayers = 2;
+    s.set_rule(0, other);
+    CHECK(s.choice(0, 9) == nullptr);
+}
+
 int main() {
     test_rules();
     test_spans();
+    test_choices();
     pyskip_sequences s;
     CHECK(s.index(0, 100) == -1); // nobody said anything: prompt
 

@@ -207,7 +207,9 @@ class ChatCompleter(Completer):
                     f"perplexity {point.ppl_ratio:.3f} x dense, at best {point.ideal_speedup:.2f} x as fast",
                 )
             yield "profile:error=", "by a bound on the gates' scores"
+            yield "prompt:rate=", "a share of the FFN blocks, chosen by each prompt"
         yield "cosine", "the paper's policy"
         yield "cosine:threshold=", "the same, with another threshold than 0.98"
+        yield "adaskip:n=", "the sublayers that change each prompt least"
         yield "static:", "these layers, for every token"
         yield "random:rate=", "a coin for each token and layer"

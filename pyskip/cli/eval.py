@@ -194,6 +194,7 @@ def _cells(result: Result) -> dict[str, str]:
     cells = {
         "skip": result.skip,
         "skipped": f"{result.skip_rate:.1%}",
+        "attention": f"{result.attention_skip_rate:.1%}",
         "FFN bytes saved": f"{result.ffn_bytes_saved:.1%}",
     }
     if isinstance(result, TextResult):

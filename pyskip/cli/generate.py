@@ -50,7 +50,13 @@ def generate(model: str, prompt: str, options: Options, as_json: bool) -> int:
         interrupted = True
     answer = generation.answer()
     if as_json:
-        skipped = {"spec": answer.skip.skip, "rate": answer.skip.rate, "per_layer": list(answer.skip.per_layer)}
+        skipped = {
+            "spec": answer.skip.skip,
+            "rate": answer.skip.rate,
+            "per_layer": list(answer.skip.per_layer),
+            "attention_rate": answer.skip.attention_rate,
+            "attention_per_layer": list(answer.skip.attention_per_layer),
+        }
         document = {"text": answer.text, "n_prompt": answer.n_prompt, "n_gen": answer.n_gen}
         rates = {"prompt_ts": answer.prompt_ts, "gen_ts": answer.gen_ts}
         pace = None if answer.pace is None else asdict(answer.pace)

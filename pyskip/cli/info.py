@@ -30,16 +30,17 @@ def info(model: str, as_json: bool) -> None:
     from pyskip.errors import PolicyError
     from pyskip.models.gguf_info import inspect
     from pyskip.models.profile import find_profile
-    from pyskip.runtime.probe import skippable_layers
+    from pyskip.runtime.probe import skippable_sublayers
     from pyskip.system import available_memory, total_memory
 
     path = ui.resolve(model)
     gguf = inspect(path)
     reason = None
     try:
-        layers = list(ui.in_thread(lambda: skippable_layers(path)))
+        skippable = ui.in_thread(lambda: skippable_sublayers(path))
+        layers, attention = list(skippable.layers), list(skippable.attention)
     except PolicyError as error:
-        layers, reason = [], str(error)
+        layers, attention, reason = [], [], str(error)
     n_ctx = gguf.default_n_ctx
     memory = Memory(gguf.bytes, n_ctx, n_ctx * gguf.kv_bytes_per_token, total_memory(), available_memory())
     share = len(layers) / gguf.n_layer if gguf.n_layer else 0.0
@@ -56,6 +57,7 @@ def info(model: str, as_json: bool) -> None:
         "ffn_bytes": gguf.ffn_bytes,
         "ffn_share": round(gguf.ffn_share, 4),
         "skippable_layers": layers,
+        "skippable_attention": attention,
         "ideal_speedup": {str(rate): round(gguf.ideal_speedup(rate * share), 4) for rate in RATES},
         "memory": asdict(memory) | {"fits": memory.fits},
         "profile": _describe(profile) if profile else None,
@@ -67,6 +69,7 @@ def info(model: str, as_json: bool) -> None:
     rows["ffn_bytes"] = f"{gguf.ffn_bytes:,} ({gguf.ffn_share:.0%} of the weights)"
     rows["n_params"] = f"{gguf.n_params:,}"
     rows["skippable_layers"] = _ranges(layers) if layers else f"none: {reason}"
+    rows["skippable_attention"] = _ranges(attention) if attention else "none"
     rows["memory"] = str(memory)
     rows["profile"] = str(profile.path) if profile else "none"
     del rows["ffn_share"], rows["ideal_speedup"]

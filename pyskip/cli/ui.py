@@ -143,7 +143,9 @@ def stream(llm: Llama, pieces: Iterable[str]) -> Generator[str, None, None]:
 def answer_line(answer: Answer) -> str:
     """What an answer took, in one line."""
     skip = answer.skip
-    line = f"{answer.n_gen} tokens, {answer.gen_ts:.1f} tokens/s, {skip.rate:.1%} of FFN blocks skipped ({skip.skip})"
+    attention = f", {skip.attention_rate:.1%} of attention" if skip.attention_rate else ""
+    line = f"{answer.n_gen} tokens, {answer.gen_ts:.1f} tokens/s, {skip.rate:.1%} of FFN blocks{attention} skipped "
+    line += f"({skip.skip})"
     line += f"; prompt {answer.n_prompt} tokens, {answer.prompt_ts:.1f} tokens/s"
     return f"{line}; {answer.pace}" if answer.pace else line
 

@@ -30,7 +30,7 @@ class Record:
     """What a policy scored on one window or item, and the blocks that it skipped for it."""
 
     n_tokens: int  # that count for the skip rate
-    skipped: npt.NDArray[np.int64]  # [n_layer] of them
+    skipped: npt.NDArray[np.int64]  # [2*n_layer] of them: FFNs, then attention
     values: npt.NDArray[np.float64]  # [n_kinds, n] figures, of kinds that the evaluation knows
 
 

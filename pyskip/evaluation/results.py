@@ -42,6 +42,7 @@ class TextResult:
     skip_rate: float  # skipped / all FFN blocks of scored tokens
     skip_rates: tuple[float, ...]  # the same by layer
     ffn_bytes_saved: float  # share of the FFN's weights that was not read
+    attention_skip_rate: float  # skipped / all attention sublayers
     ppl: float
     ppl_se: float
     ppl_ratio: float  # to dense
@@ -60,6 +61,7 @@ class TaskResult:
     skip_rate: float
     skip_rates: tuple[float, ...]
     ffn_bytes_saved: float
+    attention_skip_rate: float
     accuracy: float
     accuracy_se: float
     accuracy_diff: float  # to dense
@@ -91,12 +93,15 @@ def journal_key(llm: Llama, policy: Policy) -> str:
     return f"{policy} by profile {hashlib.sha256(profile.path.read_bytes()).hexdigest()[:16]}"
 
 
-def skip_fields(llm: Llama, policy: Policy, records: Sequence[Record]) -> tuple[str, float, tuple[float, ...], float]:
+def skip_fields(
+    llm: Llama, policy: Policy, records: Sequence[Record]
+) -> tuple[str, float, tuple[float, ...], float, float]:
     """The fields that every result begins with."""
     n_tokens = sum(record.n_tokens for record in records)
     by_layer = np.sum([record.skipped for record in records], axis=0)
-    rates = tuple(float(n) / n_tokens if n else 0.0 for n in by_layer)
-    return str(policy), float(np.mean(rates)), rates, ffn_bytes_saved(llm, policy, rates)
+    every = [float(n) / n_tokens if n else 0.0 for n in by_layer]
+    rates, attention = tuple(every[: len(every) // 2]), every[len(every) // 2 :]
+    return str(policy), float(np.mean(rates)), rates, ffn_bytes_saved(llm, policy, rates), float(np.mean(attention))
 
 
 def paired_fields(journal: Journal, key: str, n: int) -> tuple[float, float, float, float]:

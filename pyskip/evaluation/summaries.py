@@ -31,6 +31,7 @@ class SummaryResult:
     skip_rate: float  # of generated tokens
     skip_rates: tuple[float, ...]
     ffn_bytes_saved: float
+    attention_skip_rate: float
     rouge_l: float  # F1, 0 to 1
     rouge_l_se: float
     rouge_l_diff: float  # to dense
@@ -123,9 +124,9 @@ class _Writer:
         self._held: tuple[list[int], Policy] | None = None
 
     def write(self, prompt: list[int], policy: Policy) -> tuple[str, int, np.ndarray]:
-        """The summary, tokens generated and decoded, and blocks skipped for them by layer."""
+        """The summary, tokens generated and decoded, and what was skipped for them: [2*n_layer] FFNs, attention."""
         llm, last = self._llm, len(prompt) - 1
-        wanted = prompt, policy if policy.decides_prompt else Off()
+        wanted = prompt, policy if policy.decides_prompt or policy.measures_prompt else Off()
         if self._held != wanted or not llm.engine.cut(last):
             llm.reset()
             llm.skip = wanted[1]
@@ -137,4 +138,5 @@ class _Writer:
         for _ in generation:
             pass
         answer = generation.answer()
-        return answer.text, answer.skip.n_tokens, np.array(answer.skip.skipped, np.int64)
+        skipped = np.array([*answer.skip.skipped, *answer.skip.attention_skipped], np.int64)
+        return answer.text, answer.skip.n_tokens, skipped

@@ -90,6 +90,12 @@ class Policy(ABC):
         return False
 
     @property
+    def measures_prompt(self) -> bool:
+        """Whether what is decided for generated tokens follows from the prompt, which runs dense: one that another
+        policy computed has the same values, and nothing is known of it."""
+        return False
+
+    @property
     def prompt_rule(self) -> str:
         """What computes a prompt: under policies of one rule its values are the same. Empty: of two prompts that begin
         alike they are not, since their lengths have a say."""

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from ..errors import PolicyError
+from .adaskip import AdaSkip
 from .base import Policy, shown
 from .cosine import Cosine
 from .off import Off
 from .profiled import Profiled
+from .prompted import Prompted
 from .random import Random
 from .static import Static
 
 __all__ = ["parse_skip"]
 
-KINDS: dict[str, type[Policy]] = {policy.kind: policy for policy in (Cosine, Static, Profiled, Random)}
+KINDS: dict[str, type[Policy]] = {
+    policy.kind: policy for policy in (Cosine, Static, Profiled, AdaSkip, Prompted, Random)
+}
 
 
 def parse_skip(spec: str | float | Policy) -> Policy:
@@ -33,7 +37,7 @@ def parse_skip(spec: str | float | Policy) -> Policy:
         return Profiled(rate=float(spec))
     raise PolicyError(
         f"skip is {shown(spec)}, expected off, a rate such as 0.25, profile[:key=value,...], cosine[:key=value,...], "
-        "static:LAYER,... or random[:key=value,...]"
+        "static:LAYER,...,attn=LAYER+..., adaskip[:n=N], prompt[:rate=R] or random[:key=value,...]"
     )
 
 

@@ -94,7 +94,7 @@ class Cached(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ignore[
 
     def _origin(self, is_prompt: bool) -> Origin:
         policy = self._policy
-        is_dense = policy.is_dense or (is_prompt and not policy.decides_prompt)
+        is_dense = policy.is_dense or (is_prompt and not (policy.decides_prompt or policy.measures_prompt))
         if is_dense:
             rule = ""
         elif is_prompt:  # one that no other prompt has, if what is decided depends on where the prompt ends
@@ -132,6 +132,7 @@ class Cached(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ignore[
             )
         input_ids, seed = self.input_ids, self._seed
         log.forget()
+        self.engine.clear()  # llama.cpp fills the cache and leaves alone what is known of the prompt that was in it
         try:
             super().load_state(state)
         except (RuntimeError, ValueError, TypeError) as error:

@@ -16,6 +16,8 @@ from ..stats import SkipStats, SkipTrace
 
 __all__ = ["SkipContext"]
 
+_Counts = tuple[int, ...]  # by layer
+
 
 class SkipContext:
     """Skip functions of the llama_context that a ctypes pointer names. Does not own it."""
@@ -31,6 +33,13 @@ class SkipContext:
         raise_for(lib.pyskip_skippable(self.native, flags, self.n_layer, error, N_ERROR), error)
         return tuple(il for il in range(self.n_layer) if flags[il])
 
+    def skippable_attention(self) -> tuple[int, ...]:
+        """The layers whose attention can be skipped, maybe none. Raises PolicyError if no FFN can, with the reason."""
+        flags = ffi.new("uint8_t[]", self.n_layer)
+        error = ffi.new("char[]", N_ERROR)
+        raise_for(lib.pyskip_skippable_attention(self.native, flags, self.n_layer, error, N_ERROR), error)
+        return tuple(il for il in range(self.n_layer) if flags[il])
+
     def check_generates(self) -> None:
         """Raises DecodeError for an encoder or a diffusion model, with the reason."""
         error = ffi.new("char[]", N_ERROR)
@@ -41,9 +50,9 @@ class SkipContext:
         does not fit the model, or beside another sequence's profile, and ProfileError if it needs one and has none."""
         fields = policy.fields(profile)
         fields["type"] = getattr(lib, fields["type"])
-        if "layers" in fields:
-            fields["layers"] = ffi.new("int32_t[]", fields["layers"])
-            fields["n_layers"] = len(fields["layers"])
+        for name in {"layers", "attention_layers"} & set(fields):
+            fields[name] = ffi.new("int32_t[]", fields[name])
+            fields[f"n_{name}"] = len(fields[name])
         if "decide" in fields:
             fields["decide"] = ffi.cast("pyskip_decide", fields["decide"])
             fields["decide_data"] = ffi.cast("void *", fields["decide_data"])
@@ -57,15 +66,21 @@ class SkipContext:
 
     def stats(self, policy: Policy, seq_id: int = -1) -> SkipStats:
         """The counters of a sequence or of all (-1), beside the policy that is in force."""
-        n_tokens, evaluated, skipped = self._counters(lib.PYSKIP_PHASE_GENERATED, seq_id)
-        n_prompt, prompt_evaluated, prompt_skipped = self._counters(lib.PYSKIP_PHASE_PROMPT, seq_id)
-        return SkipStats(str(policy), n_tokens, evaluated, skipped, n_prompt, prompt_evaluated, prompt_skipped)
+        n_tokens, evaluated, skipped, attention = self._counters(lib.PYSKIP_PHASE_GENERATED, seq_id)
+        n_prompt, prompt_evaluated, prompt_skipped, prompt_attention = self._counters(lib.PYSKIP_PHASE_PROMPT, seq_id)
+        return SkipStats(
+            str(policy), n_tokens, evaluated, skipped, n_prompt, prompt_evaluated, prompt_skipped,
+            *attention, *prompt_attention,
+        )  # fmt: skip
 
-    def _counters(self, phase: int, seq_id: int) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    def _counters(self, phase: int, seq_id: int) -> tuple[int, _Counts, _Counts, tuple[_Counts, _Counts]]:
+        """Tokens, FFNs evaluated and skipped, attention evaluated and skipped."""
         n_tokens = ffi.new("int64_t *")
-        evaluated, skipped = ffi.new("int64_t[]", self.n_layer), ffi.new("int64_t[]", self.n_layer)
-        lib.pyskip_seq_get_counters(self.native, seq_id, phase, n_tokens, evaluated, skipped)
-        return n_tokens[0], tuple(evaluated), tuple(skipped)
+        counts = [ffi.new("int64_t[]", self.n_layer) for _ in range(4)]
+        lib.pyskip_seq_get_counters(self.native, seq_id, phase, n_tokens, counts[0], counts[1])
+        lib.pyskip_seq_get_attention_counters(self.native, seq_id, phase, counts[2], counts[3])
+        evaluated, skipped, *attention = map(tuple, counts)
+        return n_tokens[0], evaluated, skipped, (attention[0], attention[1])
 
     def reset_counters(self, seq_id: int = -1) -> None:
         lib.pyskip_seq_reset_counters(self.native, seq_id)
@@ -75,12 +90,16 @@ class SkipContext:
 
     def take_trace(self, n: int, seq_id: int = -1) -> SkipTrace:
         tokens = ffi.new("struct pyskip_trace_token[]", n)
-        skipped = np.zeros((n, self.n_layer), np.uint8)
+        skipped, attention = np.zeros((2, n, self.n_layer), np.uint8)
         similarity = np.empty((n, self.n_layer), np.float32)
-        flags, values = ffi.from_buffer("uint8_t[]", skipped), ffi.from_buffer("float[]", similarity)
-        n = lib.pyskip_seq_take_trace(self.native, seq_id, n, tokens, flags, values)
+        flags, more_flags = ffi.from_buffer("uint8_t[]", skipped), ffi.from_buffer("uint8_t[]", attention)
+        values = ffi.from_buffer("float[]", similarity)
+        n = lib.pyskip_seq_take_trace(self.native, seq_id, n, tokens, flags, values, more_flags)
         places = np.frombuffer(ffi.buffer(tokens), np.int32).reshape(-1, 2)[:n]
-        return SkipTrace(places[:, 0].copy(), places[:, 1].copy(), skipped[:n].astype(bool), similarity[:n].copy())
+        return SkipTrace(
+            places[:, 0].copy(), places[:, 1].copy(), skipped[:n].astype(bool), similarity[:n].copy(),
+            attention[:n].astype(bool),
+        )  # fmt: skip
 
     def set_abort(self, abort: bool) -> None:
         lib.pyskip_set_abort(self.native, abort)

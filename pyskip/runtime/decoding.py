@@ -18,15 +18,15 @@ __all__ = ["Decoder", "PolicyArm", "decoding_arms", "distinct"]
 
 
 class PolicyArm:
-    """A policy, and the blocks that it skipped, by layer, for tokens that were scored."""
+    """A policy, and what it skipped for tokens that were scored: [2*n_layer] FFNs, then attention, by layer."""
 
     def __init__(self, policy: Policy, n_layer: int) -> None:
         self.policy = policy
         self.n_tokens = 0
-        self.skipped = np.zeros(n_layer, np.int64)
+        self.skipped = np.zeros(2 * n_layer, np.int64)
 
     def take(self) -> tuple[int, npt.NDArray[np.int64]]:
-        """Tokens scored and blocks skipped since the last call."""
+        """Tokens scored and sublayers skipped since the last call."""
         taken = self.n_tokens, self.skipped
         self.n_tokens, self.skipped = 0, np.zeros_like(self.skipped)
         return taken
@@ -76,12 +76,15 @@ class Decoder:
         self._llm, self._batch, self._n_max = llm, batch, n_max
         self._engine = llm.engine
         self._arm: PolicyArm
+        self._from = 0  # generated from this position on
 
     def begin(self, arm: PolicyArm) -> None:
-        """An empty sequence under the arm's policy, generated from its first token on."""
+        """An empty sequence under the arm's policy, generated from its first token on; if the policy follows from the
+        prompt, from the first that is scored."""
         self._llm.skip = arm.policy
         self._arm = arm
         self._engine.clear()
+        self._from = 0
         self._engine.skip.set_generated_from(0, 0)
 
     def rewind(self, pos: int) -> int:
@@ -95,6 +98,9 @@ class Decoder:
         """Decode tokens[pos:] at their positions. Logits [len(tokens) - 1 - first, n_vocab] of positions first to the
         last but one (the last has nothing to be scored by), valid until the next call."""
         n, last = len(tokens) - pos, len(tokens) - 1
+        if self._arm.policy.measures_prompt and pos <= self._from:
+            self._from = first
+            self._engine.skip.set_generated_from(0, first)
         positions = np.arange(pos, len(tokens))
         wanted = (positions >= first) & (positions < last)
         n_wanted = int(wanted.sum())
@@ -112,4 +118,4 @@ class Decoder:
         scored = (trace.positions >= first) & (trace.positions < last)
         if scored.sum() != n_expected:
             raise DecodeError(f"{scored.sum()} of {n_expected} scored tokens were traced under {arm.policy}")
-        arm.skipped += trace.skipped[scored].sum(axis=0)
+        arm.skipped += np.concatenate([trace.skipped[scored].sum(axis=0), trace.attention[scored].sum(axis=0)])

@@ -145,6 +145,12 @@ class Skipping:
         with self._alone():
             return self.engine.skip.skippable()
 
+    @property
+    def skippable_attention(self) -> tuple[int, ...]:
+        """The layers whose attention can be skipped, but for K and V; maybe none. Raises PolicyError if no FFN can."""
+        with self._alone():
+            return self.engine.skip.skippable_attention()
+
     def mark_generated(self, pos: int | None = None) -> None:
         """Tokens that eval() feeds at positions >= pos (default: the next one) count as generated, until reset().
 

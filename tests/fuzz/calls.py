@@ -18,7 +18,8 @@ __all__ = ["Calls"]
 
 N_CTX = 64
 POLICIES = ("off", "static:1", "static:0,2", "cosine:threshold=-1,warmup=0,cold_start=0,cold_end=0", "0.4",
-            "profile:prefill=1,warmup=0", "random:rate=0.5,warmup=0", "static:7", "cosine:run=-1",
+            "profile:prefill=1,warmup=0", "random:rate=0.5,warmup=0", "static:7", "static:attn=1",
+            "adaskip:n=2", "prompt:rate=0.4", "cosine:run=-1",
             "nothing")  # fmt: skip
 REFUSED = ("static:7", "cosine:run=-1", "nothing")
 WEIGHTS = {

@@ -191,7 +191,8 @@ class SessionFile(Target):
 
 
 SKIPS = ("profile:prefill=1,warmup=0", "0.4", "profile:error=1e9,warmup=0", "random:rate=1,warmup=0,stand_in=1")
-OTHER_SKIPS = ("off", "cosine:threshold=-1,warmup=0,cold_start=0,cold_end=0", "static:1", "random:rate=1,warmup=0")
+OTHER_SKIPS = ("off", "cosine:threshold=-1,warmup=0,cold_start=0,cold_end=0", "static:1", "static:attn=1",
+               "adaskip:n=2", "random:rate=1,warmup=0")  # fmt: skip
 
 
 class Pair(Target):

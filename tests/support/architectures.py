@@ -34,7 +34,7 @@ import numpy as np
 import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "tools" / "models"))
-from zero_ffn_down import zero_ffn_down
+from zero_layers import zero_layers
 
 if TYPE_CHECKING or sys.argv[1:2] != ["reference"]:
     from architectures_use import examine_command_line, examine_use
@@ -46,6 +46,7 @@ Record = dict[str, Any]
 N_TOKENS, N_PROMPT = 24, 18
 N_TRACE = 1024  # more than there ever are
 FFN_DOWN = re.compile(r"(?:dec\.)?blk\.(\d+)\.(?:ffn_down(?:_\w+)?|channel_mix_value)\.weight$")
+ATTENTION = re.compile(r"(?:dec\.)?blk\.(\d+)\.attn_o(?:utput)?\.weight$")
 NEVER = 2.0  # a cosine's threshold that none reaches
 
 
@@ -136,14 +137,16 @@ def distance(a: Floats, b: Floats) -> float:
 
 
 def examine_reference(path: Path, found: Record) -> Record:
-    """Unpatched: dense, and with the FFN of each layer that can skip set to zero."""
-    record: Record = {"off": digest(Session(path).run()), "zeroed": {}}
+    """Unpatched: dense, and with the FFN, and the attention, of each layer that can skip set to zero."""
+    record: Record = {"off": digest(Session(path).run()), "zeroed": {}, "zeroed_attention": {}}
     with tempfile.TemporaryDirectory() as folder:
+        zeroed = Path(folder) / "zeroed.gguf"
         for il in found.get("layers", []):
-            zeroed = Path(folder) / "zeroed.gguf"
-            zero_ffn_down(path, zeroed, [il])
+            zero_layers(path, zeroed, [il])
             record["zeroed"][str(il)] = digest(Session(zeroed).run())
-            zeroed.unlink()
+        for il in found.get("attention", []):
+            zero_layers(path, zeroed, [], [il])
+            record["zeroed_attention"][str(il)] = digest(Session(zeroed).run())
     return record
 
 
@@ -155,6 +158,7 @@ def describe(path: Path) -> Record:
     return {
         "architecture": str(field.contents()),
         "ffn_layers": sorted({int(m[1]) for m in map(FFN_DOWN.match, names) if m}),
+        "attention_layers": sorted({int(m[1]) for m in map(ATTENTION.match, names) if m}),
         "experts": any("ffn_down_exps" in name for name in names),
         "shared": any(re.search(r"ffn_down_(shexp|chexps)", name) for name in names),
         "dense": any(re.match(r"(dec\.)?blk\.\d+\.ffn_down\.weight", name) for name in names),
@@ -179,6 +183,10 @@ def examine_pyskip(path: Path, _: Record) -> Record:
     policy = Under(session, skip)
     record["static"] = {str(il): digest(policy.run(Static((il,)))) for il in layers}
     under = record["under"] = {"static": policy.compare(Static(layers))}
+    attention = record["attention"] = skip.skippable_attention()
+    record["static_attention"] = {str(il): digest(policy.run(Static(attention=(il,)))) for il in attention}
+    if attention:
+        under["attention"] = policy.compare(Static(attention=attention))
     record["cosine_never"], under["cosine"] = policy.examine_cosine(layers[0])
     record["profile_never"], under["profile"] = examine_profile(path, policy)
     skip.set_policy(pyskip.parse_skip("off"))
@@ -217,7 +225,9 @@ class Under:
             "n_tokens": stats.n_tokens,
             "sums": [e + s for e, s in zip(stats.evaluated, stats.skipped, strict=True)],
             "skipped": list(stats.skipped),
-            "n_differ": int((in_batch.skipped != alone.skipped).sum()),
+            "attention_sums": [e + s for e, s in zip(stats.attention_evaluated, stats.attention_skipped, strict=True)],
+            "attention_skipped": list(stats.attention_skipped),
+            "n_differ": int((in_batch.skipped != alone.skipped).sum() + (in_batch.attention != alone.attention).sum()),
             "noise": distance(batch, steps),
             "gated": [il for il in range(self.skip.n_layer) if np.isfinite(alone.similarity[:, il]).any()],
         }

@@ -48,6 +48,16 @@ NOT_MADE = {
     "gptj": "llama.cpp names it and has no graph for it",
 }
 
+# Attention that pyskip does not find: it runs.
+BESIDE = "attention and FFN are added to each other before the stream"
+NO_ATTENTION = {
+    "falcon": BESIDE,
+    "kimi-k3+experts": "the stream begins anew at checkpoints: there attention is not added to it",
+    "phi2": BESIDE,
+    "plamo": BESIDE,
+    "smallthinker+experts": "the FFN begins before attention ends: its router reads the stream that attention reads",
+}
+
 # Skipping works, and calibrate and eval refuse.
 NO_TEXT = {"t5": "an encoder-decoder does not continue a text"}
 

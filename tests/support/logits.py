@@ -1,6 +1,7 @@
 """Logits of one build of llama.cpp, as SHA-256 of their bytes: a process of its own, since two builds cannot share one.
 
 logits.py reference|pyskip MODEL OUT.npz [--skip SPEC] [--threads N] [--prompts N] [--n-gen N] [--step]
+          [--flash-attn]
 
 Writes tokens [n_prompt, n_gen] and digests [n_prompt, n_prompt_tokens + n_gen] (padded with ""), prompt and decode.
 """
@@ -23,6 +24,7 @@ parser.add_argument("--threads", type=int, default=2)
 parser.add_argument("--prompts", type=int, default=20)
 parser.add_argument("--n-gen", type=int, default=64)
 parser.add_argument("--step", action="store_true", help="feed the prompt token by token")
+parser.add_argument("--flash-attn", action="store_true")
 args = parser.parse_args()
 
 kwargs = {
@@ -30,6 +32,7 @@ kwargs = {
     "n_threads": args.threads,
     "n_threads_batch": args.threads,
     "logits_all": True,
+    "flash_attn": args.flash_attn,
     "verbose": False,
 }
 llm: Any  # of either
