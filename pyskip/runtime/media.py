@@ -25,7 +25,7 @@ import numpy as np
 from ..binding.media import Chunk, Projector
 from ..errors import DecodeError
 
-__all__ = ["Media", "Placed", "foreign", "gone", "is_placeholder"]
+__all__ = ["Media", "Placed", "foreign", "gone", "is_placeholder", "is_self_contained", "part_of"]
 
 KINDS = {"image_url": "images", "input_audio": "audio"}  # of a message's parts
 MAX_FILE = 256 << 20  # bytes
@@ -88,6 +88,11 @@ class Media:
                 del kept["content"]
         self._keep(used)
         return found
+
+    def text_of(self, parts: Sequence[Mapping[str, Any]]) -> bytes:
+        """Their markers, for a prompt that is no chat's."""
+        (message,) = self.marked([{"content": list(parts)}])
+        return "".join(part["text"] for part in message["content"]).encode()
 
     def _parts(self, content: Any, used: dict[str, bytes]) -> Any:
         if not isinstance(content, list):
@@ -202,8 +207,33 @@ class Media:
 # Files
 
 
+def part_of(file: bytes | Path) -> dict[str, Any]:
+    """A message's part, self-contained: of audio by the first bytes of WAV, MP3 and FLAC, else of an image. Raises
+    DecodeError for a file that cannot be read."""
+    if isinstance(file, Path):
+        file = _read(file)
+    data = base64.b64encode(file).decode()
+    riff = {b"WAVE": "wav"}.get(file[8:12]) if file[:4] == b"RIFF" else None
+    mp3 = "mp3" if file[:3] == b"ID3" or (file[:1] == b"\xff" and file[1:2] >= b"\xe0") else None
+    audio = riff or mp3 or ("flac" if file[:4] == b"fLaC" else None)
+    if audio is not None:
+        return {"type": "input_audio", "input_audio": {"data": data, "format": audio}}
+    return {"type": "image_url", "image_url": {"url": f"data:;base64,{data}"}}
+
+
+def is_self_contained(part: Any) -> bool:
+    """Whether it is as part_of() makes them: it names no other file."""
+    if not _is_file(part) or set(part) != {"type", part["type"]}:
+        return False
+    value = part[part["type"]]
+    keys = {"url"} if part["type"] == "image_url" else {"data", "format"}
+    if not isinstance(value, Mapping) or set(value) != keys or not all(isinstance(text, str) for text in value.values()):
+        return False
+    return str(value.get("url", "data:")).startswith("data:")
+
+
 def _is_file(part: Any) -> bool:
-    return isinstance(part, Mapping) and part.get("type") in KINDS
+    return isinstance(part, Mapping) and isinstance(part.get("type"), str) and part["type"] in KINDS
 
 
 def read_file(part: Mapping[str, Any]) -> bytes:
