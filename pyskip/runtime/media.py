@@ -81,6 +81,7 @@ class Media:
     def marked(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The messages with a marker, as a part of text, for each image_url and input_audio. Raises DecodeError for
         what cannot be read, and what the projector does not take."""
+        messages = list(messages)
         used: dict[str, bytes] = {}
         found = [{**message, "content": self._parts(message.get("content"), used)} for message in messages]
         for kept, message in zip(found, messages, strict=True):

@@ -1,8 +1,8 @@
 """A tiny seeded random projector for --mmproj: an encoder of images, of audio, or both. Needs gguf and numpy.
 
-python tools/models/make_projector.py [--kind image|audio|both] [--n-embd N] [--seed N] -o FILE
+python tools/models/make_projector.py [--kind image|audio|both|qwen2vl] [--n-embd N] [--seed N] -o FILE
 
-Images: 32 x 32, 16 patches, LLaVA's projector. Audio: 30 seconds at a time, 30 tokens, Whisper's encoder and Ultravox's
+Images: 32 x 32, 16 patches, LLaVA's projector; or of any size, by Qwen2-VL's, for models with M-RoPE. Audio: 30 seconds at a time, 30 tokens, Whisper's encoder and Ultravox's
 projector.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-KINDS = ("image", "audio", "both")
+KINDS = ("image", "audio", "both", "qwen2vl")
 N_EMBD, N_FF, N_HEAD, N_LAYER = 32, 64, 2, 3
 SIZE, PATCH = 32, 8
 N_MEL, N_FRAMES, N_STACKED = 80, 1500, 50
@@ -55,20 +55,24 @@ class Maker:
             self.add(blk + "ffn_down.weight", N_EMBD, N_FF)
             self.add(blk + "ffn_down.bias", N_EMBD)
 
-    def add_vision(self, n_embd_model: int) -> None:
+    def add_vision(self, n_embd_model: int, by_size: bool) -> None:
         self.writer.add_bool("clip.has_vision_encoder", True)
-        self.writer.add_string("clip.vision.projector_type", "mlp")
+        self.writer.add_string("clip.vision.projector_type", "qwen2vl_merger" if by_size else "mlp")
         self.writer.add_bool("clip.use_gelu", True)
         self.writer.add_uint32("clip.vision.image_size", SIZE)
         self.writer.add_uint32("clip.vision.patch_size", PATCH)
         self.writer.add_array("clip.vision.image_mean", [0.5, 0.5, 0.5])
         self.writer.add_array("clip.vision.image_std", [0.5, 0.5, 0.5])
-        self.add("v.class_embd", N_EMBD)
         self.add("v.patch_embd.weight", N_EMBD, 3, PATCH, PATCH)
-        self.add("v.position_embd.weight", (SIZE // PATCH) ** 2 + 1, N_EMBD)
-        self.add_norm("v.pre_ln")
+        if by_size:
+            self.add("v.patch_embd.weight.1", N_EMBD, 3, PATCH, PATCH)
+            self.add_norm("v.post_ln")
+        else:
+            self.add("v.class_embd", N_EMBD)
+            self.add("v.position_embd.weight", (SIZE // PATCH) ** 2 + 1, N_EMBD)
+            self.add_norm("v.pre_ln")
         self.add_encoder("vision", "v", n_embd_model)
-        self.add("mm.0.weight", n_embd_model, N_EMBD)
+        self.add("mm.0.weight", n_embd_model, N_EMBD * (4 if by_size else 1))
         self.add("mm.0.bias", n_embd_model)
         self.add("mm.2.weight", n_embd_model, n_embd_model)
         self.add("mm.2.bias", n_embd_model)
@@ -94,8 +98,8 @@ def make(path: Path, n_embd_model: int, *, kind: str = "image", seed: int = 0) -
     """Write a projector for models of this n_embd."""
     maker = Maker(path, seed)
     if kind != "audio":
-        maker.add_vision(n_embd_model)
-    if kind != "image":
+        maker.add_vision(n_embd_model, by_size=kind == "qwen2vl")
+    if kind in ("audio", "both"):
         maker.add_audio(n_embd_model)
     maker.writer.write_header_to_file()
     maker.writer.write_kv_data_to_file()
