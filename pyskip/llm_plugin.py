@@ -297,8 +297,6 @@ def register_commands(cli: click.Group) -> None:
         kept = model if model.startswith("hf:") or str(path) != model else str(path.resolve())
         file = llm.user_dir() / "pyskip.json"
         named = {**_added(), name: Named(kept, None if mmproj is None else str(Path(mmproj).resolve()))}
-        written = {
-            name: asdict(named) if named.mmproj is not None else named.model for name, named in named.items()
-        }
+        written = {name: asdict(named) if named.mmproj is not None else named.model for name, named in named.items()}
         file.write_text(json.dumps(written, indent=2) + "\n", "utf-8")
         click.echo(f"pyskip/{name}")

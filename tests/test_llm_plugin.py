@@ -291,7 +291,9 @@ def test_attachments(llm_cli: Cli, tmp_path: Path, tiny: Path) -> None:
     assert llm_cli("pyskip", "add", "eyes", str(tiny), "--mmproj", str(eyes)).stdout == "pyskip/eyes\n"
     assert llm_cli("pyskip", "add", "blind", str(tiny)).stdout == "pyskip/blind\n"
     settings = ("w1", "-m", "pyskip/eyes", "-o", "max_tokens", "8", "-o", "n_threads", "1", "-o", "n_ctx", "512")
-    none, one, other, two = (llm_cli(*settings, *more) for more in ((), ("-a", files[0]), ("-a", files[1]), ("-a", files[0], "-a", files[1])))
+    none, one, other, two = (
+        llm_cli(*settings, *more) for more in ((), ("-a", files[0]), ("-a", files[1]), ("-a", files[0], "-a", files[1]))
+    )
     assert none.exit_code == one.exit_code == 0, one.stderr
     assert len({none.stdout, one.stdout, other.stdout, two.stdout}) == 4
     later = llm_cli("w2", "-c", *settings[3:])

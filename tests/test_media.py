@@ -24,7 +24,7 @@ import llama_cpp  # isort: skip  (behind pyskip)
 
 pytestmark = pytest.mark.slow  # needs libmtmd, which `make test` builds
 
-WITH_BOS = "{{ bos_token }}" + make_random.CHAT_TEMPLATE
+TYPED = "{% for m in messages %}<|{{ m.role }}|>{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}"
 EXACT = {"type_k": 0, "type_v": 0, "flash_attn": False}
 
 
@@ -74,6 +74,10 @@ def user(*parts: dict[str, Any] | str) -> dict[str, Any]:
 def logits(llm: pyskip.Llama, messages: list[Any]) -> Any:
     """Of the first token that would be generated."""
     next(llm.generate(chat_tokens(llm, messages), temp=0.0))
+    return last_logits(llm)
+
+
+def last_logits(llm: pyskip.Llama) -> Any:
     return np.array(np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(llm.ctx, -1), (llm.n_vocab(),)))
 
 
@@ -86,7 +90,13 @@ def said(llm: pyskip.Llama, messages: list[Any], **more: Any) -> str:
 
 
 def test_an_image_is_seen(seeing: pyskip.Llama) -> None:
-    prompts = [["w1 w2"], [image(1), "w1 w2"], [image(2), "w1 w2"], [image(1), image(2), "w1 w2"], ["w1", image(1), "w2"]]
+    prompts = [
+        ["w1 w2"],
+        [image(1), "w1 w2"],
+        [image(2), "w1 w2"],
+        [image(1), image(2), "w1 w2"],
+        ["w1", image(1), "w2"],
+    ]
     found = [logits(fresh(seeing), [user(*parts)]) for parts in prompts]
     for i, one in enumerate(found):
         for other in found[:i]:
@@ -114,14 +124,16 @@ def test_it_is_what_upstreams_handler_sees(tiny: Path, eyes: Path) -> None:
     from llama_cpp.llama_chat_format import MTMDChatHandler
 
     messages = [user(image(1), "w1 w2")]
-    ours = open_llm(tiny, 512, mmproj=eyes, chat_template=WITH_BOS, **EXACT)
-    theirs = open_llm(tiny, 512, chat_handler=MTMDChatHandler(str(eyes), verbose=False), **EXACT)
+    ours = open_llm(tiny, 512, mmproj=eyes, chat_template="{{ bos_token }}" + TYPED, **EXACT)
+    handler = MTMDChatHandler(str(eyes), verbose=False)
+    theirs = open_llm(tiny, 512, chat_handler=handler, chat_template=TYPED, **EXACT)
     try:
         expected = said(ours, messages)
-        for skip in ("off", "static:1,4", "cosine:threshold=0.9,run=2,warmup=0"):
+        for skip in ("off", "static:1,4", "cosine:threshold=0.9,run=2,cold_start=1,cold_end=1,warmup=0"):
             ours.skip = theirs.skip = skip
             for part in (image(1), image(2)):
                 assert said(theirs, [user(part, "w1 w2")]) == said(ours, [user(part, "w1 w2")])
+                assert last_logits(theirs) == pytest.approx(last_logits(ours), abs=1e-4)
         ours.skip = "off"
         assert said(ours, messages) == expected
     finally:
@@ -135,8 +147,11 @@ def test_upstreams_handlers(tiny: Path, eyes: Path, handler: str) -> None:
 
     llm = open_llm(tiny, 512, chat_handler=getattr(llama_chat_format, handler)(str(eyes), verbose=False), **EXACT)
     try:
-        one, other = (said(llm, [user(image(seed), "w1 w2")]) for seed in (1, 2))
-        assert one != other
+        found = []
+        for seed in (1, 2):
+            said(llm, [user(image(seed), "w1 w2")], max_tokens=1)
+            found.append(last_logits(llm))
+        assert np.abs(found[0] - found[1]).max() > 1e-3
         # what such a handler decodes is nobody's text: the tokens that were at its positions before are not in the cache
         text = "w1 " * 40
         expected = llm(text, max_tokens=8, temperature=0.0)["choices"][0]["text"]
@@ -184,8 +199,7 @@ def test_other_forms_of_messages(seeing: pyskip.Llama, tmp_path: Path) -> None:
     for url in (image_url(1), str(file), file, file.as_uri(), {"url": str(file)}, {"url": file}):
         assert said(seeing, [user({"type": "image_url", "image_url": url}, "w1")]) == expected
     assert seeing.create_chat_completion(iter([user("w1")]), max_tokens=1)
-    typed = "{% for m in messages %}{% for p in m.content %}[{{ p.text }}]{% endfor %}{% endfor %}"
-    for more in ({"chat_format": "chatml"}, {"chat_template": typed}):
+    for more in ({"chat_format": "chatml"}, {"chat_template": TYPED}):
         llm = open_llm(Path(seeing.model_path), 512, mmproj=seeing._mmproj, **more)
         assert said(llm, [user(image(1), "w1")]) != said(fresh(llm), [user(image(2), "w1")])
         llm.close()
@@ -296,7 +310,9 @@ def test_a_profile(tiny: Path, eyes: Path, tmp_path: Path, skip: str) -> None:
     path = tmp_path / "model.gguf"
     shutil.copy(tiny, path)
     make_profile.make_profile(path, path.with_name("model.skip.gguf"))
-    llm = open_llm(path, 512, mmproj=eyes, skip=skip if "," not in skip or "profile" in skip else f"profile:rate={skip}")
+    llm = open_llm(
+        path, 512, mmproj=eyes, skip=skip if "," not in skip or "profile" in skip else f"profile:rate={skip}"
+    )
     try:
         messages = [user("w1", image(1), "w2")]
         one = said(llm, messages)
@@ -321,8 +337,10 @@ def test_batches(tiny: Path, eyes: Path, seeing: pyskip.Llama) -> None:
 # What is refused
 
 
-BOMB = png_of(60000, 60000, b"\0" * 1000)
-LONG = wav(1)[:40] + struct.pack("<I", 0xFFFFFFF0) + b"\0" * 64
+BOMB = png_of(12000, 12000, b"\0" * 1000)
+BOMBS = [png_of(60000, 60000, b"\0" * 1000), png_of(2**31 - 1, 1, b"\0")]
+LONG = wav(1, 4000.0, 8)  # seconds; half a gigabyte at the encoder's rate
+HUGE = wav(1)[:40] + struct.pack("<I", 0xFFFFFFF0) + b"\0" * 64
 
 
 @pytest.mark.parametrize(
@@ -337,6 +355,8 @@ LONG = wav(1)[:40] + struct.pack("<I", 0xFFFFFFF0) + b"\0" * 64
         ("/etc/passwd", "cannot be read"),
         ("a\0b", "expected an image or audio"),
         ("data:;base64," + base64.b64encode(BOMB).decode(), "too large"),
+        ("data:;base64," + base64.b64encode(BOMBS[0]).decode(), "cannot be read"),
+        ("data:;base64," + base64.b64encode(BOMBS[1]).decode(), "cannot be read"),
         ("data:;base64," + base64.b64encode(png(1)[:200]).decode(), "cannot be read"),
         ("data:;base64," + base64.b64encode(wav(1)).decode(), "does not support audio"),
         (7, "image_url is a int"),
@@ -357,10 +377,16 @@ def test_what_is_no_audio(seeing: pyskip.Llama, tiny: Path, both: Path) -> None:
         said(seeing, [user(audio(1), "w1")])
     llm = open_llm(tiny, 512, mmproj=both)
     try:
-        for data in (None, 7, "***", base64.b64encode(LONG).decode(), base64.b64encode(wav(1)[:50]).decode(), "UklGRg=="):
-            with pytest.raises(pyskip.DecodeError) as caught:
+        for data, reason in (
+            (None, "no data"), (7, "no data"), ("***", "no base64"), ("UklGRg==", "cannot be read"),
+            (base64.b64encode(LONG).decode(), "over an hour long"),
+            (base64.b64encode(wav(1)[:44]).decode(), "cannot"), (base64.b64encode(wav(1)[:20]).decode(), "cannot"),
+        ):  # fmt: skip
+            with pytest.raises(pyskip.DecodeError, match=reason) as caught:
                 said(llm, [user({"type": "input_audio", "input_audio": {"data": data}}, "w1")])
             assert "\n" not in str(caught.value)
+        huge = {"type": "input_audio", "input_audio": {"data": base64.b64encode(HUGE).decode()}}
+        assert said(llm, [user(huge, "w1")])  # as long as it is, and not as it says
         assert said(llm, [user(audio(1), "w1")])
     finally:
         llm.close()
@@ -370,11 +396,15 @@ def test_damaged_files_never_crash(tiny: Path, both: Path) -> None:
     """Bytes of images and audio changed here and there: an answer, or an error in one line."""
     llm = open_llm(tiny, 512, mmproj=both)
     rng = random.Random(0)
-    bmp = b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54 + 3072, 0, 0, 54, 40, 32, 32, 1, 24, 0, 3072, 0, 0, 0, 0) + bytes(3072)
+    bmp = (
+        b"BM"
+        + struct.pack("<IHHIIiiHHIIiiII", 54 + 3072, 0, 0, 54, 40, 32, 32, 1, 24, 0, 3072, 0, 0, 0, 0)
+        + bytes(3072)
+    )
     n_read = 0
     try:
-        for i in range(300):
-            file = bytearray((png(i), wav(i, 0.2), bmp)[i % 3])
+        for i in range(200):
+            file = bytearray((png(i), bmp, wav(i, 0.2))[i % 20 % 3])
             for _ in range(rng.choice((1, 2, 8))):
                 file[rng.randrange(min(len(file), 80) if rng.random() < 0.7 else len(file))] = rng.randrange(256)
             if rng.random() < 0.2:
@@ -385,7 +415,7 @@ def test_damaged_files_never_crash(tiny: Path, both: Path) -> None:
                 n_read += 1
             except pyskip.DecodeError as error:
                 assert "\n" not in str(error)
-        assert 30 < n_read < 290
+        assert 20 < n_read < 190
         assert said(llm, [user(image(1), audio(1), "w1")])
     finally:
         llm.close()
@@ -422,7 +452,7 @@ def test_what_is_no_projector(tiny: Path, eyes: Path, tmp_path: Path) -> None:
     cut.write_bytes(b"GGUF")
     refused(cut, "cut.gguf")
     data = eyes.read_bytes()
-    cut.write_bytes(data.replace(b"v.pre_ln.weight", b"v.pre_lm.weight"))
+    cut.write_bytes(data.replace(b"v.blk.1.ffn_up.weight", b"v.blk.1.ffn_ud.weight"))
     refused(cut, "no projector for this model")
     refused(eyes, "mmproj and vocab_only were both given", vocab_only=True)
     refused(eyes, "mmproj and chat_handler were both given", chat_handler=print)

@@ -126,7 +126,9 @@ class Projector:
                 self._ctx, ctx, chunk.native, pos, 0, n_batch, False, ctypes.byref(end)
             )
         if status != 0:
-            raise DecodeError(f"llama.cpp cannot decode an image or audio ({log.last_complaint() or f'status {status}'})")
+            raise DecodeError(
+                f"llama.cpp cannot decode an image or audio ({log.last_complaint() or f'status {status}'})"
+            )
 
     def close(self) -> None:
         """Free it; repeated, nothing."""

@@ -194,7 +194,9 @@ def _is_parts(value: object) -> bool:
 
 
 def _is_text_part(part: object) -> bool:
-    return isinstance(part, dict) and set(part) == {"type", "text"} and part["type"] == "text" and _is_text(part["text"])
+    return (
+        isinstance(part, dict) and set(part) == {"type", "text"} and part["type"] == "text" and _is_text(part["text"])
+    )
 
 
 def _is_token(value: object, n_vocab: int) -> bool:

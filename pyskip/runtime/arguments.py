@@ -132,7 +132,9 @@ def check_projector(path: str, arguments: Mapping[str, Any]) -> None:
         raise ModelLoadError(f"{path}: no such file, expected the model's projector (a GGUF file): check mmproj")
     architecture = inspect_file(path).architecture
     if architecture != "clip":
-        raise ModelLoadError(f"{path}: a model of architecture {architecture!r}, expected a projector (clip): check mmproj")
+        raise ModelLoadError(
+            f"{path}: a model of architecture {architecture!r}, expected a projector (clip): check mmproj"
+        )
 
 
 def check_grammar(vocab: Any, grammar: Any) -> None:

@@ -179,7 +179,9 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
 
     def _load_projector(self, path: str) -> None:
         if self.engine.has_encoder:
-            raise ModelLoadError(f"mmproj found an encoder-decoder ({self.model_path}), expected a decoder: leave it out")
+            raise ModelLoadError(
+                f"mmproj found an encoder-decoder ({self.model_path}), expected a decoder: leave it out"
+            )
         enabled = self.context_params.flash_attn_type == llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
         projector = Projector(path, self.model, self.n_threads_batch, enabled)
         self.engine.media = Media(projector)

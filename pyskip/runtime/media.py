@@ -228,7 +228,11 @@ def is_self_contained(part: Any) -> bool:
         return False
     value = part[part["type"]]
     keys = {"url"} if part["type"] == "image_url" else {"data", "format"}
-    if not isinstance(value, Mapping) or set(value) != keys or not all(isinstance(text, str) for text in value.values()):
+    if (
+        not isinstance(value, Mapping)
+        or set(value) != keys
+        or not all(isinstance(text, str) for text in value.values())
+    ):
         return False
     return str(value.get("url", "data:")).startswith("data:")
 
