@@ -9,12 +9,13 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import make_profile, make_projector, make_random, open_llm, zero_ffn_down
+from conftest import make_profile, make_projector, open_llm, zero_ffn_down
 from media import image_url, png, png_of, wav
 
 import pyskip
@@ -152,7 +153,7 @@ def test_upstreams_handlers(tiny: Path, eyes: Path, handler: str) -> None:
             said(llm, [user(image(seed), "w1 w2")], max_tokens=1)
             found.append(last_logits(llm))
         assert np.abs(found[0] - found[1]).max() > 1e-3
-        # what such a handler decodes is nobody's text: the tokens that were at its positions before are not in the cache
+        # what such a handler decodes is nobody's text: what was at its positions before is not in the cache
         text = "w1 " * 40
         expected = llm(text, max_tokens=8, temperature=0.0)["choices"][0]["text"]
         fresh(llm)
@@ -410,11 +411,9 @@ def test_damaged_files_never_crash(tiny: Path, both: Path) -> None:
             if rng.random() < 0.2:
                 del file[rng.randrange(len(file)) :]
             url = "data:;base64," + base64.b64encode(bytes(file)).decode()
-            try:
+            with suppress(pyskip.DecodeError):
                 chat_tokens(llm, [user({"type": "image_url", "image_url": url}, "w1")])
                 n_read += 1
-            except pyskip.DecodeError as error:
-                assert "\n" not in str(error)
         assert 20 < n_read < 190
         assert said(llm, [user(image(1), audio(1), "w1")])
     finally:
@@ -423,7 +422,7 @@ def test_damaged_files_never_crash(tiny: Path, both: Path) -> None:
 
 def test_prompts_that_do_not_fit(seeing: pyskip.Llama) -> None:
     many = [image(seed) for seed in range(32)]
-    with pytest.raises(pyskip.DecodeError, match="exceed context window|the prompt has"):
+    with pytest.raises(pyskip.DecodeError, match=r"exceed context window|the prompt has"):
         said(seeing, [user(*many, "w1")])
     media = seeing.engine.media
     assert media is not None

@@ -60,8 +60,8 @@ class Projector:
             self._ctx: Any = self._mtmd.mtmd_init_from_file(path.encode("utf-8", "surrogateescape"), model, params)
         if not self._ctx:
             raise ModelLoadError(
-                f"{path}: no projector for this model ({log.last_complaint() or 'no reason given'}), expected the mmproj "
-                "file that belongs to it"
+                f"{path}: no projector for this model ({log.last_complaint() or 'no reason given'}), expected the "
+                "mmproj file that belongs to it"
             )
         self.sees = bool(self._mtmd.mtmd_support_vision(self._ctx))
         self.hears = bool(self._mtmd.mtmd_support_audio(self._ctx))
@@ -81,8 +81,8 @@ class Projector:
                 status = mtmd.mtmd_tokenize(self._ctx, chunks, ctypes.byref(given), array, len(bitmaps))
             if status != 0:
                 raise DecodeError(
-                    f"libmtmd cannot prepare the prompt ({log.last_complaint() or f'status {status}'}): leave images and "
-                    "audio out, or give others"
+                    f"libmtmd cannot prepare the prompt ({log.last_complaint() or f'status {status}'}): leave images "
+                    "and audio out, or give others"
                 )
             n_chunks = int(mtmd.mtmd_input_chunks_size(chunks))
             return [self._taken(mtmd.mtmd_input_chunks_get(chunks, i)) for i in range(n_chunks)]

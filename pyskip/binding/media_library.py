@@ -1,7 +1,7 @@
 """llama_cpp.mtmd_cpp, llama-cpp-python's bindings of libmtmd, on pyskip's own libmtmd.
 
-By itself the module loads the library that came with llama-cpp-python, and that one a stock libllama, whoever imports it
-and whenever: llama-cpp-python's chat handlers of images do when they are made.
+By itself the module loads the library that came with llama-cpp-python, and that one a stock libllama, whoever imports
+it and whenever: llama-cpp-python's chat handlers of images do when they are made.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MODULE, VARIABLE = "llama_cpp.mtmd_cpp", "MTMD_CPP_LIB"
 
 
 def find_media_library(lib_dir: Path) -> None:
-    """Whoever imports the module from now on gets the library of this folder, or BuildMismatchError if there is none."""
+    """Whoever imports the module from now on gets the library of this folder; BuildMismatchError if it has none."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder(lib_dir))
 
@@ -51,8 +51,8 @@ class _Loader(Loader):
     def exec_module(self, module: ModuleType) -> None:
         if not (self._lib_dir / "libmtmd.so").is_file():
             raise BuildMismatchError(
-                f"images and audio need libmtmd, and {self._lib_dir} has none: this pyskip was built without its server; "
-                "install a wheel, or `make serve` in its source tree"
+                f"images and audio need libmtmd, and {self._lib_dir} has none: this pyskip was built without its "
+                "server: install a wheel, or `make serve` in its source tree"
             )
         before = os.environ.get(VARIABLE)
         os.environ[VARIABLE] = str(self._lib_dir)

@@ -200,4 +200,4 @@ def _is_text_part(part: object) -> bool:
 
 
 def _is_token(value: object, n_vocab: int) -> bool:
-    return type(value) is int and (0 <= value < n_vocab or (-(2**31) <= value and is_placeholder(value)))
+    return type(value) is int and (0 <= value < n_vocab or (value >= -(2**31) and is_placeholder(value)))

@@ -214,8 +214,8 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
     # Chat
 
     def create_chat_completion(self, messages: Any, *args: Any, **kwargs: Any) -> Any:
-        """llama_cpp.Llama.create_chat_completion. With a projector (mmproj) messages may have parts of type image_url and
-        input_audio. response_format takes a JSON schema, by llama.cpp's own converter:
+        """llama_cpp.Llama.create_chat_completion. With a projector (mmproj) messages may have parts of type image_url
+        and input_audio. response_format takes a JSON schema, by llama.cpp's own converter:
 
         {"type": "json_object"}, with or without "schema", or {"type": "json_schema", "json_schema": {"schema": {...}}}.
         The arguments of a tool that tool_choice or function_call names hold to its parameters likewise. Raises

@@ -2,8 +2,8 @@
 
 python tools/models/make_projector.py [--kind image|audio|both|qwen2vl] [--n-embd N] [--seed N] -o FILE
 
-Images: 32 x 32, 16 patches, LLaVA's projector; or of any size, by Qwen2-VL's, for models with M-RoPE. Audio: 30 seconds at a time, 30 tokens, Whisper's encoder and Ultravox's
-projector.
+Images: 32 x 32, 16 patches, LLaVA's projector; or of any size, by Qwen2-VL's, for models with M-RoPE. Audio: 30 seconds
+at a time, 30 tokens, Whisper's encoder and Ultravox's projector.
 """
 
 from __future__ import annotations
