@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import make_profile, make_projector, open_llm, zero_ffn_down
+from conftest import make_profile, make_projector, make_random, open_llm, zero_ffn_down
 from media import image_url, png, png_of, wav
 
 import pyskip
@@ -203,6 +203,31 @@ def test_other_forms_of_messages(seeing: pyskip.Llama, tmp_path: Path) -> None:
     for more in ({"chat_format": "chatml"}, {"chat_template": TYPED}):
         llm = open_llm(Path(seeing.model_path), 512, mmproj=seeing._mmproj, **more)
         assert said(llm, [user(image(1), "w1")]) != said(fresh(llm), [user(image(2), "w1")])
+        llm.close()
+
+
+def test_rows_and_columns(tmp_path: Path) -> None:
+    """M-RoPE: an image has fewer positions than rows in the cache, and what follows is decoded behind them."""
+    make_random.make(tmp_path / "model.gguf", make_random.SHAPES["tiny"], arch="qwen2vl")
+    make_projector.make(tmp_path / "mmproj.gguf", 64, kind="qwen2vl")
+    llm = open_llm(tmp_path / "model.gguf", 128, mmproj=tmp_path / "mmproj.gguf", **EXACT)
+    try:
+        messages = [user("w1", image(1), "w2")]
+        tokens = chat_tokens(llm, messages)
+        media = llm.engine.media
+        assert media is not None
+        n_pos = sum(token < 0 for token in tokens)
+        assert 0 < n_pos < media.n_rows(tokens) - len(tokens) + n_pos
+        one = said(llm, messages)
+        turns = [*messages, {"role": "assistant", "content": one}, user("w3")]
+        expected = logits(fresh(llm), turns)
+        logits(fresh(llm), messages)
+        assert logits(llm, turns) == pytest.approx(expected, abs=1e-4)
+        assert llm.engine.n_cached > n_pos
+        assert np.abs(logits(llm, [user("w1", image(2), "w2")]) - logits(llm, messages)).max() > 1e-3
+        with pytest.raises(pyskip.DecodeError, match=r"tokens with its images, the context 128"):
+            said(llm, [user(*map(image, range(12)), "w2")])
+    finally:
         llm.close()
 
 
@@ -532,9 +557,10 @@ def test_generate_and_chat(
         assert done.returncode == 0, done.stderr
         texts.add(done.stdout)
     assert len(texts) == 4
-    one, other = (cli("chat", *common, "--temp", "0", "-p", "w1", "--image", str(file)) for file in files)
-    assert one.returncode == 0, one.stderr
-    assert one.stdout.strip() != other.stdout.strip()
+    chats = [cli("chat", *common, "--temp", "1", "-p", "w1", "--image", str(file)) for file in files]
+    assert chats[0].returncode == 0, chats[0].stderr
+    assert chats[0].stdout != chats[1].stdout
+    one = cli("chat", *common, "--temp", "0", "-p", "w1", "--image", str(files[0]))
     session = tmp_path / "session"
     lines = f"/image {files[0]}\nw1\n/save {session}\nw2\n"
     first = cli("chat", *common, "--temp", "0", input=lines)
