@@ -291,6 +291,7 @@ def test_attachments(llm_cli: Cli, tmp_path: Path, tiny: Path) -> None:
     assert llm_cli("pyskip", "add", "eyes", str(tiny), "--mmproj", str(eyes)).stdout == "pyskip/eyes\n"
     assert llm_cli("pyskip", "add", "blind", str(tiny)).stdout == "pyskip/blind\n"
     settings = ("w1", "-m", "pyskip/eyes", "-o", "max_tokens", "8", "-o", "n_threads", "1", "-o", "n_ctx", "512")
+    settings += ("-o", "temperature", "1", "-o", "seed", "1")
     none, one, other, two = (
         llm_cli(*settings, *more) for more in ((), ("-a", files[0]), ("-a", files[1]), ("-a", files[0], "-a", files[1]))
     )
@@ -320,12 +321,20 @@ def test_attachments_of_async_models(tmp_path: Path, tiny: Path) -> None:
     async def ask(seed: int) -> str:
         attachment = llm.Attachment(content=png(seed), type="image/png")
         response = llm_plugin.AsyncPyskipModel(model).prompt(
-            "w1", attachments=[attachment], max_tokens=8, n_threads=1, n_ctx=512
+            "w1", attachments=[attachment], max_tokens=8, temperature=1.0, seed=1, n_threads=1, n_ctx=512
         )
         return str(await response.text())
 
     one, other = asyncio.run(ask(1)), asyncio.run(ask(2))
     assert one != other
-    said = model.prompt("w1", attachments=[llm.Attachment(content=png(1))], max_tokens=8, n_threads=1, n_ctx=512)
+    said = model.prompt(
+        "w1",
+        attachments=[llm.Attachment(content=png(1))],
+        max_tokens=8,
+        temperature=1.0,
+        seed=1,
+        n_threads=1,
+        n_ctx=512,
+    )
     assert said.text() == one
     model._loaded[1].close()

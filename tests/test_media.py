@@ -210,9 +210,10 @@ def test_rows_and_columns(tmp_path: Path) -> None:
     """M-RoPE: an image has fewer positions than rows in the cache, and what follows is decoded behind them."""
     make_random.make(tmp_path / "model.gguf", make_random.SHAPES["tiny"], arch="qwen2vl")
     make_projector.make(tmp_path / "mmproj.gguf", 64, kind="qwen2vl")
-    llm = open_llm(tmp_path / "model.gguf", 128, mmproj=tmp_path / "mmproj.gguf", **EXACT)
+    llm = open_llm(tmp_path / "model.gguf", 256, mmproj=tmp_path / "mmproj.gguf", **EXACT)
     try:
         messages = [user("w1", image(1), "w2")]
+        assert llm.n_ctx() == 256
         tokens = chat_tokens(llm, messages)
         media = llm.engine.media
         assert media is not None
@@ -225,8 +226,10 @@ def test_rows_and_columns(tmp_path: Path) -> None:
         assert logits(llm, turns) == pytest.approx(expected, abs=1e-4)
         assert llm.engine.n_cached > n_pos
         assert np.abs(logits(llm, [user("w1", image(2), "w2")]) - logits(llm, messages)).max() > 1e-3
-        with pytest.raises(pyskip.DecodeError, match=r"tokens with its images, the context 128"):
-            said(llm, [user(*map(image, range(12)), "w2")])
+        large = base64.b64encode(png_of(320, 320, (b"\0" + bytes(960)) * 320)).decode()
+        url = {"type": "image_url", "image_url": {"url": f"data:;base64,{large}"}}
+        with pytest.raises(pyskip.DecodeError, match=r"has 4\d\d tokens with its images, the context 256"):
+            said(llm, [user(url, "w2")])
     finally:
         llm.close()
 
