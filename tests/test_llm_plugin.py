@@ -180,7 +180,7 @@ def test_async(model: Any) -> None:
 
 
 def test_both_are_registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llm_plugin, "_known", lambda: {"one": "one.gguf"})
+    monkeypatch.setattr(llm_plugin, "_known", lambda: {"one": llm_plugin.Named("one.gguf")})
     found: list[tuple[Any, Any]] = []
     llm_plugin.register_models(lambda model, other: found.append((model, other)))
     ((model, other),) = found
