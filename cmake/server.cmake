@@ -1,6 +1,6 @@
 # pyskip's server: upstream's tools/server from the patched tree with native/server, as one program that is linked with
-# libllama. Included by CMakeLists.txt if PYSKIP_SERVER is set. Upstream's own CMake files are not used: they would make
-# four libraries more, and ask git and the network on the way.
+# libllama and libmtmd. Included by CMakeLists.txt if PYSKIP_SERVER is set. Upstream's own CMake files are not used: they
+# would make three libraries more, and ask git and the network on the way.
 
 set(server_dir ${CMAKE_CURRENT_SOURCE_DIR}/native/server)
 set(page_dir   ${CMAKE_CURRENT_SOURCE_DIR}/pyskip/server/page)
@@ -25,8 +25,6 @@ add_custom_command(
     VERBATIM)
 
 file(GLOB common ${PYSKIP_TREE}/common/*.cpp ${PYSKIP_TREE}/common/jinja/*.cpp ${PYSKIP_TREE}/common/parsers/*.cpp)
-file(GLOB mtmd   ${PYSKIP_TREE}/tools/mtmd/*.cpp ${PYSKIP_TREE}/tools/mtmd/models/*.cpp)
-list(FILTER mtmd EXCLUDE REGEX "(mtmd-cli|deprecation-warning)\\.cpp$") # programs of their own
 file(GLOB server ${PYSKIP_TREE}/tools/server/*.cpp)
 list(FILTER server EXCLUDE REGEX "/main\\.cpp$")
 if(PYSKIP_REFERENCE) # upstream's own, to compare with
@@ -39,7 +37,7 @@ else()
 endif()
 
 set(httplib ${PYSKIP_TREE}/vendor/cpp-httplib/httplib.cpp)
-add_executable(pyskip-server EXCLUDE_FROM_ALL ${own} ${server} ${common} ${mtmd} ${httplib} ${page_sources}
+add_executable(pyskip-server EXCLUDE_FROM_ALL ${own} ${server} ${common} ${httplib} ${page_sources}
                ${CMAKE_CURRENT_BINARY_DIR}/server/build-info.cpp)
 target_compile_features(pyskip-server PRIVATE cxx_std_17)
 target_include_directories(pyskip-server PRIVATE
@@ -49,11 +47,11 @@ target_compile_definitions(pyskip-server PRIVATE
     LLAMA_SUBPROCESS # several models: a process for each
     CPPHTTPLIB_LISTEN_BACKLOG=512 CPPHTTPLIB_REQUEST_URI_MAX_LENGTH=32768 CPPHTTPLIB_TCP_NODELAY=1
     CPPHTTPLIB_FORM_URL_ENCODED_PAYLOAD_MAX_LENGTH=1048576)
-set_source_files_properties(${server} ${common} ${mtmd} ${httplib} PROPERTIES COMPILE_OPTIONS "-w") # upstream's warnings
+set_source_files_properties(${server} ${common} ${httplib} PROPERTIES COMPILE_OPTIONS "-w") # upstream's warnings
 target_compile_options(pyskip-server PRIVATE -ffunction-sections -fdata-sections)
 target_link_options(pyskip-server PRIVATE -Wl,--gc-sections)
 target_link_libraries(pyskip-server PRIVATE
-    llama ggml vendor::hash vendor::miniaudio vendor::stb vendor::sheredom vendor::nlohmann Threads::Threads)
+    mtmd llama ggml vendor::hash vendor::sheredom vendor::nlohmann Threads::Threads)
 set_target_properties(pyskip-server PROPERTIES INSTALL_RPATH "$ORIGIN" BUILD_WITH_INSTALL_RPATH ON)
 
 if(PYSKIP_REFERENCE)

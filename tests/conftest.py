@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import make_profile as make_profile
+import make_projector as make_projector
 import make_random as make_random
 import numpy as np
 import pytest

@@ -36,7 +36,7 @@ def test_a_keyword_like_no_other(tiny: Path) -> None:
 
 
 def test_other_names_lead_somewhere() -> None:
-    known = TAKEN | {"max_tokens", "temperature", "top_k", "top_p"}
+    known = TAKEN | {"max_tokens", "mmproj", "temperature", "top_k", "top_p"}
     assert {hint.split()[0] for hint in OTHER_NAMES.values()} <= known
     assert not OTHER_NAMES.keys() & TAKEN
 

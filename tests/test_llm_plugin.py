@@ -18,7 +18,8 @@ import llm
 import llm.cli
 import pytest
 from click.testing import CliRunner, Result
-from conftest import make_profile, make_random
+from conftest import make_profile, make_projector, make_random
+from media import png
 
 import pyskip.runtime.generation
 from pyskip import llm_plugin
@@ -106,7 +107,7 @@ def test_models_that_were_pulled(llm_cli: Cli, tmp_path: Path, monkeypatch: pyte
     assert set(llm_plugin._known()) == {"demo"}
     (tmp_path / "models--some-one--Tiny").mkdir()
     known = llm_plugin._known()
-    assert known["demo"] == "demo"
+    assert known["demo"] == llm_plugin.Named("demo")
     pulled = set(known) - {"demo"}
     assert pulled
     assert all("0.6b" in name for name in pulled)
@@ -179,7 +180,7 @@ def test_async(model: Any) -> None:
 
 
 def test_both_are_registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llm_plugin, "_known", lambda: {"one": "one.gguf"})
+    monkeypatch.setattr(llm_plugin, "_known", lambda: {"one": llm_plugin.Named("one.gguf")})
     found: list[tuple[Any, Any]] = []
     llm_plugin.register_models(lambda model, other: found.append((model, other)))
     ((model, other),) = found
@@ -278,3 +279,62 @@ def test_calls_that_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_attachments_are_refused(model: Any) -> None:
     with pytest.raises(ValueError, match="does not support attachments"):
         model.prompt("Hi", attachments=[llm.Attachment(type="image/png", content=b"x")]).text()
+
+
+@pytest.mark.slow  # needs libmtmd, which `make test` builds
+def test_attachments(llm_cli: Cli, tmp_path: Path, tiny: Path) -> None:
+    eyes = make_projector.make(tmp_path / "mmproj.gguf", 64)
+    files = []
+    for seed in (1, 2):
+        files.append(str(tmp_path / f"{seed}.png"))
+        Path(files[-1]).write_bytes(png(seed))
+    assert llm_cli("pyskip", "add", "eyes", str(tiny), "--mmproj", str(eyes)).stdout == "pyskip/eyes\n"
+    assert llm_cli("pyskip", "add", "blind", str(tiny)).stdout == "pyskip/blind\n"
+    settings = ("w1", "-m", "pyskip/eyes", "-o", "max_tokens", "8", "-o", "n_threads", "1", "-o", "n_ctx", "512")
+    settings += ("-o", "temperature", "1", "-o", "seed", "1")
+    none, one, other, two = (
+        llm_cli(*settings, *more) for more in ((), ("-a", files[0]), ("-a", files[1]), ("-a", files[0], "-a", files[1]))
+    )
+    assert none.exit_code == one.exit_code == 0, one.stderr
+    assert len({none.stdout, one.stdout, other.stdout, two.stdout}) == 4
+    later = llm_cli("w2", "-c", *settings[3:])
+    assert later.exit_code == 0, later.stderr
+    blind = llm_cli("w1", "-m", "pyskip/blind", "-a", files[0])
+    assert blind.exit_code == 1
+    assert "does not support attachments" in blind.stderr
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(png(1)[:100])
+    wrong = llm_cli(*settings, "--at", str(broken), "image/png")
+    assert wrong.exit_code == 1
+    assert wrong.stderr.count("\n") == 1
+    assert "cannot be read" in wrong.stderr
+    for mmproj, reason in ((str(tiny), "expected a projector"), (str(tmp_path / "none"), "no such file")):
+        refused = llm_cli("pyskip", "add", "x", str(tiny), "--mmproj", mmproj)
+        assert refused.exit_code == 1
+        assert reason in refused.stderr
+
+
+@pytest.mark.slow
+def test_attachments_of_async_models(tmp_path: Path, tiny: Path) -> None:
+    model = llm_plugin.PyskipModel("eyes", str(tiny), str(make_projector.make(tmp_path / "mmproj.gguf", 64)))
+
+    async def ask(seed: int) -> str:
+        attachment = llm.Attachment(content=png(seed), type="image/png")
+        response = llm_plugin.AsyncPyskipModel(model).prompt(
+            "w1", attachments=[attachment], max_tokens=8, temperature=1.0, seed=1, n_threads=1, n_ctx=512
+        )
+        return str(await response.text())
+
+    one, other = asyncio.run(ask(1)), asyncio.run(ask(2))
+    assert one != other
+    said = model.prompt(
+        "w1",
+        attachments=[llm.Attachment(content=png(1))],
+        max_tokens=8,
+        temperature=1.0,
+        seed=1,
+        n_threads=1,
+        n_ctx=512,
+    )
+    assert said.text() == one
+    model._loaded[1].close()

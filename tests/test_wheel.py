@@ -128,7 +128,7 @@ def make_wheel(
     wheel: ModuleType, folder: Path, arch: str, *, without: str = "", name: str = NAME, machine: int = 0
 ) -> Path:
     files = ["pyskip/_native.abi3.so", "pyskip/lib/libllama.so", "pyskip.libs/libgomp-0123abcd.so.1.0.0"]
-    files.append("pyskip/lib/pyskip-server")
+    files += ["pyskip/lib/libmtmd.so", "pyskip/lib/pyskip-server"]
     files += [f"pyskip/lib/libggml-cpu-{level}.so" for level in wheel.BACKENDS[arch].split()]
     head = b"\x7fELF" + bytes(14) + (machine or wheel.ELF_MACHINES[arch]).to_bytes(2, "little")
     path = folder / name.format(arch=arch)

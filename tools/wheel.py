@@ -98,7 +98,8 @@ def check(wheel: Path, arch: str) -> None:
     with zipfile.ZipFile(wheel) as archive:
         libraries = [name for name in archive.namelist() if re.search(r"\.so(\.[\d.]+)?$|/pyskip-server$", name)]
         wanted = [f"pyskip/lib/libggml-cpu-{name}.so" for name in BACKENDS[arch].split()]
-        wanted += ["pyskip/_native.abi3.so", "pyskip/lib/libllama.so", "pyskip/lib/pyskip-server"]
+        wanted += ["pyskip/_native.abi3.so"]
+        wanted += [f"pyskip/lib/{name}" for name in ("libllama.so", "libmtmd.so", "pyskip-server")]
         missing = set(wanted) - set(libraries)
         if missing:
             raise Failure(

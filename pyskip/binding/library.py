@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BuildMismatchError
+from .media_library import find_media_library
 
 __all__ = ["BUILD", "LIB_DIR", "ffi", "lib", "llama_cpp"]
 
@@ -102,4 +103,5 @@ lib: Any = _lib
 BUILD: str = ffi.string(lib.pyskip_build()).decode()
 _check_version(BUILD)
 _load_backends(LIB_DIR)
+find_media_library(LIB_DIR)
 llama_cpp: Any = _import_llama_cpp(LIB_DIR)  # loosely typed upstream; taken from here, so that the checks come first

@@ -13,7 +13,7 @@ from collections import deque
 
 from .library import lib, llama_cpp
 
-__all__ = ["forget", "last_complaint"]
+__all__ = ["forget", "last_complaint", "receive"]
 
 INFO, WARN, CONT = 2, 3, 5  # enum ggml_log_level
 
@@ -23,7 +23,7 @@ _level = 0
 
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
-def _receive(level: int, text: bytes, _user_data: object) -> None:
+def receive(level: int, text: bytes, _user_data: object) -> None:
     global _level
     _level = _level if level == CONT else level
     line = text.decode("utf-8", "replace")
@@ -33,7 +33,7 @@ def _receive(level: int, text: bytes, _user_data: object) -> None:
         print(line, end="", flush=True, file=sys.stderr)
 
 
-llama_cpp.llama_log_set(_receive, ctypes.c_void_p(0))
+llama_cpp.llama_log_set(receive, ctypes.c_void_p(0))
 atexit.register(lib.pyskip_log_drop)  # models that are freed after this module still log
 
 

@@ -6,6 +6,7 @@ Knows no terminal: answers come piece by piece, and what there is to tell goes t
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
+from typing import Any
 
 from ..errors import DecodeError
 from ..runtime.generation import Answer, Generation, Message, chat_tokens
@@ -44,6 +45,7 @@ class Conversation:
         self.system, self.thinks = system or None, thinks
         self.turns: list[Message] = []  # user, assistant, user, ...
         self.answers: list[Answer] = []  # all that were given, those to turns that are gone too
+        self.attached: list[dict[str, Any]] = []  # images and audio, as parts of the next turn
         self.trace: SkipTrace | None = None  # of the last of them
         self._stream, self._tell = stream, tell
         if seed is not None:
@@ -59,7 +61,9 @@ class Conversation:
     def say(self, text: str) -> Generator[str, None, None]:
         """The pieces of the answer. Raises KeyboardInterrupt if it was stopped, and DecodeError; what had come is
         kept as a turn, and a turn that got no answer because of an error is not."""
-        self.turns.append({"role": "user", "content": text})
+        attached, self.attached = self.attached, []
+        content = [*attached, {"type": "text", "text": text}] if attached else text
+        self.turns.append({"role": "user", "content": content})
         try:
             yield from self._answer(self._fit())
         except DecodeError:
@@ -86,7 +90,8 @@ class Conversation:
                 self.turns.append(old)
 
     def clear(self) -> None:
-        """Forget the turns; the system message and what was measured stay."""
+        """Forget the turns, and what was attached; the system message and what was measured stay."""
+        self.attached.clear()
         self.turns.clear()
 
     def _answer(self, tokens: list[int]) -> Generator[str, None, None]:

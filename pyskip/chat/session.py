@@ -22,6 +22,7 @@ from ..policy import parse_skip
 from ..replace import replacing
 from ..runtime.generation import Message
 from ..runtime.llama import Llama
+from ..runtime.media import is_placeholder, is_self_contained
 
 __all__ = ["Session", "load_session", "save_session"]
 
@@ -161,7 +162,7 @@ def _checked(path: Path, document: dict[str, Any], llm: Llama) -> Session:
     if not isinstance(turns, list) or len(turns) % 2 or not all(map(_is_turn, turns, itertools.cycle(ROLES))):
         raise _wrong(path, "its turns are not texts of user and assistant in turn")
     n_vocab = llm.n_vocab()
-    if not isinstance(tokens, list) or not all(type(token) is int and 0 <= token < n_vocab for token in tokens):
+    if not isinstance(tokens, list) or not all(_is_token(token, n_vocab) for token in tokens):
         raise _wrong(path, f"its tokens are not numbers below {n_vocab}")
     if texts["skip"] is not None:
         try:
@@ -183,5 +184,20 @@ def _is_turn(value: object, role: str) -> bool:
         isinstance(value, dict)
         and set(value) == {"role", "content"}
         and value["role"] == role
-        and _is_text(value["content"])
+        and (_is_text(value["content"]) or _is_parts(value["content"]))
     )
+
+
+def _is_parts(value: object) -> bool:
+    """Text, and images and audio that are in the file itself: it must not name others."""
+    return isinstance(value, list) and all(_is_text_part(part) or is_self_contained(part) for part in value)
+
+
+def _is_text_part(part: object) -> bool:
+    return (
+        isinstance(part, dict) and set(part) == {"type", "text"} and part["type"] == "text" and _is_text(part["text"])
+    )
+
+
+def _is_token(value: object, n_vocab: int) -> bool:
+    return type(value) is int and (0 <= value < n_vocab or (value >= -(2**31) and is_placeholder(value)))

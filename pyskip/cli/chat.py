@@ -41,6 +41,7 @@ def chat(
     each line is a turn of the conversation and each answer goes to stdout. Lines such as /help are commands.
     """
     text = None if prompt is None else _prompt(prompt)
+    parts = options.parts()
     llm = load(model, options)
     if "tokenizer.chat_template" not in llm.metadata:
         ui.note("the model has no chat template: using ChatML")
@@ -57,6 +58,7 @@ def chat(
         stream=lambda pieces: ui.stream(llm, pieces),
         tell=ui.note,
     )
+    conversation.attached += parts
     if session is not None:
         Commands(conversation, PlainView()).run("/load", session)
     if text is not None:

@@ -36,6 +36,7 @@ COMMANDS = {
         Command("/retry", "", "answer the last turn again, under the policy now in force"),
         Command("/system", "[TEXT]", 'set the system message ("": none), or show it'),
         Command("/think", "[on|off]", "let the model reason before it answers, where its template lets that be chosen"),
+        Command("/image", "FILE", "an image, or audio, for the next turn; needs --mmproj"),
         Command("/save", "FILE", "write the conversation and the model's state for it"),
         Command("/load", "FILE", "go on with a conversation that was saved"),
         Command("/clear", "", "forget the turns, and begin again"),
@@ -138,6 +139,17 @@ class Commands:
 
     # Files
 
+    def _image(self, file: str) -> None:
+        from pyskip.runtime.media import part_of
+
+        if self._conversation.llm.engine.media is None:
+            raise PyskipError("the model has no projector, expected one: chat with --mmproj FILE")
+        part = part_of(self._path(file))
+        self._conversation.llm.engine.media.marked([{"content": [part]}])  # raises for what the projector does not take
+        self._conversation.attached.append(part)
+        n = len(self._conversation.attached)
+        self._view.note(f"{_count(n, 'file')} for the next turn")
+
     def _save(self, file: str) -> None:
         from pyskip.chat.session import save_session
 
@@ -172,7 +184,7 @@ class Commands:
 
     def _path(self, file: str) -> Path:
         if not file:
-            raise PyskipError("no file is named, expected /save FILE or /load FILE")
+            raise PyskipError("no file is named, expected one: /save FILE, /load FILE, /image FILE")
         try:
             return Path(file).expanduser()
         except RuntimeError as error:  # no such user

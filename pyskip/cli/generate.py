@@ -33,9 +33,12 @@ def generate(model: str, prompt: str, options: Options, as_json: bool) -> int:
     if not raw:
         raise click.BadParameter("the prompt is empty.", param_hint="-p")
 
+    parts = options.parts()
     llm = load(model, options)
     from pyskip.runtime.generation import Generation
 
+    if llm.engine.media is not None:
+        raw = llm.engine.media.text_of(parts) + raw
     tokens = list(llm.tokenize(raw, add_bos=True, special=True))
     sampling = options.sampling({})
     generation = Generation(llm, tokens, max_tokens=options.n_predict, sampling=sampling, seed=options.seed)

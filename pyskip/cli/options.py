@@ -64,6 +64,16 @@ class Options(ModelOptions):
     cache_type_k: str | None = None
     cache_type_v: str | None = None
     lora: str | None = None
+    mmproj: str | None = None
+    files: tuple[str, ...] = ()
+
+    def parts(self) -> list[dict[str, Any]]:
+        """The images and audio that the flags name, as parts of a message."""
+        if self.files and self.mmproj is None:
+            raise click.UsageError("--image needs the model's projector: name it with --mmproj.")
+        from pyskip.runtime.media import part_of
+
+        return [part_of(Path(file)) for file in self.files]
 
     def sampling(self, otherwise: Mapping[str, float]) -> Sampling:
         """What the flags say, and for those that are not given what is told here."""
@@ -79,6 +89,7 @@ class Options(ModelOptions):
             "type_k": CACHE_TYPES.get(self.cache_type_k or ""),
             "type_v": CACHE_TYPES.get(self.cache_type_v or ""),
             "lora_path": self.lora,
+            "mmproj": self.mmproj,
         }
 
 
@@ -213,6 +224,15 @@ _GENERATION_FLAGS = [
         help="Type of its values; below 16 bits it needs flash attention. [default: f16]",
     ),
     click.option("--lora", metavar="FILE", help="A LoRA adapter (GGUF) for the model."),
+    click.option("--mmproj", metavar="FILE", help="The model's projector (GGUF), by which it reads images or audio."),
+    click.option(
+        "--image",
+        "--audio",
+        "files",
+        multiple=True,
+        metavar="FILE",
+        help="An image or audio before the prompt; may be repeated.",
+    ),
     click.option(
         "--seed", type=click.IntRange(0, 2**32 - 1), metavar="S", help="Seed of the sampling. [default: random]"
     ),

@@ -11,8 +11,9 @@ from typing import Any
 
 from ..binding.library import llama_cpp
 from ..errors import DecodeError, ModelLoadError
+from ..models.gguf_info import inspect as inspect_file
 
-__all__ = ["check_arguments", "check_grammar", "check_names"]
+__all__ = ["check_arguments", "check_grammar", "check_names", "check_projector"]
 
 # enum ggml_type: every GGML_TYPE_* of llama_cpp but the count
 KV_TYPES = {
@@ -44,6 +45,7 @@ OTHER_NAMES = {
     "max_seq_len": "n_ctx",
     "max_tokens": "max_tokens of the call that generates",
     "mlock": "use_mlock",
+    "clip_model_path": "mmproj",
     "mmap": "use_mmap",
     "model": "model_path",
     "n_seq_max": "n_ctx",
@@ -119,6 +121,20 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         )
     if lora and not os.path.isfile(lora):
         raise ModelLoadError(f"{lora}: no such LoRA file: check lora_path")
+
+
+def check_projector(path: str, arguments: Mapping[str, Any]) -> None:
+    """Raises ModelLoadError for a mmproj that is no whole projector, and beside what it does not go with."""
+    for name in ("chat_handler", "vocab_only"):
+        if arguments.get(name):
+            raise ModelLoadError(f"mmproj and {name} were both given, expected one of them: leave the other out")
+    if not os.path.isfile(path):
+        raise ModelLoadError(f"{path}: no such file, expected the model's projector (a GGUF file): check mmproj")
+    architecture = inspect_file(path).architecture
+    if architecture != "clip":
+        raise ModelLoadError(
+            f"{path}: a model of architecture {architecture!r}, expected a projector (clip): check mmproj"
+        )
 
 
 def check_grammar(vocab: Any, grammar: Any) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from ..errors import DecodeError
 from ..policy import Policy
 from .engine import Engine
 from .interrupt import interruptible
+from .media import Placed, foreign, gone, is_placeholder
 from .reuse import CacheLog, Origin
 
 __all__ = ["Cached"]
@@ -30,7 +32,9 @@ class Cached(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ignore[
     _policy: Policy
     _engine: Engine | None
     if TYPE_CHECKING:
-        n_tokens: int
+        n_batch: int
+        context_params: Any
+        _logits_all: bool
         input_ids: Any
         longest_token_prefix: Any
         set_seed: Any
@@ -44,9 +48,32 @@ class Cached(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ignore[
         @property
         def engine(self) -> Engine: ...
 
+    _n_tokens = 0
+    _is_own = False  # what is decoded now, and written to input_ids
+
+    @property
+    def n_tokens(self) -> int:
+        """Positions in the cache; llama_cpp.Llama's own, and chat handlers, set it. What somebody else decoded, as its
+        handlers of images do, is no prompt's: nobody may take it for tokens that were there before."""
+        return self._n_tokens
+
+    @n_tokens.setter
+    def n_tokens(self, n: int) -> None:
+        if n > self._n_tokens and not self._is_own:
+            self.input_ids[self._n_tokens : n] = foreign(n - self._n_tokens)
+        self._n_tokens = n
+
+    @contextmanager
+    def _own(self) -> Iterator[None]:
+        before, self._is_own = self._is_own, True
+        try:
+            yield
+        finally:
+            self._is_own = before
+
     def eval(self, tokens: Sequence[int]) -> None:
-        """Decode tokens at the next positions. Raises DecodeError if they do not fit, if llama.cpp fails, and for
-        a model that does not generate."""
+        """Decode tokens at the next positions, and what placeholders among them stand for. Raises DecodeError if they
+        do not fit, if llama.cpp fails, and for a model that does not generate."""
         self._check_weights()
         engine = self.engine
         engine.check_decoder()
@@ -65,8 +92,12 @@ class Cached(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ignore[
         self._note_origins(len(tokens))
         done = False
         try:
-            with interruptible(engine.skip.native):
-                super().eval(tokens)
+            with interruptible(engine.skip.native), self._own():
+                for piece in self._pieces(tokens):
+                    if isinstance(piece, Placed):
+                        self._eval_chunk(piece)
+                    else:
+                        super().eval(piece)
             done = True
         except RuntimeError as error:
             raise DecodeError(f"llama.cpp cannot decode ({log.last_complaint() or error})") from error
@@ -75,6 +106,43 @@ class Cached(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ignore[
                 self._forget_failed()
         self._lost = False
         engine.check_file()
+
+    def _pieces(self, tokens: Sequence[int]) -> Iterator[Sequence[int] | Placed]:
+        """Tokens, and chunks in the place of their placeholders."""
+        media = self.engine.media
+        if not any(map(is_placeholder, tokens)):
+            yield tokens
+            return
+        if self._generates(self.n_tokens):  # a draft of a prompt's: none is generated
+            yield list(itertools.takewhile(lambda token: not is_placeholder(token), tokens))
+            return
+        if media is None:
+            raise gone("prompt")
+        start = 0
+        for at, placed in list(media.chunks(tokens)):
+            if at > start:
+                yield tokens[start:at]
+            yield placed
+            start = at + len(placed.tokens)
+        if start < len(tokens):
+            yield tokens[start:]
+
+    def _generates(self, pos: int) -> bool:
+        first = self.engine.generated_from
+        return 0 <= first <= pos
+
+    def _eval_chunk(self, placed: Placed) -> None:
+        """As llama_cpp.Llama.eval() for tokens."""
+        media, start = self.engine.media, self.n_tokens
+        assert media is not None
+        self.engine.cut(start)
+        media.decode(self.ctx, placed.chunk, start, self.n_batch, self.context_params.n_ubatch)
+        end = start + len(placed.tokens)
+        self.input_ids[start:end] = placed.tokens
+        if self._logits_all:
+            self.scores[start:end] = 0
+        self.n_tokens = end
+        self._requires_eval = True  # there are no logits
 
     def _forget_failed(self) -> None:
         """Upstream counts a batch only when it was decoded; what a failed one left in the cache must not stay. What
@@ -108,6 +176,11 @@ class Cached(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ignore[
         n = self.longest_token_prefix(self._input_ids.tolist(), tokens)
         prompt = self._origin(is_prompt=True)
         usable = 0 if self._lost else self._cache_log.usable(n, prompt)
+        if any(map(is_placeholder, tokens[:n])):
+            media = self.engine.media
+            if media is None or not media.knows(tokens):
+                return  # a chat handler's own images, which cannot be decoded again
+            usable = media.boundary(tokens, usable)
         if usable < n:
             self.n_tokens = usable
             self._requires_eval = True
@@ -134,7 +207,8 @@ class Cached(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ignore[
         log.forget()
         self.engine.clear()  # llama.cpp fills the cache and leaves alone what is known of the prompt that was in it
         try:
-            super().load_state(state)
+            with self._own():
+                super().load_state(state)
         except (RuntimeError, ValueError, TypeError) as error:
             self.input_ids, self._seed = input_ids, seed
             self.reset()
@@ -169,6 +243,7 @@ class Cached(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ignore[
             self.engine.clear()
             return log.last_complaint() or "llama.cpp refuses it"
         self.input_ids[: len(tokens)] = np.array(tokens, np.intc)
-        self.n_tokens = len(tokens)
+        with self._own():
+            self.n_tokens = len(tokens)
         self._requires_eval = True
         return None

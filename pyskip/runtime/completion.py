@@ -14,6 +14,8 @@ import numpy as np
 from ..binding.library import llama_cpp
 from ..errors import DecodeError
 from .engine import Engine
+from .formatter import flattened
+from .media import is_placeholder
 from .schema import ASKING, asked_parameters, grammar_for_format, grammar_for_schema
 
 __all__ = ["Completion"]
@@ -43,6 +45,8 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
         token_bos: Any
         spm_infill: bool
         pooling_type: Any
+        chat_format: Any
+        _chat_handlers: Any
         n_vocab: Any
 
         @property
@@ -186,13 +190,15 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
         )
         found: dict[str, list[Any]] = {"tokens": [], "text_offset": [], "token_logprobs": [], "top_logprobs": []}
         for i in range(start, len(tokens)):
+            if is_placeholder(tokens[i]):
+                continue
             text = str(self.detokenize([tokens[i]], tokens[:i]).decode("utf-8", "ignore"))
             if echo and i == start and isinstance(prompt, str) and not prompt.startswith(text):
                 text = text.removeprefix(" ")  # which some vocabularies put before a text
             found["tokens"].append(text)
             found["text_offset"].append(offset)
             offset += len(text)
-            if echo and i == start:  # as OpenAI's, also behind a BOS
+            if (echo and i == start) or is_placeholder(tokens[i - 1]):  # as OpenAI's, also behind a BOS
                 found["token_logprobs"].append(None)
                 found["top_logprobs"].append(None)
                 continue
@@ -208,11 +214,13 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
     # Chat
 
     def create_chat_completion(self, messages: Any, *args: Any, **kwargs: Any) -> Any:
-        """llama_cpp.Llama.create_chat_completion; response_format takes a JSON schema, by llama.cpp's own converter:
+        """llama_cpp.Llama.create_chat_completion. With a projector (mmproj) messages may have parts of type image_url
+        and input_audio. response_format takes a JSON schema, by llama.cpp's own converter:
 
         {"type": "json_object"}, with or without "schema", or {"type": "json_schema", "json_schema": {"schema": {...}}}.
         The arguments of a tool that tool_choice or function_call names hold to its parameters likewise. Raises
         DecodeError for a schema with a keyword that a grammar cannot hold, and names it."""
+        messages = self._readable(messages)
         response_format = kwargs.get("response_format")
         if response_format is not None:
             grammar = grammar_for_format(response_format)
@@ -232,6 +240,14 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
             return super().create_chat_completion(messages, *args, **kwargs)
         finally:
             _TOOL_GRAMMAR.reset(before)
+
+    def _readable(self, messages: Any) -> Any:
+        """Messages with text in the place of images and audio, if there is a projector."""
+        media = self.engine.media
+        if media is None:
+            return messages
+        marked = media.marked(messages)
+        return marked if self.chat_format in self._chat_handlers else [flattened(message) for message in marked]
 
     def create_completion(self, *args: Any, **kwargs: Any) -> Any:
         """llama_cpp.Llama.create_completion."""

@@ -19,6 +19,7 @@ from ..errors import DecodeError
 from ..models.gguf_info import GGUFInfo
 from .context import SkipContext
 from .fork import check_threads
+from .media import Media
 from .model_file import ModelFile
 
 __all__ = ["Engine", "Floats"]
@@ -41,6 +42,7 @@ class Engine:
         self.skip = SkipContext(ctx)
         self.has_encoder = bool(llama_cpp.llama_model_has_encoder(model))
         self.has_encoded = False  # a prompt
+        self.media: Media | None = None  # what a projector reads
         self.n_cached = 0  # tokens of the last generation's prompt that were not decoded again; -1: not known yet
         self._n_threads = n_threads
         self._generates = False  # as far as is known

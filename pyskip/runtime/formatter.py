@@ -18,7 +18,7 @@ from jinja2.sandbox import SandboxedEnvironment
 from ..binding.library import llama_cpp
 from ..errors import DecodeError
 
-__all__ = ["MessageFormatter"]
+__all__ = ["MessageFormatter", "flattened"]
 
 NEEDLE = "pyskip-needle"
 OTHER = {"role": "user", "content": "pyskip-other"}
@@ -149,9 +149,16 @@ def _check_parts(content: Any) -> None:
     others = [kind for kind in kinds if kind != "text"]
     if others:
         raise DecodeError(
-            f"a message has a part of type {others[0]!r}, expected text: leave it out, or load with a chat_handler "
-            "that reads it"
+            f"a message has a part of type {others[0]!r}, expected text: leave it out, or load the model with its "
+            "projector (mmproj=, --mmproj)"
         )
+
+
+def flattened(message: Mapping[str, Any]) -> dict[str, Any]:
+    """With its parts of text as one."""
+    content = message.get("content")
+    is_text = isinstance(content, list) and all(map(_is_text, content))
+    return {**message, "content": _text(content)} if is_text else dict(message)
 
 
 def _is_text(part: Any) -> bool:

@@ -10,7 +10,7 @@ from ..binding.library import llama_cpp
 from ..errors import DecodeError
 from ..pace import PaceStats
 from ..stats import SkipStats
-from .formatter import MessageFormatter
+from .formatter import MessageFormatter, flattened
 from .llama import Llama
 from .sampling import Sampling
 from .text import Stopwatch, TextStream
@@ -18,7 +18,7 @@ from .tools import find_calls, probe_call
 
 __all__ = ["Answer", "Generation", "Message", "chat_tokens"]
 
-Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+Message = dict[str, Any]  # {"role": "system" | "user" | "assistant", "content": text, or parts with a projector}
 
 
 @dataclass(frozen=True)
@@ -113,13 +113,15 @@ def chat_tokens(
     read. thinks: whether the model shall reason before it answers, for templates that have it so (enable_thinking).
     """
     metadata: dict[str, str] = llm.metadata
+    if llm.engine.media is not None:
+        messages = llm.engine.media.marked(messages)
     text = llm.engine.token_text
     template = metadata.get("tokenizer.chat_template")
     if template is None and tools:
         raise DecodeError("the model has no chat template, expected one that has tools: use another model")
     if template is None:
         prompt = (
-            "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
+            "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in map(flattened, messages))
             + "<|im_start|>assistant\n"
         )
         return list(llm.tokenize(prompt.encode(), add_bos=True, special=True))

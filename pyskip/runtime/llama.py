@@ -11,6 +11,7 @@ from ..binding import log
 from ..binding.crash import aborts_caught
 from ..binding.kernels import check_kernels, kernels_chosen
 from ..binding.library import llama_cpp
+from ..binding.media import Projector
 from ..binding.pieces import token_bytes, tokenize
 from ..errors import DecodeError, ModelLoadError
 from ..models import resolve
@@ -18,12 +19,13 @@ from ..models.gguf_info import check_context, inspect
 from ..policy import Policy, Profiled, parse_skip
 from ..policy.base import Paced
 from ..system import physical_cores
-from .arguments import check_arguments, check_grammar, check_names
+from .arguments import check_arguments, check_grammar, check_names, check_projector
 from .cached import Cached
 from .completion import Completion
 from .engine import Engine
 from .formatter import MessageFormatter
 from .guard import Closed, Guard, guarded, steps
+from .media import Media, is_placeholder
 from .model_file import ModelFile
 from .reuse import CacheLog
 from .skipping import Skipping
@@ -31,7 +33,9 @@ from .template import TEMPLATE, check_template, usable_metadata
 
 __all__ = ["Llama"]
 
-OWN_ARGUMENTS = ("skip", "profile", "target_tps", "max_skip", "low_memory", "kernels", "flash_attn", "chat_template")
+OWN_ARGUMENTS = (
+    "skip", "profile", "target_tps", "max_skip", "low_memory", "kernels", "flash_attn", "chat_template", "mmproj",
+)  # fmt: skip
 
 
 @guarded
@@ -56,6 +60,9 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
 
     chat_template: Jinja, in the place of the model's own. Where neither can be parsed a warning says so, and chats use
         ChatML.
+
+    mmproj: the path of the model's projector (a GGUF file): messages may then have parts of type image_url, a data: URI
+        or a path, and input_audio. Not beside chat_handler.
 
     kernels: "fast", pyskip's own where it has them for a weight's type and the processor, or "upstream", whose logits
         are those of unpatched llama.cpp to the last bit.
@@ -91,6 +98,7 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
         kernels: str = "fast",
         flash_attn: bool | None = None,
         chat_template: str | None = None,
+        mmproj: str | os.PathLike[str] | None = None,
         n_ctx: int = 512,
         n_threads: int | None = None,
         n_threads_batch: int | None = None,
@@ -101,7 +109,9 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
         policy = parse_skip(skip)
         check_kernels(kernels)
         check_template(chat_template)
-        self._chat_template = chat_template
+        self._chat_template, self._mmproj = chat_template, mmproj
+        if mmproj is not None:
+            check_projector(os.fsdecode(mmproj), kwargs)
         path = os.fsdecode(resolve(model_path) if isinstance(model_path, str) else model_path)
         vocab_only = bool(kwargs.get("vocab_only"))
         file = ModelFile(path) if kwargs.get("use_mmap", True) else None
@@ -142,6 +152,8 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
                 )
             if low_memory:
                 self.engine.skip.set_streaming(True)
+            if mmproj is not None:
+                self._load_projector(os.fsdecode(mmproj))
             self._decide_by(policy, target_tps, max_skip)
         except BaseException:
             self.close()
@@ -164,6 +176,16 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
                 log.forget()
                 return self._load(path, kernels, False, arguments)
             raise ModelLoadError(f"{path}: llama.cpp cannot load it ({reason})") from error
+
+    def _load_projector(self, path: str) -> None:
+        if self.engine.has_encoder:
+            raise ModelLoadError(
+                f"mmproj found an encoder-decoder ({self.model_path}), expected a decoder: leave it out"
+            )
+        enabled = self.context_params.flash_attn_type == llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        projector = Projector(path, self.model, self.n_threads_batch, enabled)
+        self.engine.media = Media(projector)
+        self._stack.callback(self.engine.media.close)  # before the model
 
     @property
     def kernels(self) -> str:
@@ -232,7 +254,21 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
             raise DecodeError(
                 f"the prompt has {first} tokens, the context {self._n_ctx}: shorten it or raise n_ctx (-c)"
             )
+        if any(map(is_placeholder, tokens)):
+            self._check_placeholders(tokens)
         return steps(self._guard or Guard(), self._generate(tokens, first, reset, args, kwargs))
+
+    def _check_placeholders(self, tokens: list[int]) -> None:
+        """Raises DecodeError for a prompt with images or audio that cannot be gone on with."""
+        media = self.engine.media
+        n_rows = media.n_rows(tokens) if media is not None and media.knows(tokens) else 0
+        if n_rows > self._n_ctx:
+            raise DecodeError(
+                f"the prompt has {n_rows} tokens with its images, the context {self._n_ctx}: smaller ones, or raise "
+                "n_ctx (-c)"
+            )
+        if is_placeholder(tokens[-1]):
+            raise DecodeError("the prompt ends in an image or audio, expected text behind it")
 
     def _generate(
         self, tokens: list[int], first: int, reset: bool, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -340,15 +376,19 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
         """llama_cpp.Llama.tokenize; raises DecodeError if the vocabulary cannot."""
         if type(self.tokenizer_) is not llama_cpp.LlamaTokenizer:
             return list(super().tokenize(text, add_bos, special))
+        media = self.engine.media if self._engine is not None else None
+        if media is not None and media.is_marked(text):
+            return media.tokenize(text, add_bos, special)
         return tokenize(self._model.vocab, text, add_bos, special)
 
     def detokenize(self, tokens: list[int], prev_tokens: list[int] | None = None, special: bool = False) -> bytes:
-        """llama_cpp.Llama.detokenize, with pieces of any length."""
+        """llama_cpp.Llama.detokenize, with pieces of any length; of images and audio nothing."""
+        tokens = [token for token in tokens if not is_placeholder(token)]
         if type(self.tokenizer_) is not llama_cpp.LlamaTokenizer:
             return bytes(super().detokenize(tokens, prev_tokens=prev_tokens, special=special))
         text = token_bytes(self._model.vocab, tokens, special)
         # as upstream: LLaMA 1 puts a space after the beginning of a text
-        return text[1:] if text[:1] == b" " and tokens[0] == self.token_bos() else text
+        return text[1:] if text[:1] == b" " and tokens[:1] == [self.token_bos()] else text
 
     def close(self) -> None:
         """Free the model and its context. A decode of another thread ends with an error before, an open stream at its
@@ -371,7 +411,7 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
     def __getstate__(self) -> dict[str, Any]:
         state = {**super().__getstate__(), "skip": str(self._policy), "profile": self._profile_path}
         state |= {"low_memory": self._low_memory, "kernels": self._kernels, "seed": self._own_seed}
-        state["chat_template"] = self._chat_template
+        state |= {"chat_template": self._chat_template, "mmproj": self._mmproj}
         if self._pace is None:
             return state
         pace = {"target_tps": self._pace.target_tps, "max_skip": self._pace.max_skip}

@@ -78,7 +78,7 @@ LOADING: dict[str, tuple[str, str]] = dict.fromkeys(
         """
     vocab_only use_mmap use_mlock kv_overrides rope_freq_base rope_freq_scale yarn_ext_factor yarn_attn_factor
     yarn_beta_fast yarn_beta_slow yarn_orig_ctx logits_all embedding flash_attn swa_full no_perf last_n_tokens_size
-    chat_format chat_handler draft_model tokenizer spm_infill verbose
+    chat_format draft_model tokenizer spm_infill verbose
     """
     ),
     (WORKS, ""),
@@ -103,6 +103,7 @@ LOADING |= {
     "numa": (REFUSES, "what is neither true, false nor a `llama_cpp.GGML_NUMA_STRATEGY_*` (upstream: taken)"),
     "type_k": (REFUSES, "what is no `llama_cpp.GGML_TYPE_*` (upstream: a crash)"),
     "type_v": (REFUSES, "what is no `llama_cpp.GGML_TYPE_*` (upstream: a crash)"),
+    "chat_handler": (WORKS, "handlers of images, too, in a build with libmtmd; not beside `mmproj`"),
     "kwargs": (REFUSES, "`TypeError` for an unknown argument, with the nearest name (upstream: dropped)"),
 }
 CLOSED = "`ModelLoadError` once closed (upstream: a crash)"
@@ -113,7 +114,8 @@ MEMBERS: dict[str, str] = {
     "create_completion": "",
     "__call__": "as `create_completion()`",
     "create_chat_completion": "messages in the form that the template takes, see [Chats](#chats); ChatML, and a "
-    "warning, for a template that cannot be parsed; `DecodeError` for images (upstream: the part as Python writes it)",
+    "warning, for a template that cannot be parsed; images and audio with [`mmproj`](python.md#images-and-audio), else "
+    "`DecodeError` (upstream: the part as Python writes it)",
     "create_chat_completion_openai_v1": "as `create_chat_completion()`; needs the package openai",
     "create_embedding": "vectors of length 1, unless `normalize=False` (upstream: as the model has them)",
     "embed": "of several texts without pooling, too (upstream: rows that no token has)",

@@ -111,10 +111,13 @@ def add_tokenizer(writer: gguf.GGUFWriter, n_vocab: int, words: tuple[str, ...] 
     writer.add_chat_template(CHAT_TEMPLATE)
 
 
-def make(path: Path, shape: Shape, *, kind: str | None = None, seed: int = 0) -> None:
-    """Write the model. Holds one tensor at a time in memory."""
+def make(path: Path, shape: Shape, *, kind: str | None = None, seed: int = 0, arch: str = "llama") -> None:
+    """Write the model. Holds one tensor at a time in memory. arch: llama, or qwen2vl, whose positions are M-RoPE's."""
     kind = kind or shape.type
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, arch)
+    if arch == "qwen2vl":
+        half = shape.n_embd // shape.n_head // 2
+        writer.add_rope_dimension_sections([half - half // 3 * 2, half // 3, half // 3, 0])
     writer.add_name(f"random {shape.n_layer}x{shape.n_embd} {kind} seed {seed}")
     writer.add_context_length(shape.n_ctx)
     writer.add_embedding_length(shape.n_embd)
