@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import pyskip
-from pyskip.pace import Pace
+from pyskip.runtime.pace import Pace
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 

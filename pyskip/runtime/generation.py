@@ -8,10 +8,10 @@ from typing import Any
 
 from ..binding.library import llama_cpp
 from ..errors import DecodeError
-from ..pace import PaceStats
 from ..stats import SkipStats
 from .formatter import MessageFormatter
 from .llama import Llama
+from .pace import PaceStats
 from .sampling import Sampling
 from .text import Stopwatch, TextStream
 from .tools import find_calls, probe_call

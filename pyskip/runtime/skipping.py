@@ -9,12 +9,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from ..binding.kernels import kernels_chosen
 from ..errors import ModelLoadError, PolicyError, ProfileError
 from ..models.profile import Profile, find_profile, path_beside
-from ..pace import Pace
 from ..policy import Policy, parse_skip
 from ..policy.base import Paced
 from ..stats import SkipStats, SkipTrace
 from .engine import Engine
 from .guard import Guard
+from .pace import Pace
 
 __all__ = ["Skipping"]
 
