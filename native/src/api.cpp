@@ -182,6 +182,12 @@ void pyskip_seq_reset_counters(llama_context * ctx, int32_t seq_id) {
     }
 }
 
+void pyskip_seq_take_back(llama_context * ctx, int32_t seq_id, int32_t pos) {
+    if (pyskip_state * state = pyskip_state_get(ctx)) {
+        state->take_back(seq_id, pos);
+    }
+}
+
 void pyskip_reset_counters(llama_context * ctx) {
     pyskip_seq_reset_counters(ctx, -1);
 }
@@ -384,6 +390,16 @@ pyskip_status pyskip_token_to_piece(const llama_vocab * vocab, int32_t token, ch
     return guard(error, n_error, [&] {
         const pyskip_aborts_caught caught;
         *n_out = llama_token_to_piece(vocab, token, piece, n_piece, /*lstrip =*/0, special);
+        return PYSKIP_STATUS_OK;
+    });
+}
+
+pyskip_status pyskip_sampler_init_dry(const llama_vocab * vocab, float multiplier, float base, int32_t allowed_length,
+                                      int32_t penalty_last_n, const char ** breakers, size_t n_breakers,
+                                      llama_sampler ** sampler, char * error, size_t n_error) {
+    return guard(error, n_error, [&] {
+        const pyskip_aborts_caught caught;
+        *sampler = llama_sampler_init_dry(vocab, multiplier, base, allowed_length, penalty_last_n, breakers, n_breakers);
         return PYSKIP_STATUS_OK;
     });
 }

@@ -32,6 +32,8 @@ class Skipping:
     _profile_path: str | os.PathLike[str] | None  # the caller's; None: wherever it is found
     _pace: Pace | None
     _pace_from: Paced  # the policy whose operating point a pace moves
+    n_drafted: int
+    n_accepted: int
 
     @property
     def engine(self) -> Engine:
@@ -162,8 +164,9 @@ class Skipping:
         return self.engine.skip.stats(self._policy)
 
     def reset_skip_stats(self) -> None:
-        """Count from zero, a pace's statistics too."""
+        """Count from zero, a pace's statistics and what a draft proposed, too."""
         self.engine.skip.reset_counters()
+        self.n_drafted = self.n_accepted = 0
         if self._pace is not None:
             self._pace.reset_stats()
 
