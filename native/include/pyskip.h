@@ -336,6 +336,12 @@ PYSKIP_API void               pyskip_profile_free(struct pyskip_profile * profil
 // token's gate, read there; gate_bytes is 0 if a layer is never skipped.
 PYSKIP_API void pyskip_profile_get(const struct pyskip_profile * profile, struct pyskip_profile_info * info);
 PYSKIP_API void pyskip_profile_get_points(const struct pyskip_profile * profile, struct pyskip_profile_point * points);
+
+// The curve at a rate, straight between its points; below the first the threshold falls without bound. INVALID beyond the
+// last one.
+PYSKIP_API enum pyskip_status pyskip_profile_get_point_at(const struct pyskip_profile * profile, double rate,
+                                                          struct pyskip_profile_point * point, char * error,
+                                                          size_t n_error);
 PYSKIP_API void pyskip_profile_get_bytes(const struct pyskip_profile * profile, int64_t * stand_in_bytes,
                                          int64_t * gate_bytes);
 

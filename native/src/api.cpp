@@ -124,9 +124,7 @@ pyskip_status pyskip_seq_set_policy(llama_context * ctx, int32_t seq_id, const p
             return report(status, line, error, n_error);
         }
         if (rule.has_gates()) {
-            for (const pyskip_profile_point & point : rule.profile->curve) {
-                rule.curve.push_back({ point.rate, point.threshold });
-            }
+            rule.curve = pyskip_profile_thresholds(*rule.profile);
         }
         if (!state.set_rule(seq_id, rule, rule.has_gates() ? rule.profile->self : nullptr)) {
             return report(PYSKIP_STATUS_INVALID,
@@ -297,6 +295,17 @@ void pyskip_profile_get(const pyskip_profile * profile, pyskip_profile_info * in
 
 void pyskip_profile_get_points(const pyskip_profile * profile, pyskip_profile_point * points) {
     std::copy(profile->curve.begin(), profile->curve.end(), points);
+}
+
+pyskip_status pyskip_profile_get_point_at(const pyskip_profile * profile, double rate, pyskip_profile_point * point,
+                                          char * error, size_t n_error) {
+    return guard(error, n_error, [&] {
+        std::string line;
+        if (!pyskip_profile_at(*profile, (float) rate, *point, line)) {
+            return report(PYSKIP_STATUS_INVALID, line, error, n_error);
+        }
+        return PYSKIP_STATUS_OK;
+    });
 }
 
 void pyskip_profile_get_bytes(const pyskip_profile * profile, int64_t * stand_in_bytes, int64_t * gate_bytes) {
