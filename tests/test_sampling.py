@@ -60,7 +60,7 @@ def test_dry(tiny_llm: pyskip.Llama) -> None:
 
     def first(**dry: Any) -> int:
         tiny_llm.reset()
-        return next(tiny_llm.generate([5, 6, 9, 7, 5, 6], temp=0, logits_processor=[favour], **dry))  # type: ignore[arg-type]
+        return next(tiny_llm.generate([5, 6, 9, 7, 5, 6], temp=0, logits_processor=[favour], **dry))
 
     assert first() == 9
     assert first(dry_multiplier=100.0) != 9

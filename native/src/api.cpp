@@ -408,7 +408,8 @@ pyskip_status pyskip_sampler_init_dry(const llama_vocab * vocab, float multiplie
                                       llama_sampler ** sampler, char * error, size_t n_error) {
     return guard(error, n_error, [&] {
         const pyskip_aborts_caught caught;
-        *sampler = llama_sampler_init_dry(vocab, multiplier, base, allowed_length, penalty_last_n, breakers, n_breakers);
+        *sampler =
+            llama_sampler_init_dry(vocab, multiplier, base, allowed_length, penalty_last_n, breakers, n_breakers);
         return PYSKIP_STATUS_OK;
     });
 }

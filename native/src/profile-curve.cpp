@@ -17,9 +17,9 @@ std::vector<pyskip_hold_point> pyskip_profile_thresholds(const pyskip_profile & 
 
 static void mix(pyskip_profile_point & point, const pyskip_profile_point & a, const pyskip_profile_point & b,
                 float share) {
-    for (const auto member : { &pyskip_profile_point::ppl_ratio, &pyskip_profile_point::ppl_ratio_se,
-                               &pyskip_profile_point::kld_mean, &pyskip_profile_point::ffn_bytes_saved,
-                               &pyskip_profile_point::ideal_speedup }) {
+    for (const auto member :
+         { &pyskip_profile_point::ppl_ratio, &pyskip_profile_point::ppl_ratio_se, &pyskip_profile_point::kld_mean,
+           &pyskip_profile_point::ffn_bytes_saved, &pyskip_profile_point::ideal_speedup }) {
         point.*member = a.*member + share * (b.*member - a.*member);
     }
 }
@@ -28,9 +28,8 @@ bool pyskip_profile_at(const pyskip_profile & profile, float rate, pyskip_profil
     const float last = profile.curve.back().rate;
     if (!(rate >= 0.0f && rate <= last + BEYOND)) {
         char line[128];
-        std::snprintf(line, sizeof(line),
-                      "rate %g is beyond the profile's curve, expected 0 to %.3g: ask for less", rate,
-                      std::floor((double) last * 1000.0) / 1000.0);
+        std::snprintf(line, sizeof(line), "rate %g is beyond the profile's curve, expected 0 to %.3g: ask for less",
+                      rate, std::floor((double) last * 1000.0) / 1000.0);
         error = line;
         return false;
     }

@@ -195,9 +195,9 @@ static void add(pyskip_counters & c, const std::vector<pyskip_outcome> & outcome
 void pyskip_state::look(int32_t t, std::vector<pyskip_outcome> & outcomes) const {
     outcomes.assign(n_layer, PYSKIP_OUTCOME_EVALUATED);
     for (const pyskip_slot & slot : slots) {
-        outcomes[slot.block.il] = !has_token(slot, t)  ? PYSKIP_OUTCOME_NONE :
-                                  skips(slot.k, t) != 0 ? PYSKIP_OUTCOME_SKIPPED :
-                                                          PYSKIP_OUTCOME_EVALUATED;
+        outcomes[slot.block.il] = !has_token(slot, t)     ? PYSKIP_OUTCOME_NONE
+                                  : skips(slot.k, t) != 0 ? PYSKIP_OUTCOME_SKIPPED
+                                                          : PYSKIP_OUTCOME_EVALUATED;
     }
 }
 

@@ -207,7 +207,7 @@ _GENERATION_FLAGS = [
         "--dry-multiplier",
         type=FiniteFloat(0.0, 100.0),
         metavar="N",
-        help="DRY: lower the scores of tokens that go on with a repetition, by N and more the longer it is. [default: 0]",
+        help="DRY: lower the scores of what goes on with a repetition, by N and more the longer it is. [default: 0]",
     ),
     click.option(
         "--dry-base",

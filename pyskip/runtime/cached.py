@@ -100,8 +100,8 @@ class Cached(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ignore[
         )
 
     def _eval_draft(self, tokens: Sequence[int]) -> None:
-        """llama_cpp.Llama.eval of one batch with the logits of every token. (Its logits_all would keep those of the whole
-        context, and compute them for prompts.) What does not fit into the batch was only a draft."""
+        """llama_cpp.Llama.eval of one batch with the logits of every token. (Its logits_all would keep those of the
+        whole context, and compute them for prompts.) What does not fit into the batch was only a draft."""
         n, tokens = self.n_tokens, tokens[: self.n_batch]
         self.engine.cut(n)
         self._batch.set_batch(batch=tokens, n_past=n, logits_all=True)
@@ -113,8 +113,8 @@ class Cached(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ignore[
     def _drafting(
         self, first: int, inner: Generator[int, Sequence[int] | None, None]
     ) -> Generator[int, Sequence[int] | None, None]:
-        """The same generator, whose first token is that of position `first`. What a draft proposed and is not said, or by
-        another policy than it was decoded by, goes again."""
+        """The same generator, whose first token is that of position `first`. What a draft proposed and is not said, or
+        by another policy than it was decoded by, goes again."""
         n = first - 1  # position of the token that came last
         sent: Sequence[int] | None = None
         try:

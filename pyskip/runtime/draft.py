@@ -1,7 +1,8 @@
 """A small model that drafts for a large one (speculative decoding): a few tokens ahead, by the likeliest each.
 
-`pyskip.Llama(draft_model=)` asks for drafts, decodes them in one batch with the token before them, and keeps those that it
-would have sampled itself: the text is what it would be alone. llama.cpp's common/speculative.cpp does the same on the server.
+`pyskip.Llama(draft_model=)` asks for drafts, decodes them in one batch with the token before them, and keeps those that
+it would have sampled itself: the text is what it would be alone. On the server llama.cpp's common/speculative.cpp does
+the same.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ N_MORE = 128  # tokens that one vocabulary may have more than the other: SPEC_VO
 FIRST = 5  # token that has to be the same: SPEC_VOCAB_CHECK_START_TOKEN_ID
 
 
-class Draft(LlamaDraftModel):  # type: ignore[misc]
+class Draft(LlamaDraftModel):
     """Owns the model that drafts. Raises ModelLoadError for one with another vocabulary than the target's, and for one
     whose memory cannot be cut."""
 
@@ -61,8 +62,8 @@ def check_cuts(llm: Cached, which: str) -> None:
     model = llm.engine.model
     if llama_cpp.llama_model_is_recurrent(model) or llama_cpp.llama_model_is_hybrid(model) or llm.engine.has_encoder:
         raise ModelLoadError(
-            f"{llm.model_path}: {which} is a recurrent model or has an encoder ({llm.engine.info.architecture}), expected "
-            "one whose KV cache can be cut: go without --draft (draft_model)"
+            f"{llm.model_path}: {which} is a recurrent model or has an encoder ({llm.engine.info.architecture}), "
+            "expected one whose KV cache can be cut: go without --draft (draft_model)"
         )
 
 
@@ -85,6 +86,6 @@ def _check_vocabulary(draft: Cached, target: Cached) -> None:
         difference = f"another token {other}"
     if difference:
         raise ModelLoadError(
-            f"{draft.model_path}: found another vocabulary ({difference}), expected that of {target.model_path}: a draft is "
-            "a smaller model of the same family"
+            f"{draft.model_path}: found another vocabulary ({difference}), expected that of {target.model_path}: a "
+            "draft is a smaller model of the same family"
         )

@@ -56,8 +56,8 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
     low_memory: for a model larger than memory. Weights stay in the mapped file, and under a policy other than off only
         those of blocks that run are read.
 
-    draft_model: as llama_cpp.Llama's, or a model by path or name, smaller and of the same family, that drafts three tokens
-        ahead: the text stays what it is, and comes faster where the draft is mostly right.
+    draft_model: as llama_cpp.Llama's, or a model by path or name, smaller and of the same family, that drafts three
+        tokens ahead: the text stays what it is, and comes faster where the draft is mostly right.
 
     chat_template: Jinja, in the place of the model's own. Where neither can be parsed a warning says so, and chats use
         ChatML.
@@ -249,8 +249,8 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
         dry_penalty_last_n: int = 64,
         **kwargs: Any,
     ) -> Generator[int, Sequence[int] | None, None]:
-        """llama_cpp.Llama.generate; tokens after the prompt, which an encoder-decoder encodes, count as generated. dry_*:
-        the DRY sampler's, as llama.cpp's flags of these names."""
+        """llama_cpp.Llama.generate; tokens after the prompt, which an encoder-decoder encodes, count as generated.
+        dry_*: of the DRY sampler, as llama.cpp's flags of these names."""
         tokens = list(tokens)
         dry = Dry(dry_multiplier, dry_base, dry_allowed_length, dry_penalty_last_n)
         if kwargs.get("grammar") is not None:
@@ -303,8 +303,8 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
             inner.close()
 
     def set_abort(self, abort: bool) -> None:
-        """Make the decode that is under way stop, that of a draft, too (it raises DecodeError), and those to come, until
-        set_abort(False).
+        """Make the decode that is under way stop, that of a draft, too (it raises DecodeError), and those to come,
+        until set_abort(False).
 
         May be called from another thread, once set_abort(False) was called in the thread that decodes.
         """

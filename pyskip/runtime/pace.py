@@ -1,7 +1,7 @@
 """A pace to keep: moves a profile's operating point so that decoding holds a rate. Used by pyskip.Llama (target_tps=).
 
-The controller is native (native/src/pace.cpp), the one that the server has. What is here has the clock: it is told when a
-decode begins and ends.
+The controller is native (native/src/pace.cpp), the one that the server has. What is here has the clock: it is told when
+a decode begins and ends.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ KEYS = {"temp": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "r
 
 @dataclass(frozen=True)
 class Sampling:
-    """temp 0 takes the likeliest token, whatever top_k, top_p and min_p are. Penalties look at the last 64 tokens of the
-    answer, DRY at those of the prompt, too."""
+    """temp 0 takes the likeliest token, whatever top_k, top_p and min_p are. Penalties look at the last 64 tokens of
+    the answer, DRY at those of the prompt, too."""
 
     temp: float = 0.0
     top_k: int = 40
@@ -46,8 +46,8 @@ DRY_BREAKERS = (b"\n", b":", b'"', b"*")
 
 @dataclass(frozen=True)
 class Dry:
-    """A penalty on what would go on with a repetition: multiplier * base ** (its length - allowed_length) off the score of a
-    token that makes one of more than allowed_length tokens, of the last penalty_last_n. A multiplier of 0: none.
+    """A penalty on what would go on with a repetition of allowed_length tokens or more, among the last penalty_last_n:
+    multiplier * base ** (its length - allowed_length) off that token's score. A multiplier of 0: none.
 
     Raises DecodeError for values out of range."""
 

@@ -92,7 +92,10 @@ LOADING |= {
     "n_threads": (OTHER, "by default the physical (performance) cores that the process may use; 512 at most"),
     "n_threads_batch": (OTHER, "as `n_threads`"),
     "seed": COMMON["seed"],
-    "draft_model": (OTHER, "a model by path or name, too, [that drafts](python.md#a-draft); what is rejected is not counted"),
+    "draft_model": (
+        OTHER,
+        "a model by path or name, too, [that drafts](python.md#a-draft); what is rejected is not counted",
+    ),
     "offload_kqv": (NOTHING, "there is no GPU"),
     "op_offload": (NOTHING, "there is no GPU"),
     "lora_base": (NOTHING, "upstream does not look at it, either"),
