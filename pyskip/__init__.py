@@ -18,8 +18,8 @@ from .policy import AdaSkip, Cosine, Custom, Off, Policy, Profiled, Prompted, Ra
 if TYPE_CHECKING:
     from .models.gguf_info import GGUFInfo, inspect
     from .models.profile import Profile
-    from .pace import Pace, PaceStats
     from .runtime.llama import Llama
+    from .runtime.pace import Pace, PaceStats
     from .stats import SkipStats, SkipTrace
 
 # First: llama_cpp must come up on pyskip's libraries. What is wrong with them is raised by whatever needs them, and not
@@ -70,8 +70,8 @@ _LAZY = {
     "GGUFInfo": "models.gguf_info",
     "inspect": "models.gguf_info",
     "Llama": "runtime.llama",
-    "Pace": "pace",
-    "PaceStats": "pace",
+    "Pace": "runtime.pace",
+    "PaceStats": "runtime.pace",
     "Profile": "models.profile",
     "SkipStats": "stats",
     "SkipTrace": "stats",

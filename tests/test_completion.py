@@ -187,7 +187,7 @@ def test_what_a_logits_processor_raises(small: pyskip.Llama, error: BaseExceptio
         return logits
 
     with pytest.raises(type(error)) as found:
-        small.create_completion("w1", max_tokens=12, logits_processor=LogitsProcessorList([process]))
+        small.create_completion("w1", max_tokens=12, seed=1, logits_processor=LogitsProcessorList([process]))
     assert found.value is error
     assert len(calls) == 3
     with pytest.raises(ValueError, match="broadcast"):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 from conftest import make_random
 
@@ -46,6 +48,49 @@ def test_what_samplers_do(tiny_llm: pyskip.Llama) -> None:
     assert repeated > 0
     unlike = text(presence_penalty=50.0)
     assert len(unlike) - len(set(unlike)) < repeated
+
+
+def test_dry(tiny_llm: pyskip.Llama) -> None:
+    """What went on with a repetition before is not said again; prompts count, and so do processors before it."""
+
+    def favour(_tokens: Any, scores: Any) -> Any:
+        scores = np.copy(scores)
+        scores[9] += 50.0
+        return scores
+
+    def first(**dry: Any) -> int:
+        tiny_llm.reset()
+        return next(tiny_llm.generate([5, 6, 9, 7, 5, 6], temp=0, logits_processor=[favour], **dry))
+
+    assert first() == 9
+    assert first(dry_multiplier=100.0) != 9
+    assert first(dry_multiplier=10.0, dry_base=20.0, dry_allowed_length=1) != 9
+    assert first(dry_multiplier=10.0, dry_base=20.0) == 9
+    assert first(dry_multiplier=100.0, dry_allowed_length=3) == 9
+    assert first(dry_multiplier=100.0, dry_penalty_last_n=3) == 9
+    assert first(dry_multiplier=100.0, dry_penalty_last_n=0) == 9
+    assert first(dry_multiplier=100.0, dry_penalty_last_n=2**31 - 1) != 9
+    assert first() == 9  # a sampler of its own for each generation
+    sampled = tiny_llm.sample(temp=0)
+    assert sampled == tiny_llm.sample(temp=0)
+
+
+@pytest.mark.parametrize("bad", [{"dry_multiplier": -1}, {"dry_base": float("nan")}, {"dry_allowed_length": 1.5}])
+def test_dry_out_of_range(tiny_llm: pyskip.Llama, bad: dict[str, Any]) -> None:
+    with pytest.raises(pyskip.DecodeError, match=f"{next(iter(bad))} is .*expected a"):
+        next(tiny_llm.generate([5, 6], **bad))
+
+
+def test_dry_on_the_command_line(cli: Cli, tiny: Path) -> None:
+    def text(*flags: str) -> str:
+        done = cli("generate", str(tiny), "-p", "w1 w2", "-n", "40", "-t", "1", "--skip", "off", *flags)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert text("--dry-multiplier", "0") == text()
+    assert text("--dry-multiplier", "50", "--dry-allowed-length", "1", "--dry-base", "2") != text()
+    assert text("--dry-multiplier", "50", "--dry-penalty-last-n", "0") == text()
+    assert cli("generate", str(tiny), "-p", "w1", "--dry-base", "0.5").returncode == 2
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ extern "C" {
 #endif
 
 struct llama_context;
+struct llama_sampler;
 struct llama_vocab;
 struct pyskip_profile;
 struct pyskip_gather;
@@ -218,6 +219,11 @@ PYSKIP_API enum pyskip_status pyskip_seq_get_attention_counters(const struct lla
                                                                 int64_t * skipped);
 PYSKIP_API void               pyskip_seq_reset_counters(struct llama_context * ctx, int32_t seq_id);
 
+// A draft was rejected: generated tokens of seq_id at positions >= pos count no more, nor are they in the trace. Of the last
+// PYSKIP_N_RECENT generated tokens that were decoded. What is in the memory is llama_memory_seq_rm's matter.
+#define PYSKIP_N_RECENT 256
+PYSKIP_API void pyskip_seq_take_back(struct llama_context * ctx, int32_t seq_id, int32_t pos);
+
 // Keep the decisions of the last `capacity` generated tokens that were decoded under a policy other than off; 0 stops
 // and frees. Changing the capacity drops what is kept.
 PYSKIP_API enum pyskip_status pyskip_set_trace(struct llama_context * ctx, size_t capacity);
@@ -288,6 +294,13 @@ PYSKIP_API enum pyskip_status pyskip_token_to_piece(const struct llama_vocab * v
                                                     int32_t n_piece, bool special, int32_t * n_out, char * error,
                                                     size_t n_error);
 
+// llama_sampler_init_dry() with its arguments, whose breakers are split into tokens: UNSUPPORTED with the reason in error for a
+// vocabulary that cannot.
+PYSKIP_API enum pyskip_status pyskip_sampler_init_dry(const struct llama_vocab * vocab, float multiplier, float base,
+                                                      int32_t allowed_length, int32_t penalty_last_n,
+                                                      const char ** breakers, size_t n_breakers,
+                                                      struct llama_sampler ** sampler, char * error, size_t n_error);
+
 // A grammar (GBNF) for the JSON documents of a schema, by llama.cpp's own converter. n_needed: bytes that it takes, with its
 // NUL; what does not fit into n_grammar is cut off. INVALID for keywords that the grammar would not hold, and for schemas
 // whose grammars have no end, UNSUPPORTED for what the converter refuses, with the reason in error.
@@ -347,6 +360,12 @@ PYSKIP_API void               pyskip_profile_free(struct pyskip_profile * profil
 // token's gate, read there; gate_bytes is 0 if a layer is never skipped.
 PYSKIP_API void pyskip_profile_get(const struct pyskip_profile * profile, struct pyskip_profile_info * info);
 PYSKIP_API void pyskip_profile_get_points(const struct pyskip_profile * profile, struct pyskip_profile_point * points);
+
+// The curve at a rate, straight between its points; below the first the threshold falls without bound. INVALID beyond the
+// last one.
+PYSKIP_API enum pyskip_status pyskip_profile_get_point_at(const struct pyskip_profile * profile, double rate,
+                                                          struct pyskip_profile_point * point, char * error,
+                                                          size_t n_error);
 PYSKIP_API void pyskip_profile_get_bytes(const struct pyskip_profile * profile, int64_t * stand_in_bytes,
                                          int64_t * gate_bytes);
 

@@ -207,33 +207,17 @@ void pyskip_served_model::check(const pyskip_spec & spec) const {
 }
 
 void pyskip_served_model::check_rate(double rate) const {
-    const double last = points.back().rate;
-    if (rate > last + 5e-4) {
-        throw pyskip_bad_spec("rate " + pyskip_number(rate) + " is beyond the profile's curve, expected 0 to " +
-                              pyskip_number(std::floor(last * 1000.0) / 1000.0) + ": ask for less");
+    char                 line[N_ERROR];
+    pyskip_profile_point point;
+    if (pyskip_profile_get_point_at(profile, rate, &point, line, sizeof(line)) != PYSKIP_STATUS_OK) {
+        throw pyskip_bad_spec(line);
     }
 }
 
-// The curve's threshold at a rate: straight between its points, below them falling without bound
-// (pyskip/models/profile.py).
 double pyskip_served_model::threshold(double rate) const {
-    const pyskip_profile_point & first = points.front();
-    if (rate < first.rate) {
-        if (rate == 0.0) {
-            return -INFINITY;
-        }
-        const double slope = points.size() > 1 ? ((double) points[1].threshold - first.threshold) /
-                                                     ((double) points[1].rate - first.rate)
-                                               : 1.0;
-        return first.threshold - ((first.rate - rate) * slope - std::log(rate / first.rate));
-    }
-    for (size_t i = 1; i < points.size(); ++i) {
-        if (rate <= points[i].rate) {
-            const double share = (rate - points[i - 1].rate) / ((double) points[i].rate - points[i - 1].rate);
-            return points[i - 1].threshold + share * ((double) points[i].threshold - points[i - 1].threshold);
-        }
-    }
-    return points.back().threshold;
+    pyskip_profile_point point{};
+    pyskip_profile_get_point_at(profile, rate, &point, nullptr, 0);
+    return point.threshold;
 }
 
 static double log_error(const pyskip_maybe & error) {

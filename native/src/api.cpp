@@ -138,9 +138,7 @@ pyskip_status pyskip_seq_set_policy(llama_context * ctx, int32_t seq_id, const p
             return report(status, line, error, n_error);
         }
         if (rule.has_gates()) {
-            for (const pyskip_profile_point & point : rule.profile->curve) {
-                rule.curve.push_back({ point.rate, point.threshold });
-            }
+            rule.curve = pyskip_profile_thresholds(*rule.profile);
         }
         if (!state.set_rule(seq_id, rule, rule.has_gates() ? rule.profile->self : nullptr)) {
             return report(PYSKIP_STATUS_INVALID,
@@ -214,6 +212,12 @@ pyskip_status pyskip_seq_get_attention_counters(const llama_context * ctx, int32
 void pyskip_seq_reset_counters(llama_context * ctx, int32_t seq_id) {
     if (pyskip_state * state = pyskip_state_get(ctx)) {
         state->reset_counters(seq_id);
+    }
+}
+
+void pyskip_seq_take_back(llama_context * ctx, int32_t seq_id, int32_t pos) {
+    if (pyskip_state * state = pyskip_state_get(ctx)) {
+        state->take_back(seq_id, pos);
     }
 }
 
@@ -331,6 +335,17 @@ void pyskip_profile_get_points(const pyskip_profile * profile, pyskip_profile_po
     std::copy(profile->curve.begin(), profile->curve.end(), points);
 }
 
+pyskip_status pyskip_profile_get_point_at(const pyskip_profile * profile, double rate, pyskip_profile_point * point,
+                                          char * error, size_t n_error) {
+    return guard(error, n_error, [&] {
+        std::string line;
+        if (!pyskip_profile_at(*profile, (float) rate, *point, line)) {
+            return report(PYSKIP_STATUS_INVALID, line, error, n_error);
+        }
+        return PYSKIP_STATUS_OK;
+    });
+}
+
 void pyskip_profile_get_bytes(const pyskip_profile * profile, int64_t * stand_in_bytes, int64_t * gate_bytes) {
     for (size_t il = 0; il < profile->layers.size(); ++il) {
         stand_in_bytes[il] = profile->layers[il].bytes;
@@ -422,6 +437,17 @@ pyskip_status pyskip_token_to_piece(const llama_vocab * vocab, int32_t token, ch
     return guard(error, n_error, [&] {
         const pyskip_aborts_caught caught;
         *n_out = llama_token_to_piece(vocab, token, piece, n_piece, /*lstrip =*/0, special);
+        return PYSKIP_STATUS_OK;
+    });
+}
+
+pyskip_status pyskip_sampler_init_dry(const llama_vocab * vocab, float multiplier, float base, int32_t allowed_length,
+                                      int32_t penalty_last_n, const char ** breakers, size_t n_breakers,
+                                      llama_sampler ** sampler, char * error, size_t n_error) {
+    return guard(error, n_error, [&] {
+        const pyskip_aborts_caught caught;
+        *sampler =
+            llama_sampler_init_dry(vocab, multiplier, base, allowed_length, penalty_last_n, breakers, n_breakers);
         return PYSKIP_STATUS_OK;
     });
 }

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "ggml-cpp.h"
+#include "hold.h"
 #include "pyskip.h"
 
 #include <cstdint>
@@ -47,6 +48,12 @@ struct pyskip_profile {
 
 // False with a line in `error` that names the file and the field.
 bool pyskip_profile_read(const char * path, pyskip_profile & profile, std::string & error);
+
+// Of profile-curve.cpp: what is to be expected at a rate, straight between the curve's points, and where pyskip_hold_start()
+// has the threshold. False with a line in `error` beyond the last point.
+bool pyskip_profile_at(const pyskip_profile & profile, float rate, pyskip_profile_point & point, std::string & error);
+
+std::vector<pyskip_hold_point> pyskip_profile_thresholds(const pyskip_profile & profile);
 
 // Of profile-weights.cpp: memory for all tensors, laid out for the kernels that pyskip_kernels_get() names.
 void pyskip_profile_alloc(pyskip_profile & profile);

@@ -148,9 +148,9 @@ struct bound {
 };
 
 const bound BOUNDS[] = {
-    { "minItems", "maxItems", 0 },         { "minLength", "maxLength", 0 },
-    { "minimum", "maximum", 0 },           { "minimum", "exclusiveMaximum", 1 },
-    { "exclusiveMinimum", "maximum", 1 },  { "exclusiveMinimum", "exclusiveMaximum", 2 },
+    { "minItems", "maxItems", 0 },        { "minLength", "maxLength", 0 },
+    { "minimum", "maximum", 0 },          { "minimum", "exclusiveMaximum", 1 },
+    { "exclusiveMinimum", "maximum", 1 }, { "exclusiveMinimum", "exclusiveMaximum", 2 },
 };
 
 void check_bounds(const json & schema, const std::string & where) {
@@ -161,8 +161,8 @@ void check_bounds(const json & schema, const std::string & where) {
         const json least = schema.at(b.least);
         const json most  = schema.at(b.most);
         if (least.is_number() && most.is_number() && least.get<double>() + b.gap > most.get<double>()) {
-            throw pyskip_bad_schema(std::string("the schema has ") + b.least + " " + least.dump_safe() + " and " + b.most +
-                                    " " + most.dump_safe() + " at " + where +
+            throw pyskip_bad_schema(std::string("the schema has ") + b.least + " " + least.dump_safe() + " and " +
+                                    b.most + " " + most.dump_safe() + " at " + where +
                                     ", which no value holds to: correct them");
         }
     }

@@ -191,33 +191,62 @@ static void make_room(pyskip_counters & c, int32_t n_layer) {
     c.attention_skipped.resize(n_layer);
 }
 
+// Counts a token n times: once, or -1 times for one that is taken back.
+static void add(pyskip_counters & c, const std::vector<pyskip_outcome> & outcomes, int64_t n) {
+    c.n_tokens += n;
+    for (size_t il = 0; il < c.skipped.size(); ++il) {
+        const pyskip_outcome ffn       = outcomes[pyskip_place(PYSKIP_SUBLAYER_FFN, il)];
+        const pyskip_outcome attention = outcomes[pyskip_place(PYSKIP_SUBLAYER_ATTENTION, il)];
+        c.evaluated[il] += ffn == PYSKIP_OUTCOME_EVALUATED ? n : 0;
+        c.skipped[il] += ffn == PYSKIP_OUTCOME_SKIPPED ? n : 0;
+        c.attention_skipped[il] += attention == PYSKIP_OUTCOME_SKIPPED ? n : 0;
+    }
+}
+
+// What became of token t's blocks. A layer without a block is evaluated.
+void pyskip_state::look(int32_t t, std::vector<pyskip_outcome> & outcomes) const {
+    outcomes.assign(2 * (size_t) n_layer, PYSKIP_OUTCOME_EVALUATED);
+    for (const pyskip_slot & slot : slots) {
+        outcomes[pyskip_place(slot.block.sublayer, slot.block.il)] = !has_token(slot, t)     ? PYSKIP_OUTCOME_NONE
+                                                                     : skips(slot.k, t) != 0 ? PYSKIP_OUTCOME_SKIPPED
+                                                                                             : PYSKIP_OUTCOME_EVALUATED;
+    }
+}
+
 void pyskip_state::count() {
+    std::vector<pyskip_outcome> outcomes;
     for (size_t t = 0; t < tokens.size(); ++t) {
-        if (tokens[t].rule->type == PYSKIP_POLICY_OFF) {
+        const pyskip_token & token = tokens[t];
+        if (token.rule->type == PYSKIP_POLICY_OFF) {
             continue;
         }
-        pyskip_counters & c =
-            counters[tokens[t].seq_id][tokens[t].index >= 0 ? PYSKIP_PHASE_GENERATED : PYSKIP_PHASE_PROMPT];
+        const bool        is_generated = token.index >= 0;
+        pyskip_counters & c = counters[token.seq_id][is_generated ? PYSKIP_PHASE_GENERATED : PYSKIP_PHASE_PROMPT];
         make_room(c, n_layer);
-        c.n_tokens++;
-        int32_t il = 0;
-        for (const pyskip_slot & slot : slots) {
-            if (slot.block.sublayer == PYSKIP_SUBLAYER_ATTENTION) {
-                c.attention_skipped[slot.block.il] += skips(slot.k, (int32_t) t);
-                continue;
+        look((int32_t) t, outcomes);
+        add(c, outcomes, 1);
+        if (is_generated) {
+            if (recent.size() == PYSKIP_N_RECENT) {
+                recent.pop_front();
             }
-            for (; il < slot.block.il; ++il) {
-                c.evaluated[il]++; // a layer without a block
-            }
-            if (has_token(slot, (int32_t) t)) {
-                (skips(slot.k, (int32_t) t) ? c.skipped : c.evaluated)[il]++;
-            }
-            il++;
-        }
-        for (; il < n_layer; ++il) {
-            c.evaluated[il]++;
+            recent.push_back({ { token.seq_id, token.pos }, outcomes });
         }
     }
+}
+
+void pyskip_state::take_back(int32_t seq_id, int32_t pos) {
+    const auto is_gone = [&](const pyskip_trace_token & token) { return token.seq_id == seq_id && token.pos >= pos; };
+    for (const pyskip_counted & counted : recent) {
+        if (is_gone(counted.token)) {
+            add(counters[seq_id][PYSKIP_PHASE_GENERATED], counted.outcomes, -1);
+        }
+    }
+    const auto drop = [&](auto & entries) {
+        const auto gone = [&](const auto & entry) { return is_gone(entry.token); };
+        entries.erase(std::remove_if(entries.begin(), entries.end(), gone), entries.end());
+    };
+    drop(recent);
+    drop(trace);
 }
 
 // What thresholds to come are made of. The last layer, which not every token has, is left out.
@@ -295,6 +324,8 @@ void pyskip_state::set_trace(size_t capacity) {
 }
 
 void pyskip_state::reset_counters(int32_t seq_id) {
+    const auto is_reset = [&](const pyskip_counted & counted) { return seq_id < 0 || counted.token.seq_id == seq_id; };
+    recent.erase(std::remove_if(recent.begin(), recent.end(), is_reset), recent.end());
     if (seq_id < 0) {
         counters.clear();
     } else {

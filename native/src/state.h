@@ -38,6 +38,19 @@ struct pyskip_counters {
     std::vector<int64_t> attention_skipped; // the rest of n_tokens was evaluated
 };
 
+// What was counted of a block.
+enum pyskip_outcome : uint8_t {
+    PYSKIP_OUTCOME_NONE, // not computed: the last layer's, of a token without an output
+    PYSKIP_OUTCOME_EVALUATED,
+    PYSKIP_OUTCOME_SKIPPED,
+};
+
+// A generated token that was counted.
+struct pyskip_counted {
+    pyskip_trace_token          token;
+    std::vector<pyskip_outcome> outcomes; // by pyskip_place()
+};
+
 struct pyskip_trace_entry {
     pyskip_trace_token   token;
     std::vector<uint8_t> skipped;   // by layer: FFNs
@@ -77,11 +90,13 @@ struct pyskip_state {
 
     void set_trace(size_t capacity);
     void reset_counters(int32_t seq_id); // < 0: all
+    void take_back(int32_t seq_id, int32_t pos);
 
     // Of a sequence, or of all (seq_id < 0).
     pyskip_counters counted(int32_t seq_id, pyskip_phase phase) const;
 
     uint8_t & skips(int32_t k, int32_t t) { return decisions[(size_t) k * tokens.size() + t]; }
+    uint8_t   skips(int32_t k, int32_t t) const { return decisions[(size_t) k * tokens.size() + t]; }
     float &   sim(int32_t k, int32_t t) { return sims[(size_t) k * tokens.size() + t]; }
     float &   scale(int32_t k, int32_t t) { return scales[(size_t) k * tokens.size() + t]; }
 
@@ -141,6 +156,7 @@ struct pyskip_state {
 private:
     void         change_profile(std::shared_ptr<const pyskip_profile> next);
     pyskip_token plan_token(const llama_ubatch & ubatch, uint32_t i);
+    void         look(int32_t t, std::vector<pyskip_outcome> & outcomes) const;
     void         count();
     void         record();
     void         remember(const llama_ubatch & ubatch);
@@ -150,6 +166,7 @@ private:
     std::vector<pyskip_choice_ptr>          choices; // likewise
 
     std::map<int32_t, std::array<pyskip_counters, 2>> counters; // by sequence and pyskip_phase
+    std::deque<pyskip_counted>                        recent;   // generated tokens that may be taken back
 
     std::atomic<int64_t> n_run_all{ 0 };
     std::atomic<int>     n_done{ 0 };

@@ -7,14 +7,14 @@ vocabulary lacks what a text needs.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..errors import DecodeError
 from .library import ffi, lib
 from .status import N_ERROR, raise_for
 
-__all__ = ["token_bytes", "tokenize"]
+__all__ = ["dry_sampler", "token_bytes", "tokenize"]
 
 DAMAGED = "the model's vocabulary cannot {} ({{}}): the model file is damaged, download it again"
 
@@ -45,6 +45,24 @@ def token_bytes(vocab: Any, tokens: Iterable[int], special: bool) -> bytes:
                 piece = ffi.new("char[]", room)
         out += ffi.buffer(piece, n[0])
     return bytes(out)
+
+
+def dry_sampler(
+    vocab: Any,
+    multiplier: float,
+    base: float,
+    allowed_length: int,
+    penalty_last_n: int,
+    breakers: Sequence[bytes],
+) -> int:
+    """llama_sampler_init_dry(), as an address. Raises DecodeError if the vocabulary cannot split the breakers."""
+    sampler, error = ffi.new("struct llama_sampler **"), ffi.new("char[]", N_ERROR)
+    kept = [ffi.new("char[]", breaker) for breaker in breakers]
+    status = lib.pyskip_sampler_init_dry(
+        _native(vocab), multiplier, base, allowed_length, penalty_last_n, kept, len(kept), sampler, error, N_ERROR
+    )
+    raise_for(status, error, DecodeError, DAMAGED.format("split a text into tokens"))
+    return int(ffi.cast("uintptr_t", sampler[0]))
 
 
 def _native(vocab: Any) -> Any:

@@ -63,7 +63,8 @@ def generate(model: str, prompt: str, options: Options, as_json: bool) -> int:
         document = {"text": answer.text, "n_prompt": answer.n_prompt, "n_gen": answer.n_gen}
         rates = {"prompt_ts": answer.prompt_ts, "gen_ts": answer.gen_ts}
         pace = None if answer.pace is None else asdict(answer.pace)
-        click.echo(json.dumps({**document, **rates, "skip": skipped, "pace": pace}))
+        drafted = {"n_drafted": answer.n_drafted, "n_accepted": answer.n_accepted}
+        click.echo(json.dumps({**document, **rates, **drafted, "skip": skipped, "pace": pace}))
     else:
         click.echo()
         ui.note(ui.answer_line(answer))

@@ -59,6 +59,10 @@ class Options(ModelOptions):
     repeat_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
+    dry_multiplier: float | None = None
+    dry_base: float | None = None
+    dry_allowed_length: int | None = None
+    dry_penalty_last_n: int | None = None
     seed: int | None = None
     flash_attn: str = "auto"
     cache_type_k: str | None = None
@@ -74,6 +78,7 @@ class Options(ModelOptions):
         from pyskip.runtime.media import part_of
 
         return [part_of(Path(file)) for file in self.files]
+    draft: str | None = None
 
     def sampling(self, otherwise: Mapping[str, float]) -> Sampling:
         """What the flags say, and for those that are not given what is told here."""
@@ -90,6 +95,7 @@ class Options(ModelOptions):
             "type_v": CACHE_TYPES.get(self.cache_type_v or ""),
             "lora_path": self.lora,
             "mmproj": self.mmproj,
+            "draft_model": None if self.draft is None else ui.resolve(self.draft),
         }
 
 
@@ -209,6 +215,30 @@ _GENERATION_FLAGS = [
         help="Lower them by N each time that they were. [default: 0]",
     ),
     click.option(
+        "--dry-multiplier",
+        type=FiniteFloat(0.0, 100.0),
+        metavar="N",
+        help="DRY: lower the scores of what goes on with a repetition, by N and more the longer it is. [default: 0]",
+    ),
+    click.option(
+        "--dry-base",
+        type=FiniteFloat(1.0, 100.0),
+        metavar="N",
+        help="Times N for each token that it is longer than allowed. [default: 1.75]",
+    ),
+    click.option(
+        "--dry-allowed-length",
+        type=click.IntRange(0, 2**31 - 1),
+        metavar="N",
+        help="Repetitions of up to N tokens are free. [default: 2]",
+    ),
+    click.option(
+        "--dry-penalty-last-n",
+        type=click.IntRange(0, 2**31 - 1),
+        metavar="N",
+        help="Look for them in the last N tokens, the prompt's included; 0: nowhere. [default: 64]",
+    ),
+    click.option(
         "--flash-attn",
         type=click.Choice(["auto", "on", "off"]),
         default="auto",
@@ -232,6 +262,11 @@ _GENERATION_FLAGS = [
         multiple=True,
         metavar="FILE",
         help="An image or audio before the prompt; may be repeated.",
+    ),
+    click.option(
+        "--draft",
+        metavar="MODEL",
+        help="A smaller model of the same family that drafts a few tokens ahead; the text stays what it is.",
     ),
     click.option(
         "--seed", type=click.IntRange(0, 2**32 - 1), metavar="S", help="Seed of the sampling. [default: random]"

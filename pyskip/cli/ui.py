@@ -147,6 +147,7 @@ def answer_line(answer: Answer) -> str:
     line = f"{answer.n_gen} tokens, {answer.gen_ts:.1f} tokens/s, {skip.rate:.1%} of FFN blocks{attention} skipped "
     line += f"({skip.skip})"
     line += f"; prompt {answer.n_prompt} tokens, {answer.prompt_ts:.1f} tokens/s"
+    line += f"; {answer.n_accepted} of {answer.n_drafted} drafted tokens accepted" if answer.n_drafted else ""
     return f"{line}; {answer.pace}" if answer.pace else line
 
 

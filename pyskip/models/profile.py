@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..binding.library import LIB_DIR, ffi, lib
 from ..errors import PolicyError, ProfileError
 from ..policy import Profiled
@@ -34,6 +32,10 @@ class Point:
     kld_mean: float  # nats per token, dense || skipped
     ffn_bytes_saved: float  # share of the FFN's bytes that are not read, what gates and stand-ins read taken off
     ideal_speedup: float  # bytes of all weights / bytes read per token
+
+
+def _point(native: Any) -> Point:
+    return Point(**{name: float(getattr(native, name)) for name in Point.__dataclass_fields__})
 
 
 class Profile:
@@ -58,9 +60,7 @@ class Profile:
         )
         points = ffi.new("struct pyskip_profile_point[]", info.n_points)
         lib.pyskip_profile_get_points(self.native, points)
-        self.curve = tuple(
-            Point(**{name: float(getattr(p, name)) for name in Point.__dataclass_fields__}) for p in points
-        )
+        self.curve = tuple(_point(p) for p in points)
         self.recommended = self.curve[info.recommended]
         stand_in_bytes, gate_bytes = ffi.new("int64_t[]", self.n_layer), ffi.new("int64_t[]", self.n_layer)
         lib.pyskip_profile_get_bytes(self.native, stand_in_bytes, gate_bytes)
@@ -78,26 +78,10 @@ class Profile:
 
     def point(self, rate: float) -> Point:
         """The curve at a rate, straight between its points. Raises PolicyError beyond the last."""
-        last = self.curve[-1].rate
-        if rate > last + 5e-4:
-            raise PolicyError(f"rate {rate:g} is beyond the profile's curve, expected 0 to {last:.3g}: ask for less")
-        rates = [p.rate for p in self.curve]
-        if rate < rates[0]:
-            first = self.curve[0]
-            share = rate / rates[0]
-            # towards never skipping: thresholds fall without bound, so by the slope of the first two points
-            slope = (self.curve[1].threshold - first.threshold) / (rates[1] - rates[0]) if len(rates) > 1 else 1.0
-            drop = math.inf if rate == 0 else (rates[0] - rate) * slope - math.log(share)
-            return Point(
-                rate, first.threshold - drop, 1 + (first.ppl_ratio - 1) * share, first.ppl_ratio_se,
-                first.kld_mean * share, first.ffn_bytes_saved * share, 1 + (first.ideal_speedup - 1) * share,
-            )  # fmt: skip
-        return Point(
-            **{
-                name: float(np.interp(rate, rates, [getattr(p, name) for p in self.curve]))
-                for name in Point.__dataclass_fields__
-            }
-        )
+        point, error = ffi.new("struct pyskip_profile_point *"), ffi.new("char[]", N_ERROR)
+        if lib.pyskip_profile_get_point_at(self.native, rate, point, error, N_ERROR) != lib.PYSKIP_STATUS_OK:
+            raise PolicyError(ffi.string(error).decode())
+        return _point(point)
 
     def threshold(self, policy: Profiled) -> float:
         """What the gates compare with. Raises PolicyError for a rate beyond the curve."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -31,15 +31,22 @@ class Cached(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ignore[
     _lost: bool  # the cache is empty, though n_tokens are in it: computed anew by the next eval()
     _policy: Policy
     _engine: Engine | None
+    n_drafted: int  # tokens that a draft model proposed since reset_skip_stats(), and of them those that came out
+    n_accepted: int
     if TYPE_CHECKING:
+        draft_model: Any
+        model_path: str
         n_batch: int
+        n_ctx: Any
         context_params: Any
-        _logits_all: bool
         input_ids: Any
         longest_token_prefix: Any
         set_seed: Any
         ctx: Any
         _input_ids: Any
+        _batch: Any
+        _ctx: Any
+        _logits_all: bool
         _n_ctx: int
         _seed: int
         _requires_eval: bool
@@ -96,6 +103,8 @@ class Cached(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ignore[
                 for piece in self._pieces(tokens):
                     if isinstance(piece, Placed):
                         self._eval_chunk(piece)
+                    elif self._has_draft(piece):
+                        self._eval_draft(piece)
                     else:
                         super().eval(piece)
             done = True
@@ -143,6 +152,65 @@ class Cached(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ignore[
             self.scores[start:end] = 0
         self.n_tokens = end
         self._requires_eval = True  # there are no logits
+
+    # What a draft model proposes
+
+    def _has_draft(self, tokens: Sequence[int]) -> bool:
+        """Whether the logits of each token are needed, and upstream would not have them."""
+        return (
+            len(tokens) > 1
+            and self.draft_model is not None
+            and not self._logits_all
+            and 0 <= self.engine.generated_from <= self.n_tokens
+        )
+
+    def _eval_draft(self, tokens: Sequence[int]) -> None:
+        """llama_cpp.Llama.eval of one batch with the logits of every token. (Its logits_all would keep those of the
+        whole context, and compute them for prompts.) What does not fit into the batch was only a draft."""
+        n, tokens = self.n_tokens, tokens[: self.n_batch]
+        self.engine.cut(n)
+        self._batch.set_batch(batch=tokens, n_past=n, logits_all=True)
+        self._ctx.decode(self._batch)
+        self.input_ids[n : n + len(tokens)] = tokens
+        self.n_tokens += len(tokens)
+        self._requires_eval = False
+
+    def _drafting(
+        self, first: int, inner: Generator[int, Sequence[int] | None, None]
+    ) -> Generator[int, Sequence[int] | None, None]:
+        """The same generator, whose first token is that of position `first`. What a draft proposed and is not said, or
+        by another policy than it was decoded by, goes again."""
+        n = first - 1  # position of the token that came last
+        sent: Sequence[int] | None = None
+        try:
+            while True:
+                origin, n_before = self._origin(is_prompt=False), self.n_tokens
+                try:
+                    token = inner.send(sent)
+                except StopIteration:
+                    return
+                n += 1
+                if self.n_tokens > n_before and n > first:
+                    self.n_drafted += self.n_tokens - n_before - 1
+                if self.n_tokens > n and self.input_ids[n] == token:
+                    self.n_accepted += 1
+                else:
+                    self._reject(n)
+                sent = yield token
+                if self._origin(is_prompt=False) != origin:
+                    self._reject(n)
+        finally:
+            inner.close()
+            if self._engine is not None and n >= first:
+                self._reject(n)
+
+    def _reject(self, n: int) -> None:
+        """What a draft put into the cache behind n tokens is neither there nor counted any more."""
+        if self.n_tokens > n:
+            self.n_tokens = n
+            self.engine.cut(n)
+            self.engine.skip.take_back(n)
+            self._requires_eval = True
 
     def _forget_failed(self) -> None:
         """Upstream counts a batch only when it was decoded; what a failed one left in the cache must not stay. What

@@ -16,6 +16,7 @@ from ..errors import DecodeError
 from .engine import Engine
 from .formatter import flattened
 from .media import is_placeholder
+from .sampling import Dry
 from .schema import ASKING, asked_parameters, grammar_for_format, grammar_for_schema
 
 __all__ = ["Completion"]
@@ -38,6 +39,7 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
     _seed: int
     _taken: tuple[list[int], list[int]]  # the last generation's prompt, and what it has yielded
     _kept_error: BaseException | None = None  # of a logits processor
+    _dry: Dry | None = None  # of the next sampler
     if TYPE_CHECKING:
         scores: Any
         tokenize: Any
@@ -48,6 +50,8 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
         chat_format: Any
         _chat_handlers: Any
         n_vocab: Any
+        _model: Any
+        _n_ctx: int
 
         @property
         def engine(self) -> Engine: ...
@@ -101,7 +105,12 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
         which prints errors, and the token would be sampled as if there were no processor."""
         if logits_processor is not None:
             logits_processor = llama_cpp.LogitsProcessorList([self._keeping_errors(logits_processor)])
-        return super()._init_sampler(*args, logits_processor=logits_processor, **kwargs)
+        sampler = super()._init_sampler(*args, logits_processor=logits_processor, **kwargs)
+        dry, self._dry = self._dry, None
+        if dry is not None:
+            said = [token for token in self._taken[0] if not is_placeholder(token)]
+            dry.add_to(sampler, self._model.vocab, self._n_ctx, said)
+        return sampler
 
     def _keeping_errors(self, processors: Sequence[Any]) -> Any:
         def process(input_ids: Any, logits: Any) -> Any:

@@ -85,6 +85,10 @@ class SkipContext:
     def reset_counters(self, seq_id: int = -1) -> None:
         lib.pyskip_seq_reset_counters(self.native, seq_id)
 
+    def take_back(self, pos: int, seq_id: int = 0) -> None:
+        """Generated tokens at positions >= pos count no more: they were a draft's, and rejected."""
+        lib.pyskip_seq_take_back(self.native, seq_id, pos)
+
     def set_trace(self, capacity: int) -> None:
         lib.pyskip_set_trace(self.native, capacity)
 

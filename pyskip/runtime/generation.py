@@ -8,10 +8,10 @@ from typing import Any
 
 from ..binding.library import llama_cpp
 from ..errors import DecodeError
-from ..pace import PaceStats
 from ..stats import SkipStats
 from .formatter import MessageFormatter, flattened
 from .llama import Llama
+from .pace import PaceStats
 from .sampling import Sampling
 from .text import Stopwatch, TextStream
 from .tools import find_calls, probe_call
@@ -33,6 +33,8 @@ class Answer:
     skip: SkipStats
     pace: PaceStats | None  # if a pace is kept
     tokens: tuple[int, ...] = ()  # [n_gen]
+    n_drafted: int = 0  # by a draft model, and of them those that came out
+    n_accepted: int = 0
 
 
 class Generation:
@@ -98,6 +100,8 @@ class Generation:
             skip=self._llm.skip_stats(),
             pace=None if self._llm.pace is None else self._llm.pace.stats(),
             tokens=tuple(self._generated),
+            n_drafted=self._llm.n_drafted,
+            n_accepted=self._llm.n_accepted,
         )
 
 

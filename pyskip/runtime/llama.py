@@ -22,12 +22,14 @@ from ..system import physical_cores
 from .arguments import check_arguments, check_grammar, check_names, check_projector
 from .cached import Cached
 from .completion import Completion
+from .draft import Draft, check_cuts
 from .engine import Engine
 from .formatter import MessageFormatter
 from .guard import Closed, Guard, guarded, steps
 from .media import Media, is_placeholder
 from .model_file import ModelFile
 from .reuse import CacheLog
+from .sampling import Dry
 from .skipping import Skipping
 from .template import TEMPLATE, check_template, usable_metadata
 
@@ -57,6 +59,9 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
 
     low_memory: for a model larger than memory. Weights stay in the mapped file, and under a policy other than off only
         those of blocks that run are read.
+
+    draft_model: as llama_cpp.Llama's, or a model by path or name, smaller and of the same family, that drafts three
+        tokens ahead: the text stays what it is, and comes faster where the draft is mostly right.
 
     chat_template: Jinja, in the place of the model's own. Where neither can be parsed a warning says so, and chats use
         ChatML.
@@ -126,6 +131,7 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
         self._engine = None
         self._guard = None
         self._cache_log, self._lost = CacheLog(), False
+        self.n_drafted = self.n_accepted = 0
         self._taken = ([], [])
         self._policy = parse_skip("off")
         self._low_memory, self._kernels = low_memory, kernels
@@ -134,6 +140,7 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
         log.forget()
         cores = physical_cores()
         kwargs |= {"n_ctx": n_ctx, "n_threads": n_threads or cores, "n_threads_batch": n_threads_batch or cores}
+        draft = kwargs.pop("draft_model") if isinstance(kwargs.get("draft_model"), (str, os.PathLike)) else None
         self._load(path, kernels, flash_attn, kwargs)
         self._engine = Engine(self.model, self.ctx, info, file, max(self.n_threads, self.n_threads_batch))
         self._n_ctx = self.n_ctx()
@@ -154,6 +161,8 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
                 self.engine.skip.set_streaming(True)
             if mmproj is not None:
                 self._load_projector(os.fsdecode(mmproj))
+            if draft is not None:
+                self._open_draft(draft, kernels)
             self._decide_by(policy, target_tps, max_skip)
         except BaseException:
             self.close()
@@ -186,6 +195,17 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
         projector = Projector(path, self.model, self.n_threads_batch, enabled)
         self.engine.media = Media(projector)
         self._stack.callback(self.engine.media.close)  # before the model
+
+    def _open_draft(self, path: str | os.PathLike[str], kernels: str) -> None:
+        """Raises ModelLoadError for a model that cannot draft for this one."""
+        check_cuts(self, "the model")
+        threads = {"n_threads": self.n_threads, "n_threads_batch": self.n_threads_batch}
+        llm = Llama(path, n_ctx=self._n_ctx, n_batch=self.n_batch, kernels=kernels, verbose=self.verbose, **threads)
+        try:
+            self.draft_model = Draft(llm, self)
+        except BaseException:
+            llm.close()
+            raise
 
     @property
     def kernels(self) -> str:
@@ -241,9 +261,20 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
         the model's file was written to while it is mapped, or its threads are those of a process that forked."""
         self.engine.check_process()
 
-    def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
-        """llama_cpp.Llama.generate; tokens after the prompt, which an encoder-decoder encodes, count as generated."""
+    def generate(
+        self,
+        tokens: Sequence[int],
+        *args: Any,
+        dry_multiplier: float = 0.0,
+        dry_base: float = 1.75,
+        dry_allowed_length: int = 2,
+        dry_penalty_last_n: int = 64,
+        **kwargs: Any,
+    ) -> Generator[int, Sequence[int] | None, None]:
+        """llama_cpp.Llama.generate; tokens after the prompt, which an encoder-decoder encodes, count as generated.
+        dry_*: of the DRY sampler, as llama.cpp's flags of these names."""
         tokens = list(tokens)
+        dry = Dry(dry_multiplier, dry_base, dry_allowed_length, dry_penalty_last_n)
         if kwargs.get("grammar") is not None:
             self.check_grammar(kwargs["grammar"])
         reset = kwargs["reset"] if "reset" in kwargs else args[6] if len(args) > 6 else True
@@ -256,7 +287,7 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
             )
         if any(map(is_placeholder, tokens)):
             self._check_placeholders(tokens)
-        return steps(self._guard or Guard(), self._generate(tokens, first, reset, args, kwargs))
+        return steps(self._guard or Guard(), self._generate(tokens, first, reset, dry, args, kwargs))
 
     def _check_placeholders(self, tokens: list[int]) -> None:
         """Raises DecodeError for a prompt with images or audio that cannot be gone on with."""
@@ -271,7 +302,7 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
             raise DecodeError("the prompt ends in an image or audio, expected text behind it")
 
     def _generate(
-        self, tokens: list[int], first: int, reset: bool, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, tokens: list[int], first: int, reset: bool, dry: Dry, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Generator[int, Sequence[int] | None, None]:
         if self.engine.has_encoder:
             tokens = self._encode(tokens)
@@ -279,7 +310,10 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
         elif reset:
             self._drop_unusable(tokens)
         self.engine.n_cached = -1  # the first eval() tells
+        self._dry = dry  # of the sampler that upstream makes first
         inner = self._taking(tokens, super().generate(tokens, *args, **kwargs))
+        if self.draft_model is not None:
+            inner = self._drafting(first, inner)
         sent: Sequence[int] | None = None
         n_left = self._n_dense()  # decodes to come that no operating point has a say in
         if self._pace is not None:
@@ -303,6 +337,16 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
                 sent = yield token
         finally:
             inner.close()
+
+    def set_abort(self, abort: bool) -> None:
+        """Make the decode that is under way stop, that of a draft, too (it raises DecodeError), and those to come,
+        until set_abort(False).
+
+        May be called from another thread, once set_abort(False) was called in the thread that decodes.
+        """
+        super().set_abort(abort)
+        if isinstance(self.draft_model, Draft):
+            self.draft_model.llm.set_abort(abort)
 
     def sample(self, *args: Any, idx: int | None = None, **kwargs: Any) -> int:
         """llama_cpp.Llama.sample. Raises DecodeError if there are no logits: nothing was decoded since the cache was
@@ -402,6 +446,8 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
 
     def _free(self) -> None:
         self._engine = None
+        if isinstance(getattr(self, "draft_model", None), Draft):
+            self.draft_model.llm.close()
         self._sampler = None  # it may hold a grammar, which knows the vocabulary
         if hasattr(self, "_stack"):
             super().close()
@@ -412,6 +458,9 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
         state = {**super().__getstate__(), "skip": str(self._policy), "profile": self._profile_path}
         state |= {"low_memory": self._low_memory, "kernels": self._kernels, "seed": self._own_seed}
         state |= {"chat_template": self._chat_template, "mmproj": self._mmproj}
+        state["chat_template"] = self._chat_template
+        if isinstance(self.draft_model, Draft):
+            state["draft_model"] = self.draft_model.llm.model_path
         if self._pace is None:
             return state
         pace = {"target_tps": self._pace.target_tps, "max_skip": self._pace.max_skip}

@@ -9,12 +9,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from ..binding.kernels import kernels_chosen
 from ..errors import ModelLoadError, PolicyError, ProfileError
 from ..models.profile import Profile, find_profile, path_beside
-from ..pace import Pace
 from ..policy import Policy, parse_skip
 from ..policy.base import Paced
 from ..stats import SkipStats, SkipTrace
 from .engine import Engine
 from .guard import Guard
+from .pace import Pace
 
 __all__ = ["Skipping"]
 
@@ -32,6 +32,8 @@ class Skipping:
     _profile_path: str | os.PathLike[str] | None  # the caller's; None: wherever it is found
     _pace: Pace | None
     _pace_from: Paced  # the policy whose operating point a pace moves
+    n_drafted: int
+    n_accepted: int
 
     @property
     def engine(self) -> Engine:
@@ -168,8 +170,9 @@ class Skipping:
         return self.engine.skip.stats(self._policy)
 
     def reset_skip_stats(self) -> None:
-        """Count from zero, a pace's statistics too."""
+        """Count from zero, a pace's statistics and what a draft proposed, too."""
         self.engine.skip.reset_counters()
+        self.n_drafted = self.n_accepted = 0
         if self._pace is not None:
             self._pace.reset_stats()
 

@@ -78,7 +78,7 @@ LOADING: dict[str, tuple[str, str]] = dict.fromkeys(
         """
     vocab_only use_mmap use_mlock kv_overrides rope_freq_base rope_freq_scale yarn_ext_factor yarn_attn_factor
     yarn_beta_fast yarn_beta_slow yarn_orig_ctx logits_all embedding flash_attn swa_full no_perf last_n_tokens_size
-    chat_format draft_model tokenizer spm_infill verbose
+    chat_format tokenizer spm_infill verbose
     """
     ),
     (WORKS, ""),
@@ -92,6 +92,10 @@ LOADING |= {
     "n_threads": (OTHER, "by default the physical (performance) cores that the process may use; 512 at most"),
     "n_threads_batch": (OTHER, "as `n_threads`"),
     "seed": COMMON["seed"],
+    "draft_model": (
+        OTHER,
+        "a model by path or name, too, [that drafts](python.md#a-draft); what is rejected is not counted",
+    ),
     "offload_kqv": (NOTHING, "there is no GPU"),
     "op_offload": (NOTHING, "there is no GPU"),
     "lora_base": (NOTHING, "upstream does not look at it, either"),
