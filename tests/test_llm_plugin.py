@@ -290,7 +290,20 @@ def test_attachments(llm_cli: Cli, tmp_path: Path, tiny: Path) -> None:
         Path(files[-1]).write_bytes(png(seed))
     assert llm_cli("pyskip", "add", "eyes", str(tiny), "--mmproj", str(eyes)).stdout == "pyskip/eyes\n"
     assert llm_cli("pyskip", "add", "blind", str(tiny)).stdout == "pyskip/blind\n"
-    settings = ("w1", "-m", "pyskip/eyes", "-o", "max_tokens", "8", "-o", "n_threads", "1", "-o", "n_ctx", "512")
+    settings: tuple[str, ...] = (
+        "w1",
+        "-m",
+        "pyskip/eyes",
+        "-o",
+        "max_tokens",
+        "8",
+        "-o",
+        "n_threads",
+        "1",
+        "-o",
+        "n_ctx",
+        "512",
+    )
     settings += ("-o", "temperature", "1", "-o", "seed", "1")
     none, one, other, two = (
         llm_cli(*settings, *more) for more in ((), ("-a", files[0]), ("-a", files[1]), ("-a", files[0], "-a", files[1]))

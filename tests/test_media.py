@@ -91,7 +91,7 @@ def said(llm: pyskip.Llama, messages: list[Any], **more: Any) -> str:
 
 
 def test_an_image_is_seen(seeing: pyskip.Llama) -> None:
-    prompts = [
+    prompts: list[list[Any]] = [
         ["w1 w2"],
         [image(1), "w1 w2"],
         [image(2), "w1 w2"],
@@ -485,8 +485,8 @@ def test_what_is_no_projector(tiny: Path, eyes: Path, tmp_path: Path) -> None:
     refused(eyes, "mmproj and chat_handler were both given", chat_handler=print)
 
 
-def test_damaged_projectors_never_crash(tiny: Path, both: Path, tmp_path: Path) -> None:
-    """Each in a process of its own, since libmtmd checks little of what a file says."""
+def test_loading_damaged_projectors(tiny: Path, both: Path, tmp_path: Path) -> None:
+    """A byte of the head is another: it loads, or is refused in a line. In a process of its own, should it crash."""
     code = (
         "import sys, pyskip\n"
         "for name in sys.argv[2:]:\n"
