@@ -366,8 +366,8 @@ PYSKIP_API void pyskip_profile_get_points(const struct pyskip_profile * profile,
 PYSKIP_API enum pyskip_status pyskip_profile_get_point_at(const struct pyskip_profile * profile, double rate,
                                                           struct pyskip_profile_point * point, char * error,
                                                           size_t n_error);
-PYSKIP_API void pyskip_profile_get_bytes(const struct pyskip_profile * profile, int64_t * stand_in_bytes,
-                                         int64_t * gate_bytes);
+PYSKIP_API void               pyskip_profile_get_bytes(const struct pyskip_profile * profile, int64_t * stand_in_bytes,
+                                                       int64_t * gate_bytes);
 
 // What a calibration gathers: sums over tokens of f f' and of f t', by layer. x is the stream that enters a block, xn
 // that stream normed, y the block's output.
