@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import make_profile, make_projector, make_random, open_llm, zero_ffn_down
+from conftest import make_profile, make_projector, make_random, open_llm, zero_layers
 from media import image_url, png, png_of, wav
 
 import pyskip
@@ -305,7 +305,7 @@ def test_a_prompt_whose_image_is_gone(seeing: pyskip.Llama, tiny_llm: pyskip.Lla
 def test_static_equals_zeroed_blocks(tiny: Path, eyes: Path, seeing: pyskip.Llama, tmp_path: Path) -> None:
     """Invariant 2, for rows of an image, too."""
     zeroed = tmp_path / "zeroed.gguf"
-    zero_ffn_down.zero_ffn_down(tiny, zeroed, [1, 3])
+    zero_layers.zero_layers(tiny, zeroed, [1, 3])
     llm = open_llm(zeroed, 512, mmproj=eyes, **EXACT)
     try:
         expected = logits(llm, [user("w1", image(1), "w2")])

@@ -70,6 +70,7 @@ class Options(ModelOptions):
     lora: str | None = None
     mmproj: str | None = None
     files: tuple[str, ...] = ()
+    draft: str | None = None
 
     def parts(self) -> list[dict[str, Any]]:
         """The images and audio that the flags name, as parts of a message."""
@@ -78,7 +79,6 @@ class Options(ModelOptions):
         from pyskip.runtime.media import part_of
 
         return [part_of(Path(file)) for file in self.files]
-    draft: str | None = None
 
     def sampling(self, otherwise: Mapping[str, float]) -> Sampling:
         """What the flags say, and for those that are not given what is told here."""
@@ -124,7 +124,8 @@ _MODEL_FLAGS = [
         "--skip",
         metavar="SPEC",
         help="off, a rate such as 0.25, profile[:key=value,...], cosine[:key=value,...], "
-        "static:LAYER,...,attn=LAYER+..., adaskip[:n=N], prompt[:rate=R] or random[:key=value,...]. [default: the profile's recommended point, off without a profile]",
+        "static:LAYER,...,attn=LAYER+..., adaskip[:n=N], prompt[:rate=R] or "
+        "random[:key=value,...]. [default: the profile's recommended point, off without a profile]",
     ),
     click.option(
         "--skip-prompt",
