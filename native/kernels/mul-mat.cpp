@@ -100,7 +100,8 @@ struct cut {
         const int64_t     pieces     = n_thread == 1 ? 1 : n_thread * per_thread;
         by_strip                     = std::min(pieces, (n_strip + unit - 1) / unit);
         if (by_strip < pieces / 2) {
-            by_column = std::clamp<int64_t>(pieces / 2 / by_strip, 1, (n_column + 4 * MAX_COLUMNS - 1) / (4 * MAX_COLUMNS));
+            by_column =
+                std::clamp<int64_t>(pieces / 2 / by_strip, 1, (n_column + 4 * MAX_COLUMNS - 1) / (4 * MAX_COLUMNS));
         }
     }
 

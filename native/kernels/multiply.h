@@ -51,8 +51,11 @@ public:
     typedef typename F::activations A;
 
     tile(const char * matrix, int64_t n_block, int64_t first, int n_strip, int64_t n_row, const columns & columns)
-        : strips((const typename F::block *) matrix + first * n_block), n_block(n_block), row(first * L),
-          n_strip(n_strip), product(columns) {
+        : strips((const typename F::block *) matrix + first * n_block),
+          n_block(n_block),
+          row(first * L),
+          n_strip(n_strip),
+          product(columns) {
         for (int s = 0; s < n_strip; ++s) {
             rows[s]   = (int) std::min<int64_t>(L, n_row - row - s * L);
             blocks[s] = room[s];

@@ -171,7 +171,7 @@ PYSKIP_INLINE inline void add_block(f32v (&acc)[NS][NC], const View * const (&vi
             const f32v d_min = view[s]->d_min();
             for (int c = 0; c < NC; ++c) {
                 const i32v sum_min = with_sums(c, [&](int p) PYSKIP_INLINE { return view[s]->minimum(p); });
-                acc[s][c] = multiply_add(to_float(sum_min), d_min * broadcast(-a[c]->d), acc[s][c]);
+                acc[s][c]          = multiply_add(to_float(sum_min), d_min * broadcast(-a[c]->d), acc[s][c]);
             }
         }
     }
