@@ -1,6 +1,7 @@
 """What the conditional graph costs, and what a skipped block still costs: decode rates of seven arms, interleaved.
 
     python benchmarks/skip_cost.py [--model demo] [--rounds N] [-n TOKENS] [-t THREADS] [--json]
+                                   [--never-built PYTHON]
 
 (`make bench` sets it up.) Arms, on a seeded random model of the 1.1 B LLaMA shape (22 layers, d 2048, ff 5632, Q4_K),
 or on the demo model, with a random profile of full rank:
@@ -12,6 +13,9 @@ or on the demo model, with a random profile of full rank:
     never-built  upstream's llama.cpp whose graph leaves the same FFNs out (benchmarks/never-built.patch)
     gated        pyskip, a profile whose gates never skip
     stand-in     pyskip, a profile whose stand-ins serve for a quarter of the blocks, drawn at random by token and layer
+
+All with llama.cpp's kernels, since the other builds have no others. --never-built names a Python whose pyskip was built
+with never-built.patch at the end of patches/series: then all arms but `unpatched`, with pyskip's kernels.
 
 Measured by pyskip.bench: one process an arm, in turns. Here are the arms that need other builds of llama.cpp.
 """
@@ -35,27 +39,37 @@ RATIOS = (
     ("off", "unpatched"),
     ("armed", "unpatched"),
     ("static", "never-built"),
+    ("armed", "off"),
     ("static", "unpatched"),
+    ("static", "off"),
     ("gated", "off"),
     ("stand-in", "off"),
 )
 
 
-def arms(model: str) -> list[Arm]:
+def arms(model: str, never_built: str | None) -> list[Arm]:
     layers = ",".join(str(il) for il in range(1, N_LAYER[model], 2))
+    kernels = "fast" if never_built else "upstream"
+
+    def own(name: str, skip: str) -> Arm:
+        return Arm(name, skip, kernels=kernels)
 
     def other(name: str, left_out: str) -> Arm:
         env = {"LLAMA_CPP_LIB_PATH": str(ROOT / "build" / name / "lib"), "PYSKIP_NEVER_BUILT": left_out}
         return Arm(name.replace("reference", "unpatched"), None, env=env)
 
+    if never_built:
+        env = {"PYSKIP_NEVER_BUILT": layers}
+        others = [Arm("never-built", "off", python=never_built, env=env, kernels=kernels)]
+    else:
+        others = [other("reference", ""), other("never-built", layers)]
     return [
-        Arm("off", "off"),
-        other("reference", ""),
-        Arm("armed", "cosine:threshold=2,run=1,cold_start=0,cold_end=0,warmup=0"),
-        Arm("static", f"static:{layers}"),
-        other("never-built", layers),
-        Arm("gated", "profile:error=0"),
-        Arm("stand-in", "random:rate=0.25,warmup=0,stand_in=1"),
+        own("off", "off"),
+        *others,
+        own("armed", "cosine:threshold=2,run=1,cold_start=0,cold_end=0,warmup=0"),
+        own("static", f"static:{layers}"),
+        own("gated", "profile:error=0"),
+        own("stand-in", "random:rate=0.25,warmup=0,stand_in=1"),
     ]
 
 
@@ -65,6 +79,11 @@ def ratio(result: BenchResult, a: str, b: str) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
+def ratios(result: BenchResult) -> dict[str, dict[str, float]]:
+    names = {row.arm for row in result.rows}
+    return {f"{a} / {b}": ratio(result, a, b) for a, b in RATIOS if {a, b} <= names}
+
+
 def show(result: BenchResult) -> None:
     print(f"{result.model}, {result.cpu}, {result.n_threads} threads, {result.rounds} rounds, {result.date}")
     print(f"{result.builds['off']}\n")
@@ -72,8 +91,8 @@ def show(result: BenchResult) -> None:
     for row in result.rows:
         print(f"| {row.arm} | {row.avg_ts:.2f} | {min(row.samples_ts):.2f} | {max(row.samples_ts):.2f} |")
     print("\n| ratio of rates, by round | median | min | max |\n|---|---|---|---|")
-    for a, b in RATIOS:
-        print(f"| {a} / {b} | " + " | ".join(f"{value:.3f}" for value in ratio(result, a, b).values()) + " |")
+    for name, values in ratios(result).items():
+        print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in values.values()) + " |")
     own = result.rows[-1]
     print(
         f"\nstand-in: {own.skip_rate:.3f} of the blocks skipped; bytes allow {own.ideal_speedup:.3f} x, efficiency "
@@ -114,6 +133,7 @@ def main() -> int:
     parser.add_argument("-n", type=int, default=32, help="tokens a round an arm")
     parser.add_argument("-t", "--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--never-built", metavar="PYTHON")
     args = parser.parse_args()
     start = time.monotonic()
 
@@ -123,16 +143,14 @@ def main() -> int:
 
     try:
         result = run_bench(
-            prepare(args.model), arms(args.model), [Test("tg", args.n)],
+            prepare(args.model), arms(args.model, args.never_built), [Test("tg", args.n)],
             rounds=args.rounds, n_threads=args.threads, progress=progress,
         )  # fmt: skip
     except KeyboardInterrupt:
         print("skip_cost: interrupted before the first round was whole", file=sys.stderr)
         return 130
     if args.json:
-        print(
-            json.dumps({**asdict(result), "ratios": {f"{a} / {b}": ratio(result, a, b) for a, b in RATIOS}}, indent=1)
-        )
+        print(json.dumps({**asdict(result), "ratios": ratios(result)}, indent=1))
     else:
         show(result)
     return 0
