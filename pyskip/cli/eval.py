@@ -224,6 +224,9 @@ def _cells(result: Result) -> dict[str, str]:
 def _print_table(results: Sequence[Result]) -> None:
     """Columns aligned by blanks; the first to the left, figures to the right."""
     cells = [_cells(result) for result in results]
+    if not any(result.attention_skip_rate for result in results):
+        for row in cells:
+            del row["attention"]
     rows = [tuple(cells[0]), *(tuple(row.values()) for row in cells)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
