@@ -225,10 +225,10 @@ def _print_table(results: Sequence[Result]) -> None:
     """Columns aligned by blanks; the first to the left, figures to the right."""
     cells = [_cells(result) for result in results]
     if not any(result.attention_skip_rate for result in results):
-        for row in cells:
-            del row["attention"]
+        for cell in cells:
+            del cell["attention"]
     rows = [tuple(cells[0]), *(tuple(row.values()) for row in cells)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        figures = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        figures = (text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True))
         click.echo("  ".join((row[0].ljust(widths[0]), *figures)))
