@@ -146,7 +146,7 @@ def test_json_and_table(cli: Run, tiny: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     keys = {"skip", "skip_rate", "skip_rates", "ffn_bytes_saved", "rouge_l", "rouge_l_se", "rouge_l_diff"}
-    assert [set(row) for row in document["results"]] == [keys | {"rouge_l_diff_se", "n"}] * 2
+    assert [set(row) for row in document["results"]] == [keys | {"attention_skip_rate", "rouge_l_diff_se", "n"}] * 2
     assert [row["n"] for row in document["results"]] == [2, 2]
     assert document["n_ctx"] == 512  # the model's
     done = cli(*flags)

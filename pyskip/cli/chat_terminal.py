@@ -210,6 +210,6 @@ class ChatCompleter(Completer):
             yield "prompt:rate=", "a share of the FFN blocks, chosen by each prompt"
         yield "cosine", "the paper's policy"
         yield "cosine:threshold=", "the same, with another threshold than 0.98"
-        yield "adaskip:n=", "the sublayers that change each prompt least"
+        yield "adaskip", "the sublayers that change each prompt least"
         yield "static:", "these layers, for every token"
         yield "random:rate=", "a coin for each token and layer"

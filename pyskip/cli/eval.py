@@ -224,8 +224,11 @@ def _cells(result: Result) -> dict[str, str]:
 def _print_table(results: Sequence[Result]) -> None:
     """Columns aligned by blanks; the first to the left, figures to the right."""
     cells = [_cells(result) for result in results]
+    if not any(result.attention_skip_rate for result in results):
+        for cell in cells:
+            del cell["attention"]
     rows = [tuple(cells[0]), *(tuple(row.values()) for row in cells)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        figures = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        figures = (text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True))
         click.echo("  ".join((row[0].ljust(widths[0]), *figures)))
