@@ -74,7 +74,7 @@ def _identity(path: str | os.PathLike[str]) -> tuple[int, int, int, int] | None:
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
-@lru_cache(maxsize=2)  # who loads a model, and its projector, looks at it first, and so does what loads it
+@lru_cache(maxsize=1)  # who loads a model looks at it first, and so does what loads it; more would hide lost pieces
 def _read(path: bytes, _identity: tuple[int, int, int, int] | None) -> GGUFInfo:
     native = ffi.new("struct pyskip_gguf_info *")
     error = ffi.new("char[]", N_ERROR)
