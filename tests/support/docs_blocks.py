@@ -18,7 +18,14 @@ __all__ = ["LANGUAGES", "REASONS", "ROOT", "Block", "blocks", "commands", "pages
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 LANGUAGES = {"python", "sh", "bash", "console", "c", "cpp", "toml", "json", "yaml", "ini", "text"}
-REASONS = {"needs a projector", "needs another build", "needs another machine", "needs root", "needs the network", "takes hours"}
+REASONS = {
+    "needs a projector",
+    "needs another build",
+    "needs another machine",
+    "needs root",
+    "needs the network",
+    "takes hours",
+}
 
 FENCE = re.compile(r"( *)(```+|~~~+)([^`]*)$")
 COMMENT = re.compile(r"<!-- docs-test: (.*) -->")
