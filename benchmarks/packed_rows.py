@@ -1,13 +1,15 @@
 """What skipping by some rows of a batch saves: time of the FFN part of a step in which few sequences skip.
 
-    python benchmarks/packed_rows.py [MODEL] [--rows 8,16,32] [--share 0.3] [-r ROUNDS] [-t N]
+    python benchmarks/packed_rows.py [MODEL] [--profile FILE] [--rows 8,16,32,128] [--share 0.3] [-r ROUNDS] [-t N]
 
-A step decodes one token of each of --rows sequences in one batch. Three arms take turns: no sequence skips, --share of
-them skip every block that can be skipped (`static`), all of them do. The last leaves what is not FFN, so that
+A step decodes one token of each of --rows sequences in one batch. Three arms take turns: no row skips; of each block
+--share of the rows, drawn at random, is the profile's stand-in (`random:rate=SHARE,stand_in=1`); all rows skip all
+blocks (`static`). The last leaves what is not FFN, so that
 
     (some - all) / (none - all)
 
-is the FFN part's time beside none skipping; 1 - share would lose nothing. Median and quartiles of the rounds' ratios.
+is the FFN part's time, stand-ins and gates included, beside none skipping; 1 - share would lose nothing. Median and
+quartiles of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -21,17 +23,23 @@ import numpy as np
 
 import pyskip
 from pyskip.models import resolve
-from pyskip.policy import Off, Static
+from pyskip.models.profile import Profile
+from pyskip.policy import Off, Policy, Random, Static
 from pyskip.runtime.batch import BatchContext
 from pyskip.system import physical_cores
 
 N_STEPS = 6  # of each arm in a round
 
 
-def ratios(llm: pyskip.Llama, n_rows: int, n_skipping: int, n_rounds: int) -> tuple[list[float], float]:
+def ratios(llm: pyskip.Llama, n_rows: int, share: float, n_rounds: int) -> tuple[list[float], float]:
     """(some - all) / (none - all) of each round, and the share of FFN blocks that `some` skipped."""
-    static = Static(llm.skippable_layers)
+    arms: list[tuple[Policy, Profile | None]] = [
+        (Off(), None),
+        (Random(rate=share, warmup=0, stand_in=True), llm.profile),
+        (Static(llm.skippable_layers), None),
+    ]
     wanted = np.ones(n_rows, dtype=np.bool_)
+    found, skipped = [], []
     with BatchContext(llm, n_rows, 3 * (N_STEPS + 1) * (n_rounds + 1), n_rows) as context:
         pos = 0
 
@@ -44,25 +52,28 @@ def ratios(llm: pyskip.Llama, n_rows: int, n_skipping: int, n_rounds: int) -> tu
             pos += 1
             return time.perf_counter() - start
 
-        def turn(n: int) -> float:
-            """Seconds of N_STEPS steps in which n rows skip; the first, which builds the graph anew, is not counted."""
-            for seq_id in range(n_rows):
-                context.skip.set_policy(static if seq_id < n else Off(), seq_id=seq_id)
+        def turn(policy: Policy, profile: Profile | None) -> float:
+            """Seconds of N_STEPS steps; the first, which builds the graph anew, is not counted."""
+            context.skip.set_policy(policy, profile)
+            context.skip.reset_counters()
             return sum([step() for _ in range(N_STEPS + 1)][1:])
 
-        found = []
         for round_ in range(n_rounds + 1):  # the first is not counted
-            none, some, all_ = (turn(n) for n in (0, n_skipping, n_rows))
+            none = turn(*arms[0])
+            some = turn(*arms[1])
+            skipped.append(context.skip.stats(arms[1][0]).rate)
+            all_ = turn(*arms[2])
             if round_:
                 found.append((some - all_) / (none - all_))
             print(f"packed_rows: {n_rows} rows, round {round_} of {n_rounds}", file=sys.stderr, flush=True)
-    return found, n_skipping / n_rows
+    return found, statistics.mean(skipped)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="demo")
-    parser.add_argument("--rows", type=lambda text: [int(part) for part in text.split(",")], default=[8, 16, 32])
+    parser.add_argument("--rows", type=lambda text: [int(part) for part in text.split(",")], default=[8, 16, 32, 128])
+    parser.add_argument("--profile", help="[default: the model's own]")
     parser.add_argument("--share", type=float, default=0.3)
     parser.add_argument("-r", "--rounds", type=int, default=20, help="2 or more")
     parser.add_argument("-t", "--threads", type=int, default=physical_cores())
@@ -70,11 +81,11 @@ def main() -> int:
     args = parser.parse_args()
     llm = pyskip.Llama(
         str(resolve(args.model)), n_ctx=64, n_threads=args.threads, n_threads_batch=args.threads,
-        kernels=args.kernels, skip="off", verbose=False,
+        kernels=args.kernels, profile=args.profile, skip="off", verbose=False,
     )  # fmt: skip
     print("| rows | skipping | FFN time beside none skipping |\n|---|---|---|")
     for n_rows in args.rows:
-        found, share = ratios(llm, n_rows, max(1, round(args.share * n_rows)), args.rounds)
+        found, share = ratios(llm, n_rows, args.share, args.rounds)
         low, middle, high = statistics.quantiles(found, n=4)
         print(f"| {n_rows} | {share:.3f} | {middle:.3f} ({low:.3f} to {high:.3f}) |", flush=True)
     return 0
