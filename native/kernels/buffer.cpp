@@ -89,6 +89,8 @@ void pack_strips(const kernel & k, const ggml_tensor * tensor, const char * data
     }
 }
 
+constexpr uintptr_t FILE_PAGE = 4096;
+
 // Weights were read out of a mapped file for the last time: their pages need not count as this process's memory any more.
 // Only of read-only mappings of files is nothing lost by that.
 void drop_file_pages(const void * data, size_t size) {
@@ -106,9 +108,8 @@ void drop_file_pages(const void * data, size_t size) {
         uint64_t  inode;
         if (sscanf(line, "%" SCNxPTR "-%" SCNxPTR " %7s %*s %*s %" SCNu64, &from, &to, permissions, &inode) == 4 &&
             from <= begin && begin + size <= to) {
-            constexpr uintptr_t page  = 4096;
-            const uintptr_t     first = (begin + page - 1) / page * page;
-            const uintptr_t     last  = (begin + size) / page * page;
+            const uintptr_t first = (begin + FILE_PAGE - 1) / FILE_PAGE * FILE_PAGE;
+            const uintptr_t last  = (begin + size) / FILE_PAGE * FILE_PAGE;
             if (permissions[1] == '-' && inode != 0 && first < last) {
                 madvise((void *) first, last - first, MADV_DONTNEED);
             }
@@ -145,7 +146,7 @@ void set_tensor(ggml_backend_buffer_t, ggml_tensor * tensor, const void * data, 
     for (std::thread & thread : threads) {
         thread.join();
     }
-    if (!is_small) {
+    if (size >= 16 * FILE_PAGE) { // below that it is not worth looking for the mapping
         drop_file_pages(data, size);
     }
 }
