@@ -1,4 +1,4 @@
-"""What skipping by some rows of a batch saves: time of the FFN part of a step in which few sequences skip.
+"""What skipping by some rows of a batch saves: time of the FFN part of a step.
 
     python benchmarks/packed_rows.py [MODEL] [--profile FILE] [--rows 8,16,32,128] [--share 0.3] [-r ROUNDS] [-t N]
 
@@ -33,11 +33,8 @@ N_STEPS = 6  # of each arm in a round
 
 def ratios(llm: pyskip.Llama, n_rows: int, share: float, n_rounds: int) -> tuple[list[float], float]:
     """(some - all) / (none - all) of each round, and the share of FFN blocks that `some` skipped."""
-    arms: list[tuple[Policy, Profile | None]] = [
-        (Off(), None),
-        (Random(rate=share, warmup=0, stand_in=True), llm.profile),
-        (Static(llm.skippable_layers), None),
-    ]
+    some_rows = Random(rate=share, warmup=0, stand_in=True)
+    all_rows = Static(llm.skippable_layers)
     wanted = np.ones(n_rows, dtype=np.bool_)
     found, skipped = [], []
     with BatchContext(llm, n_rows, 3 * (N_STEPS + 1) * (n_rounds + 1), n_rows) as context:
@@ -52,17 +49,17 @@ def ratios(llm: pyskip.Llama, n_rows: int, share: float, n_rounds: int) -> tuple
             pos += 1
             return time.perf_counter() - start
 
-        def turn(policy: Policy, profile: Profile | None) -> float:
+        def turn(policy: Policy, profile: Profile | None = None) -> float:
             """Seconds of N_STEPS steps; the first, which builds the graph anew, is not counted."""
             context.skip.set_policy(policy, profile)
             context.skip.reset_counters()
             return sum([step() for _ in range(N_STEPS + 1)][1:])
 
         for round_ in range(n_rounds + 1):  # the first is not counted
-            none = turn(*arms[0])
-            some = turn(*arms[1])
-            skipped.append(context.skip.stats(arms[1][0]).rate)
-            all_ = turn(*arms[2])
+            none = turn(Off())
+            some = turn(some_rows, llm.profile)
+            skipped.append(context.skip.stats(some_rows).rate)
+            all_ = turn(all_rows)
             if round_:
                 found.append((some - all_) / (none - all_))
             print(f"packed_rows: {n_rows} rows, round {round_} of {n_rounds}", file=sys.stderr, flush=True)

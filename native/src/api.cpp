@@ -162,24 +162,30 @@ pyskip_status pyskip_set_generated_from(llama_context * ctx, int32_t seq_id, int
     });
 }
 
-pyskip_status pyskip_seq_get_counters(const llama_context * ctx, int32_t seq_id, pyskip_phase phase, int64_t * n_tokens,
-                                      int64_t * evaluated, int64_t * skipped) {
+// put(counters, n_layer), whose vectors have an entry for each layer.
+template <typename F>
+static pyskip_status get_counters(const llama_context * ctx, int32_t seq_id, pyskip_phase phase, F put) {
     if (phase != PYSKIP_PHASE_PROMPT && phase != PYSKIP_PHASE_GENERATED) {
         return PYSKIP_STATUS_INVALID;
     }
     return guard(nullptr, 0, [&] {
         const pyskip_state * state   = pyskip_state_get(ctx);
         const int32_t        n_layer = pyskip_context_n_layer(ctx);
-        *n_tokens                    = 0;
-        std::fill(evaluated, evaluated + n_layer, 0);
-        std::fill(skipped, skipped + n_layer, 0);
-        if (state) {
-            const pyskip_counters c = state->counted(seq_id, phase);
-            *n_tokens               = c.n_tokens;
-            std::copy(c.evaluated.begin(), c.evaluated.end(), evaluated);
-            std::copy(c.skipped.begin(), c.skipped.end(), skipped);
+        pyskip_counters      c       = state ? state->counted(seq_id, phase) : pyskip_counters{};
+        for (std::vector<int64_t> * by_layer : { &c.evaluated, &c.skipped, &c.attention_skipped }) {
+            by_layer->resize(n_layer);
         }
+        put(c, n_layer);
         return PYSKIP_STATUS_OK;
+    });
+}
+
+pyskip_status pyskip_seq_get_counters(const llama_context * ctx, int32_t seq_id, pyskip_phase phase, int64_t * n_tokens,
+                                      int64_t * evaluated, int64_t * skipped) {
+    return get_counters(ctx, seq_id, phase, [&](const pyskip_counters & c, int32_t) {
+        *n_tokens = c.n_tokens;
+        std::copy(c.evaluated.begin(), c.evaluated.end(), evaluated);
+        std::copy(c.skipped.begin(), c.skipped.end(), skipped);
     });
 }
 
@@ -190,22 +196,11 @@ pyskip_status pyskip_get_counters(const llama_context * ctx, pyskip_phase phase,
 
 pyskip_status pyskip_seq_get_attention_counters(const llama_context * ctx, int32_t seq_id, pyskip_phase phase,
                                                 int64_t * evaluated, int64_t * skipped) {
-    if (phase != PYSKIP_PHASE_PROMPT && phase != PYSKIP_PHASE_GENERATED) {
-        return PYSKIP_STATUS_INVALID;
-    }
-    return guard(nullptr, 0, [&] {
-        const pyskip_state * state   = pyskip_state_get(ctx);
-        const int32_t        n_layer = pyskip_context_n_layer(ctx);
-        std::fill(evaluated, evaluated + n_layer, 0);
-        std::fill(skipped, skipped + n_layer, 0);
-        if (state) {
-            const pyskip_counters c = state->counted(seq_id, phase);
-            for (int32_t il = 0; il < n_layer; ++il) {
-                evaluated[il] = c.n_tokens - c.attention_skipped[il];
-                skipped[il]   = c.attention_skipped[il];
-            }
+    return get_counters(ctx, seq_id, phase, [&](const pyskip_counters & c, int32_t n_layer) {
+        for (int32_t il = 0; il < n_layer; ++il) {
+            evaluated[il] = c.n_tokens - c.attention_skipped[il];
+            skipped[il]   = c.attention_skipped[il];
         }
-        return PYSKIP_STATUS_OK;
     });
 }
 
