@@ -46,6 +46,20 @@ std::vector<pyskip_census::mean> pyskip_census::means(bool is_prompt, int32_t fr
     return out;
 }
 
+// The places from `begin` on in steps that were measured, those whose value times `sign` is greatest first.
+template <typename M>
+static std::vector<size_t> ranked(const std::vector<M> & means, size_t begin, size_t step, double sign) {
+    std::vector<size_t> order;
+    for (size_t p = begin; p < means.size(); p += step) {
+        if (means[p].n_tokens > 0) {
+            order.push_back(p);
+        }
+    }
+    std::stable_sort(order.begin(), order.end(),
+                     [&](size_t a, size_t b) { return sign * means[a].value > sign * means[b].value; });
+    return order;
+}
+
 static std::shared_ptr<pyskip_choice> choose_nothing(size_t n_place) {
     auto choice = std::make_shared<pyskip_choice>();
     choice->skipped.assign(n_place, 0);
@@ -61,16 +75,10 @@ pyskip_choice_ptr pyskip_census::most_similar(int32_t n, int32_t from, bool is_l
     made = { nullptr, n, from };
 
     const std::vector<mean> prompt = means(true, from);
-    std::vector<size_t>     order;
-    for (size_t p = 0; p < prompt.size(); ++p) {
-        if (prompt[p].n_tokens > 0) {
-            order.push_back(p);
-        }
-    }
+    std::vector<size_t>     order  = ranked(prompt, 0, 1, 1.0);
     if (order.empty()) {
         return nullptr;
     }
-    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return prompt[a].value > prompt[b].value; });
     order.resize(std::min(order.size(), (size_t) n));
 
     const auto choice = choose_nothing(n_place);
@@ -98,17 +106,10 @@ pyskip_choice_ptr pyskip_census::least_scored(int32_t n, int32_t from) const {
     }
     early = { nullptr, n, from };
 
-    const std::vector<mean> prompt = means(true, from);
-    std::vector<size_t>     order;
-    for (size_t p = pyskip_place(PYSKIP_SUBLAYER_FFN, 0); p < prompt.size(); p += 2) {
-        if (prompt[p].n_tokens > 0) {
-            order.push_back(p);
-        }
-    }
+    std::vector<size_t> order = ranked(means(true, from), pyskip_place(PYSKIP_SUBLAYER_FFN, 0), 2, -1.0);
     if (order.empty()) {
         return nullptr;
     }
-    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return prompt[a].value < prompt[b].value; });
     order.resize(std::min(order.size(), (size_t) n));
 
     const auto choice = choose_nothing(n_place);
