@@ -2,9 +2,9 @@
 
     python benchmarks/packed_rows.py [MODEL] [--profile FILE] [--rows 8,16,32,128] [--share 0.3] [-r ROUNDS] [-t N]
 
-A step decodes one token of each of --rows sequences in one batch. Three arms take turns: no row skips; of each block
---share of the rows, drawn at random, is the profile's stand-in (`random:rate=SHARE,stand_in=1`); all rows skip all
-blocks (`static`). The last leaves what is not FFN, so that
+A step decodes one token of each of --rows sequences in one batch. Four arms take turns: no row skips; of each block
+--share of the rows, drawn at random, is left out (`random:rate=SHARE`); likewise, with the profile's stand-in in its
+place (`stand_in=1`); all rows skip all blocks (`static`). The last leaves what is not FFN, so that
 
     (some - all) / (none - all)
 
@@ -28,16 +28,17 @@ from pyskip.policy import Off, Policy, Random, Static
 from pyskip.runtime.batch import BatchContext
 from pyskip.system import physical_cores
 
-N_STEPS = 6  # of each arm in a round
+N_STEPS = 16  # of each arm in a round
 
 
-def ratios(llm: pyskip.Llama, n_rows: int, share: float, n_rounds: int) -> tuple[list[float], float]:
-    """(some - all) / (none - all) of each round, and the share of FFN blocks that `some` skipped."""
-    some_rows = Random(rate=share, warmup=0, stand_in=True)
+def ratios(llm: pyskip.Llama, n_rows: int, share: float, n_rounds: int) -> list[tuple[list[float], float]]:
+    """Without and with a stand-in: (some - all) / (none - all) of each round, and the share that skipped."""
+    some_rows = [Random(rate=share, warmup=0), Random(rate=share, warmup=0, stand_in=True)]
     all_rows = Static(llm.skippable_layers)
     wanted = np.ones(n_rows, dtype=np.bool_)
-    found, skipped = [], []
-    with BatchContext(llm, n_rows, 3 * (N_STEPS + 1) * (n_rounds + 1), n_rows) as context:
+    found: list[list[float]] = [[], []]
+    skipped: list[list[float]] = [[], []]
+    with BatchContext(llm, n_rows, 4 * (N_STEPS + 1) * (n_rounds + 1), n_rows) as context:
         pos = 0
 
         def step() -> float:
@@ -57,13 +58,16 @@ def ratios(llm: pyskip.Llama, n_rows: int, share: float, n_rounds: int) -> tuple
 
         for round_ in range(n_rounds + 1):  # the first is not counted
             none = turn(Off())
-            some = turn(some_rows, llm.profile)
-            skipped.append(context.skip.stats(some_rows).rate)
+            some = []
+            for i, policy in enumerate(some_rows):
+                some.append(turn(policy, llm.profile if policy.stand_in else None))
+                skipped[i].append(context.skip.stats(policy).rate)
             all_ = turn(all_rows)
             if round_:
-                found.append((some - all_) / (none - all_))
+                for i, seconds in enumerate(some):
+                    found[i].append((seconds - all_) / (none - all_))
             print(f"packed_rows: {n_rows} rows, round {round_} of {n_rounds}", file=sys.stderr, flush=True)
-    return found, statistics.mean(skipped)
+    return [(of, statistics.mean(rates)) for of, rates in zip(found, skipped, strict=True)]
 
 
 def main() -> int:
@@ -80,11 +84,16 @@ def main() -> int:
         str(resolve(args.model)), n_ctx=64, n_threads=args.threads, n_threads_batch=args.threads,
         kernels=args.kernels, profile=args.profile, skip="off", verbose=False,
     )  # fmt: skip
-    print("| rows | skipping | FFN time beside none skipping |\n|---|---|---|")
+    print(
+        "| rows | skipping | FFN time beside none skipping | with a stand-in: skipping | FFN time |\n"
+        "|---|---|---|---|---|"
+    )
     for n_rows in args.rows:
-        found, share = ratios(llm, n_rows, args.share, args.rounds)
-        low, middle, high = statistics.quantiles(found, n=4)
-        print(f"| {n_rows} | {share:.3f} | {middle:.3f} ({low:.3f} to {high:.3f}) |", flush=True)
+        cells = []
+        for found, share in ratios(llm, n_rows, args.share, args.rounds):
+            low, middle, high = statistics.quantiles(found, n=4)
+            cells.append(f"{share:.3f} | {middle:.3f} ({low:.3f} to {high:.3f})")
+        print(f"| {n_rows} | {' | '.join(cells)} |", flush=True)
     return 0
 
 

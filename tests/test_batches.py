@@ -79,9 +79,10 @@ HELD = "profile:rate=0.3,warmup=4"
 
 @pytest.fixture(scope="module")
 def profile(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Profile:
-    """Random gates and stand-ins, f32 like the model, whose scores differ between batches by float noise only."""
+    """Random gates and stand-ins, f32 like the model, whose scores differ between batches by float noise only. The last
+    layer has none, as in profiles that are calibrated: rows are packed there, and no gate decides."""
     path = tmp_path_factory.mktemp("profile") / "tiny.skip.gguf"
-    make_profile.make_profile(tiny, path, stand_in="gated", rank=32, kind="f32")
+    make_profile.make_profile(tiny, path, stand_in="gated", rank=32, kind="f32", last_is_dense=True)
     return Profile(path)
 
 

@@ -19,6 +19,7 @@ ggml_backend_buffer_type_t pyskip_kernels_buffer_type(void) {
 
 #    include <algorithm>
 #    include <memory>
+#    include <mutex>
 #    include <thread>
 #    include <vector>
 
@@ -89,39 +90,61 @@ void pack_strips(const kernel & k, const ggml_tensor * tensor, const char * data
     }
 }
 
-constexpr uintptr_t FILE_PAGE = 4096;
-
-// Weights were read out of a mapped file for the last time: their pages need not count as this process's memory any more.
-// Only of read-only mappings of files is nothing lost by that.
-void drop_file_pages(const void * data, size_t size) {
-#    if defined(__linux__)
-    FILE * maps = fopen("/proc/self/maps", "r");
-    if (maps == nullptr) {
-        return;
-    }
-    const uintptr_t begin = (uintptr_t) data;
-    char            line[512];
-    while (fgets(line, sizeof(line), maps)) {
-        uintptr_t from;
-        uintptr_t to;
-        char      permissions[8];
-        uint64_t  inode;
-        if (sscanf(line, "%" SCNxPTR "-%" SCNxPTR " %7s %*s %*s %" SCNu64, &from, &to, permissions, &inode) == 4 &&
-            from <= begin && begin + size <= to) {
-            const uintptr_t first = (begin + FILE_PAGE - 1) / FILE_PAGE * FILE_PAGE;
-            const uintptr_t last  = (begin + size) / FILE_PAGE * FILE_PAGE;
-            if (permissions[1] == '-' && inode != 0 && first < last) {
-                madvise((void *) first, last - first, MADV_DONTNEED);
-            }
-            break;
+// Pages of a mapped file, read for the last time when weights were packed: they need not count as this process's memory any
+// more. Given back some megabytes at a time, since finding the mapping takes longer than packing a small matrix.
+class file_pages {
+public:
+    void read(const void * data, size_t size) {
+        const uintptr_t first = (uintptr_t) data;
+        const uintptr_t last  = first + size;
+        const std::lock_guard<std::mutex> lock(mutex);
+        if (first < end || first > end + MOST) { // not what follows in the file
+            give_back();
+            begin = first;
+        }
+        end = last;
+        if (end - begin >= MOST) {
+            give_back();
+            begin = end;
         }
     }
-    fclose(maps);
-#    else
-    GGML_UNUSED(data);
-    GGML_UNUSED(size);
+
+private:
+    static constexpr uintptr_t PAGE  = 4096;
+    static constexpr uintptr_t LEAST = 16 * PAGE; // not worth looking for
+    static constexpr uintptr_t MOST  = 4 << 20;
+
+    std::mutex mutex;
+    uintptr_t  begin = 0;
+    uintptr_t  end   = 0;
+
+    // Only of read-only mappings of files is nothing lost by that.
+    void give_back() const {
+#    if defined(__linux__)
+        FILE * maps = end - begin >= LEAST ? fopen("/proc/self/maps", "r") : nullptr;
+        if (maps == nullptr) {
+            return;
+        }
+        char line[512];
+        while (fgets(line, sizeof(line), maps)) {
+            uintptr_t from;
+            uintptr_t to;
+            char      permissions[8];
+            uint64_t  inode;
+            if (sscanf(line, "%" SCNxPTR "-%" SCNxPTR " %7s %*s %*s %" SCNu64, &from, &to, permissions, &inode) == 4 &&
+                from <= begin && end <= to) {
+                const uintptr_t first = (begin + PAGE - 1) / PAGE * PAGE;
+                const uintptr_t last  = end / PAGE * PAGE;
+                if (permissions[1] == '-' && inode != 0 && first < last) {
+                    madvise((void *) first, last - first, MADV_DONTNEED);
+                }
+                break;
+            }
+        }
+        fclose(maps);
 #    endif
-}
+    }
+};
 
 ggml_status init_tensor(ggml_backend_buffer_t, ggml_tensor * tensor) {
     tensor->extra = traits_of(tensor->type);
@@ -134,7 +157,7 @@ void set_tensor(ggml_backend_buffer_t, ggml_tensor * tensor, const void * data, 
     const int64_t  n_strip = (tensor->ne[1] + L - 1) / L * tensor->ne[2] * tensor->ne[3];
 
     // small ones are done before a thread has started
-    const bool    is_small = size < 1 << 20;
+    const bool    is_small = size < 1 << 18;
     const int64_t n_thread = is_small ? 1 : std::clamp<int64_t>(std::thread::hardware_concurrency(), 1, 16);
 
     std::vector<std::thread> threads;
@@ -146,9 +169,8 @@ void set_tensor(ggml_backend_buffer_t, ggml_tensor * tensor, const void * data, 
     for (std::thread & thread : threads) {
         thread.join();
     }
-    if (size >= 16 * FILE_PAGE) { // below that it is not worth looking for the mapping
-        drop_file_pages(data, size);
-    }
+    static file_pages pages;
+    pages.read(data, size);
 }
 
 const char * get_name(ggml_backend_buffer_type_t) {

@@ -37,6 +37,11 @@ static bool has_gate(const pyskip_state & state, const pyskip_block & block) {
            state.profile->layers[block.il].gate;
 }
 
+// Whether rows of the block may differ, decided by joins, and each side's can be computed alone.
+static bool has_rows_to_pack(const pyskip_slot & slot) {
+    return slot.block.sublayer == PYSKIP_SUBLAYER_FFN && slot.block.is_rowwise && slot.n_rows > 1;
+}
+
 static void attach_slot(pyskip_state & state, ggml_cgraph * gf, pyskip_slot & slot) {
     const bool has_input = slot.block.input && slot.n_rows > 0 && has_room(gf);
 
@@ -56,8 +61,8 @@ static void attach_slot(pyskip_state & state, ggml_cgraph * gf, pyskip_slot & sl
             expand(pyskip_gather_build(state.extra.get(), *state.gather, slot));
             pyskip_graph_place(gf, slot.block.join, group);
         }
-    } else if (has_input && has_gate(state, slot.block)) {
-        slot.own = &state.profile->layers[slot.block.il];
+    } else if (has_input && (has_gate(state, slot.block) || has_rows_to_pack(slot))) {
+        slot.own = has_gate(state, slot.block) ? &state.profile->layers[slot.block.il] : nullptr;
         for (ggml_tensor * node : slot.block.prelude) {
             slot.governed.erase(std::find(slot.governed.begin(), slot.governed.end(), node));
         }
@@ -82,7 +87,7 @@ void pyskip_attach(pyskip_state & state, ggml_cgraph * gf, const llama_ubatch & 
         return;
     }
     std::vector<pyskip_block> blocks = pyskip_graph_find(gf);
-    if (state.graph == PYSKIP_GRAPH_GATES || state.graph == PYSKIP_GRAPH_GATHER) {
+    if (state.graph != PYSKIP_GRAPH_DENSE) {
         const ggml_init_params params = { blocks.size() * MAX_EXTRA * ggml_tensor_overhead(), nullptr,
                                           /*.no_alloc =*/true };
         state.extra.reset(ggml_init(params));

@@ -40,7 +40,7 @@ void share_out(pyskip_slot & slot, int64_t n_run, int64_t n_stand_in) {
 void decide(pyskip_slot & slot, int32_t t, const float * x, const float * xn, int64_t n_embd) {
     pyskip_state &       state = *slot.state;
     const pyskip_token & token = state.tokens[t];
-    if (!token.rule->has_gates() || pyskip_rule_needs(*token.rule, token) != PYSKIP_NEED_GATES) {
+    if (slot.own == nullptr || !token.rule->has_gates() || pyskip_rule_needs(*token.rule, token) != PYSKIP_NEED_GATES) {
         return;
     }
     const float score      = pyskip_gate_score(slot.own->gate, x, xn, n_embd);
@@ -111,7 +111,7 @@ std::vector<ggml_tensor *> pyskip_gate_build(ggml_context * ctx, pyskip_slot & s
         made.push_back(slot.packed);
         input = slot.packed_skipped;
     }
-    slot.y_stand_in = pyskip_stand_in_build(ctx, *slot.own, input);
+    slot.y_stand_in = slot.own ? pyskip_stand_in_build(ctx, *slot.own, input) : nullptr;
     if (slot.y_stand_in) {
         ggml_format_name(slot.y_stand_in, "pyskip_stand_in-%d", slot.block.il);
         collect(slot.y_stand_in, input, slot.stand_in);

@@ -36,6 +36,7 @@ void pyskip_slot::shape(int64_t n_run_now, int64_t n_skip) {
         node->ne[1] = n_skip;
     }
     // as its readers in the region see it; the pack, which an empty tensor would leave out, writes all rows by their places
+    set_computed({ packed }, n_run_now + n_skip > 0);
     packed->ne[1]         = std::max<int64_t>(n_run_now, 1);
     packed_skipped->ne[1] = n_skip;
     packed_skipped->data  = (char *) packed->data + n_run_now * packed->nb[1];
@@ -50,6 +51,7 @@ void pyskip_slot::restore() {
             node->ne[1] = n_rows;
         }
     }
+    set_computed({ packed }, true);
     packed->ne[1]         = n_rows;
     packed_skipped->ne[1] = n_rows;
     packed_skipped->data  = packed->data;

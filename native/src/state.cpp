@@ -261,7 +261,7 @@ void pyskip_state::remember(const llama_ubatch & ubatch) {
         std::fill(scores.begin(), scores.end(), NOT_A_NUMBER);
         int32_t n_skipped = 0;
         for (const pyskip_slot & slot : slots) {
-            if (slot.block.il + 1 < n_layer && slot.gate) { // of an FFN
+            if (slot.block.il + 1 < n_layer && slot.own) { // of an FFN
                 scores[slot.block.il] = sim(slot.k, (int32_t) t);
                 n_skipped += skips(slot.k, (int32_t) t);
             }

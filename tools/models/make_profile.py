@@ -47,11 +47,17 @@ def make_profile(
     scale: float = 0.3,
     activation: str = "silu",
     hidden_norm: bool = False,
+    last_is_dense: bool = False,
 ) -> None:
-    """A profile that the model accepts. The thresholds of its curve run from -2 to 2 over rates from 0.05 to 0.95."""
+    """A profile that the model accepts. The thresholds of its curve run from -2 to 2 over rates from 0.05 to 0.95.
+    last_is_dense: the last layer has no gate, as in closed-form profiles."""
     info = pyskip.inspect(model)
     rng = np.random.default_rng(seed)
-    layers = [random_layer(rng, info.n_embd, stand_in, rank or info.n_embd, scale) for _ in range(info.n_layer)]
+    layers: list[LayerFit | None] = [
+        random_layer(rng, info.n_embd, stand_in, rank or info.n_embd, scale) for _ in range(info.n_layer)
+    ]
+    if last_is_dense:
+        layers[-1] = None
     curve = [Point(rate, 4 * rate - 2, 1.0, 0.0, 0.0, 0.0, 1.0) for rate in np.linspace(0.05, 0.95, 10).tolist()]
     provenance = Provenance(
         model=info.name, fingerprint=info.fingerprint, stand_in=stand_in, method="random", text="none", text_sha256="",
