@@ -2,7 +2,7 @@
 // arms the block's region and its stand-in accordingly. Rows whose rule has no profile were decided before: it acts on that.
 // In a batch it also packs: rows that run first, then those that the stand-in computes, then those that pass unchanged, so
 // that each side computes its own rows only. Runs in llama.cpp's compute threads; built by attach.cpp.
-// Only the policies profile and random (with a profile) have gates.
+// Only the policies profile and random (with a profile) have gates. Rows of attention, which mixes tokens, are not packed.
 
 #pragma once
 
