@@ -302,7 +302,7 @@ BROKEN: dict[str, tuple[list[LayerFit | None], list[Point], str]] = {
     "nan": ([replace(full(), gate=np.full(N_EMBD + 2, np.nan, np.float32))], CURVE, r"attn_skip_gate\.weight: .* finite"),
     "gate": ([replace(full(), gate=np.ones(9, np.float32))], CURVE, r"blk\.0\.attn_skip_gate\.weight: found f32 \[9"),
     "bias": ([replace(full(), bias=np.ones(3, np.float32))], CURVE, r"blk\.0\.attn_skip\.bias: found f32 \[3"),
-    "last layer": ([full(), None, full()], CURVE, r"tensors: found 12, expected 9 that"),
+    "last layer": ([full(), None, full()], CURVE, r"tensors: found 15, expected 12 that"),
     "only the last": ([None, None, full()], CURVE, r"blk\.N\.attn_skip_gate\.weight: found none"),
     "no curve": ([full()], [], r"tensors: found 12, expected 9 that"),
     "falling": ([full()], CURVE[::-1], r"pyskip\.attention\.curve\.rate: found a rate that is no higher"),
