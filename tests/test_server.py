@@ -307,7 +307,8 @@ def test_a_specification_is_read_as_the_library_reads_it(server: Running) -> Non
         "profile:rate=2", "profile:rate=0.1,error=0.1", "profile:prefill=2", "random:error=0.1", "nan", "0x1", "1e999",
         "profile:rate=nan", "profile:prompt=0.1,prefill=1", "bogus", "cosine:threshold=inf", "custom:decide",
         "static:attn=", "static:attn=1+", "static:attn=1,attn=2", "static:ffn=1", "adaskip:n=0", "adaskip:8",
-        "prompt:rate=2", "prompt:n=1", "profile:attn=2", "profile:attn=0.1,attn=0.1", "random:attn=-1", "prompt:attn=0.1",
+        "prompt:rate=2", "prompt:n=1", "profile:attn=2", "profile:attn=0.1,attn=0.1", "random:attn=-1",
+        "prompt:attn=0.1",
     )  # fmt: skip
     for text in good:
         parse_skip(text)

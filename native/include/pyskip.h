@@ -113,24 +113,24 @@ struct pyskip_policy {
                             // skipped. While nobody told, `prefill` counts
     const int32_t * attention_layers; // static: the layers whose attention is skipped for every token
     size_t          n_attention_layers;
-    int32_t n_sublayers; // adaskip: how many of both kinds are skipped, chosen by what the sequence's prompt showed
-                         // (those of the last layer run): the prompt runs dense, and so does all that follows one
-                         // that was not decoded under this policy
-    float attention_rate;      // random: the share of attention sublayers to skip; profile with hold: the same, of a
-                               // sequence's generated tokens, as `rate`. Those of the last layer, and of prompts, run
-    float attention_threshold; // profile without hold, if attention_rate is above 0: skip attention when its gate's
-                               // score is below it
+    int32_t n_sublayers;    // adaskip: how many of both kinds are skipped, chosen by what the sequence's prompt showed
+                            // (those of the last layer run): the prompt runs dense, and so does all that follows one
+                            // that was not decoded under this policy
+    float   attention_rate; // random: the share of attention sublayers to skip; profile with hold: the same, of a
+                            // sequence's generated tokens, as `rate`. Those of the last layer, and of prompts, run
+    float   attention_threshold; // profile without hold, if attention_rate is above 0: skip attention when its gate's
+                                 // score is below it
 };
 
 // What a profile says of itself. Texts are UTF-8, cut to their room.
 struct pyskip_profile_info {
     int32_t n_layer;
     int32_t n_embd;
-    int32_t warmup;          // generated tokens that run dense
-    int32_t rank;            // of the largest stand-in of an FFN; the width if it is gated
-    int32_t n_points;        // of its curve
-    int32_t recommended;     // index of a point
-    int32_t attention_rank;  // of the largest stand-in of attention; 0 if the profile has none
+    int32_t warmup;         // generated tokens that run dense
+    int32_t rank;           // of the largest stand-in of an FFN; the width if it is gated
+    int32_t n_points;       // of its curve
+    int32_t recommended;    // index of a point
+    int32_t attention_rank; // of the largest stand-in of attention; 0 if the profile has none
     int32_t n_attention_points;
     int64_t n_tokens;        // that it was calibrated on
     char    fingerprint[32]; // of the model, as in pyskip_gguf_info
@@ -408,8 +408,9 @@ enum pyskip_activation {
 // warmup. `profile` belongs to HIDDEN and ERRORS, NULL to the others; attention has OUTPUTS and ERRORS. Ends with
 // pyskip_gather_free().
 PYSKIP_API enum pyskip_status pyskip_gather_start(struct llama_context * ctx, enum pyskip_gather_kind kind,
-                                                  enum pyskip_sublayer sublayer, const struct pyskip_profile * profile, int32_t warmup,
-                                                  struct pyskip_gather ** gather, char * error, size_t n_error);
+                                                  enum pyskip_sublayer sublayer, const struct pyskip_profile * profile,
+                                                  int32_t warmup, struct pyskip_gather ** gather, char * error,
+                                                  size_t n_error);
 
 // Layer il's sums so far; the pointers hold until pyskip_gather_free().
 PYSKIP_API void pyskip_gather_get(const struct pyskip_gather * gather, int32_t il, struct pyskip_gather_sums * sums);

@@ -186,7 +186,8 @@ pyskip_spec parse_prompt(const std::string & rest) {
 }
 
 pyskip_spec parse_profile(const std::string & rest) {
-    const auto  values = read_settings("profile", rest, { "attn", "error", "hold", "prefill", "prompt", "rate", "warmup" });
+    const auto values =
+        read_settings("profile", rest, { "attn", "error", "hold", "prefill", "prompt", "rate", "warmup" });
     pyskip_spec spec;
     spec.type = PYSKIP_POLICY_PROFILE;
     read_maybe(values, "profile", "rate", 1.0, spec.rate);

@@ -130,8 +130,8 @@ std::shared_ptr<const pyskip_told> pyskip_turn::tell(bool is_last) {
         told->skip_rate           = (double) n_skipped / (double) (n_tokens * n_layer);
         told->attention_skip_rate = (double) n_attention_skipped / (double) (n_tokens * n_layer);
     }
-    told->pieces    = std::move(pieces);
-    told->pace      = pace.stats();
+    told->pieces = std::move(pieces);
+    told->pace   = pace.stats();
     pieces.clear();
     return told;
 }

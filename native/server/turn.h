@@ -32,9 +32,9 @@ struct pyskip_piece {
 
 // What goes with a result to the thread that answers.
 struct pyskip_told {
-    bool                      is_last   = false;
-    bool                      is_traced = false;
-    double                    skip_rate = 0.0;
+    bool                      is_last             = false;
+    bool                      is_traced           = false;
+    double                    skip_rate           = 0.0;
     double                    attention_skip_rate = 0.0;
     std::vector<pyskip_piece> pieces;
 

@@ -38,9 +38,9 @@ void share_out(pyskip_slot & slot, int64_t n_run, int64_t n_stand_in) {
 }
 
 void decide(pyskip_slot & slot, int32_t t, const float * x, const float * xn, int64_t n_embd) {
-    pyskip_state &       state = *slot.state;
-    const pyskip_token & token = state.tokens[t];
-    const auto sublayer = slot.block.sublayer;
+    pyskip_state &       state    = *slot.state;
+    const pyskip_token & token    = state.tokens[t];
+    const auto           sublayer = slot.block.sublayer;
     if (!token.rule->has_gates() || pyskip_rule_needs(*token.rule, token) != PYSKIP_NEED_GATES ||
         !pyskip_rule_covers(*token.rule, sublayer, slot.block.il)) {
         return;

@@ -389,9 +389,9 @@ private:
 
     int64_t         size = 0;
     pyskip_gguf_ptr gguf;
-    bool            is_gated  = false;
-    bool            is_linear = false;
-    bool            is_normed = false;
+    bool            is_gated      = false;
+    bool            is_linear     = false;
+    bool            is_normed     = false;
     bool            has_attention = false;
     int64_t         n_bound       = 0; // tensors
 

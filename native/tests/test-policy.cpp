@@ -138,7 +138,8 @@ static void test_prompt() {
     const pyskip_choice choice = { { 0, 0, 0, 1, 0, 0, 0, 0 }, std::vector<float>(8, 1.0f) };
     token.choice               = &choice;
     CHECK(pyskip_rule_needs(rule, token) == PYSKIP_NEED_GATES);
-    CHECK(pyskip_rule_gates(rule, PYSKIP_SUBLAYER_FFN, 1, 99.0f, token) && !pyskip_rule_gates(rule, PYSKIP_SUBLAYER_FFN, 2, -99.0f, token));
+    CHECK(pyskip_rule_gates(rule, PYSKIP_SUBLAYER_FFN, 1, 99.0f, token) &&
+          !pyskip_rule_gates(rule, PYSKIP_SUBLAYER_FFN, 2, -99.0f, token));
 }
 
 static void test_refused() {
@@ -186,8 +187,8 @@ static void test_similarity() {
 // Is a block skipped whose gate says `score`, by a rule that has no past?
 static bool gates(const pyskip_rule & rule, int32_t index, int32_t pos, float score) {
     pyskip_token token;
-    token.index     = index;
-    token.pos       = pos;
+    token.index                          = index;
+    token.pos                            = pos;
     token.threshold[PYSKIP_SUBLAYER_FFN] = pyskip_rule_threshold(rule, PYSKIP_SUBLAYER_FFN, token);
     return pyskip_rule_gates(rule, PYSKIP_SUBLAYER_FFN, 1, score, token);
 }
@@ -238,7 +239,7 @@ static void test_held() {
     CHECK(gates(rule, 4, 10, -1.6f));  // -1.5: the curve's threshold, until the sequence says more
     CHECK(!gates(rule, 4, 10, -1.4f));
     pyskip_token last;
-    last.index     = 4;
+    last.index                          = 4;
     last.threshold[PYSKIP_SUBLAYER_FFN] = 9.0f;
     CHECK(pyskip_rule_gates(rule, PYSKIP_SUBLAYER_FFN, 2, 1.0f, last));
     CHECK(!pyskip_rule_gates(rule, PYSKIP_SUBLAYER_FFN, 3, 1.0f, last)); // the last layer runs

@@ -328,7 +328,9 @@ class Run:
             found = curve.find_thresholds(self.llm, profile, sublayer, few, curve.RATES, thresholds)
             points = curve.measure(self.llm, profile, sublayer, held, found, show)
             if not points:
-                raise PolicyError(f"{self.llm.model_path}: no {sublayer.named('threshold')} skips anything: give more text")
+                raise PolicyError(
+                    f"{self.llm.model_path}: no {sublayer.named('threshold')} skips anything: give more text"
+                )
             self._of(sublayer).curve = points
 
     def _draft(self) -> Profile:

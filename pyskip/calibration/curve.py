@@ -83,9 +83,7 @@ def measure(
     return points
 
 
-def _saved(
-    llm: Llama, profile: Profile, sublayer: Sublayer, rate: float, ffn_bytes_saved: float
-) -> dict[str, float]:
+def _saved(llm: Llama, profile: Profile, sublayer: Sublayer, rate: float, ffn_bytes_saved: float) -> dict[str, float]:
     info = llm.engine.info
     if sublayer is Sublayer.FFN:
         return {"ffn_bytes_saved": ffn_bytes_saved, "ideal_speedup": info.ideal_speedup(ffn_bytes_saved)}
@@ -94,7 +92,7 @@ def _saved(
 
 
 def attention_bytes_saved(model_path: str, profile: Profile, rate: float) -> float:
-    """Of the weights, by one token whose attention is skipped at that rate, as often in each layer that has a gate; what
+    """Of the weights, by a token whose attention is skipped at that rate, as often in each layer that has a gate; what
     gates and stand-ins read is taken off."""
     governed = [il for il, n in enumerate(profile.attention_gate_bytes) if n]
     names = re.compile(rf"blk\.({'|'.join(map(str, governed))})\.attn_(q|q_a|q_b|output)\.weight")

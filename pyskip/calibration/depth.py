@@ -1,9 +1,9 @@
 """Depth pruning: which sublayers are missed least if no token computes them. Called by `pyskip calibrate --static`.
 
-Greedily: to the sublayers that were chosen so far comes the one without which the model's next tokens differ least from
-the dense model's, by the KL divergence measured on text. What a sublayer added to the divergence when it was last looked
-at tells in which order to look again, and sublayers mostly add more the more are gone: once one adds less than all others
-did when they were last looked at, these need no look.
+Greedily: to the sublayers that were chosen so far comes the one without which the model's next tokens differ least
+from the dense model's, by the KL divergence measured on text. What a sublayer added to the divergence when it was last
+looked at tells in which order to look again, and sublayers mostly add more the more are gone: once one adds less than
+all others did when they were last looked at, these need no look.
 """
 
 from __future__ import annotations

@@ -35,8 +35,8 @@ ACTIVATIONS = (None, "silu", "gelu", "relu")  # enum pyskip_activation
 
 @dataclass(frozen=True)
 class LayerSums:
-    """Sums over tokens of features f and targets t, which are, x being the stream and xn the normed input of a block, an
-    FFN or attention (which has OUTPUTS and ERRORS):
+    """Sums over tokens of features f and targets t, which are, x being the stream and xn the normed input of a block,
+    an FFN or attention (which has OUTPUTS and ERRORS):
 
     OUTPUTS: f = (xn, log(|x|), 1), t = y, the block's output.
     NEURONS: f = 1, t = the squares of what ffn_down reads; gram is empty.

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["bench"]
 
 COUNT = click.IntRange(1, 1 << 20)
-COLUMNS = ("test", "arm", "tokens/s", "speed-up", "bytes allow", "efficiency", "skipped", "attention", "tokens/J", "peak RSS")
+COLUMNS = (
+    "test", "arm", "tokens/s", "speed-up", "bytes allow", "efficiency", "skipped", "attention", "tokens/J", "peak RSS"
+)  # fmt: skip
 
 
 class Counts(click.ParamType):  # type: ignore[type-arg]  # generic in newer clicks only

@@ -28,9 +28,10 @@ class Profiled(Policy):
     """The model's profile (pyskip calibrate): a gate predicts what a block's stand-in would cost, token by token.
 
     rate: the share of FFN blocks to skip among generated tokens, within 2 points over 256 of them.
-    attn: the share of attention sublayers to skip among generated tokens, held in the same way, if the profile has gates
-        of attention (pyskip calibrate --attention). Beside an error, or without hold, at the fixed threshold at which
-        calibration measured that rate. Not given: all attention runs. It always does in prompts, and in the last layer.
+    attn: the share of attention sublayers to skip among generated tokens, held in the same way, if the profile has
+        gates of attention (pyskip calibrate --attention). Beside an error, or without hold, at the fixed threshold at
+        which calibration measured that rate. Not given: all attention runs. It always does in prompts and in the last
+        layer.
     error: instead of a rate, skip if the predicted error |y - stand-in| / |x|, times the layer's sensitivity, is
         below it. Neither: the rate of the profile's recommended point.
     hold: the rate is held: the threshold follows from the sequence's own past. Otherwise it stays where calibration

@@ -63,9 +63,7 @@ def make_profile(
     of_attention: list[LayerFit | None] = []
     if attention:
         of_attention = [random_layer(rng, info.n_embd, "linear", info.n_embd // 2, scale) for _ in layers[1:]] + [None]
-    write_profile(
-        output, layers, curve, 2, provenance, kind.upper(), attention=of_attention, attention_curve=curve
-    )
+    write_profile(output, layers, curve, 2, provenance, kind.upper(), attention=of_attention, attention_curve=curve)
 
 
 def main() -> int:
