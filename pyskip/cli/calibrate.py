@@ -14,6 +14,7 @@ from . import ui
 
 if TYPE_CHECKING:
     from pyskip.calibration.calibrate import Settings
+    from pyskip.calibration.depth import StaticSet
 
 __all__ = ["calibrate"]
 
@@ -200,7 +201,7 @@ def _find_static(path: Path, settings: Settings, n: int, n_threads: int | None, 
 
     shows: list[Callable[[str, int, int, str], None]] = []
     sets = static_sets(path, settings, n, lambda *told: shows[-1](*told), n_threads)
-    found = []
+    found: list[StaticSet] = []
     while True:
         with ui.stage_line() as show:
             shows.append(show)
