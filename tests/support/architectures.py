@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING or sys.argv[1:2] != ["reference"]:
     import pyskip  # isort: skip  (before llama_cpp)
+    from pyskip.calibration.sublayer import Sublayer
     from pyskip.models.profile import Profile
     from pyskip.policy import Cosine, Policy, Profiled, Static
     from pyskip.runtime.context import SkipContext
@@ -261,14 +262,10 @@ def examine_attention_gates(path: Path, policy: Under) -> tuple[str, Record]:
         target = Path(folder) / "random.skip.gguf"
         make_profile(path, target, rank=32, kind="f32", attention=True)
         profile = Profile(target)
-        never = digest(policy.run(Profiled(error=0.0, attn=1e-9, warmup=0), profile))
+        never = digest(policy.run(Sublayer.ATTENTION.below(-np.inf, warmup=0), profile))
         scores = policy.skip.take_trace(N_TOKENS).attention_similarity
         between = threshold_between(scores[np.isfinite(scores)])
-        (low, *_, high) = profile.attention_curve
-        slope = (high.threshold - low.threshold) / (high.rate - low.rate)
-        return never, policy.compare(
-            Profiled(error=0.0, attn=low.rate + (between - low.threshold) / slope, warmup=0), profile
-        )
+        return never, policy.compare(Sublayer.ATTENTION.below(between, warmup=0), profile)
 
 
 def in_child(examine: Callable[[Path, Record], Record], path: Path, found: Record) -> Record:
