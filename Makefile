@@ -275,7 +275,7 @@ build/upstream-tests/.built: $(VENV)/.built tests/upstream/CMakeLists.txt
 build/tiny/.built: tools/models/make_random.py tools/models/make_profile.py | $(VENV)/.built
 	@mkdir -p $(@D)
 	@$(BIN)/python tools/models/make_random.py --type q4_1 -o $(@D)/m.gguf
-	@$(BIN)/python tools/models/make_profile.py $(@D)/m.gguf --stand-in gated --rank 32 -o $(@D)/m.skip.gguf
+	@$(BIN)/python tools/models/make_profile.py $(@D)/m.gguf --stand-in gated --rank 32 --attention -o $(@D)/m.skip.gguf
 	@touch $@
 
 # The libraries and the native tests under sanitizers.

@@ -36,6 +36,11 @@ class SkipStats:
         return _ratio(sum(self.skipped), sum(self.evaluated))
 
     @property
+    def prompt_rate(self) -> float:
+        """Skipped / all FFN blocks of prompt tokens, 0 to 1."""
+        return _ratio(sum(self.prompt_skipped), sum(self.prompt_evaluated))
+
+    @property
     def per_layer(self) -> tuple[float, ...]:
         """The same for each layer."""
         return tuple(_ratio(s, e) for s, e in zip(self.skipped, self.evaluated, strict=True))
@@ -44,6 +49,11 @@ class SkipStats:
     def attention_rate(self) -> float:
         """Skipped / all attention sublayers of generated tokens, 0 to 1."""
         return _ratio(sum(self.attention_skipped), sum(self.attention_evaluated))
+
+    @property
+    def prompt_attention_rate(self) -> float:
+        """Skipped / all attention sublayers of prompt tokens, 0 to 1."""
+        return _ratio(sum(self.prompt_attention_skipped), sum(self.prompt_attention_evaluated))
 
     @property
     def attention_per_layer(self) -> tuple[float, ...]:
@@ -64,6 +74,7 @@ class SkipTrace:
     skipped: npt.NDArray[np.bool_]  # [n, n_layer]
     similarity: npt.NDArray[np.float32]  # [n, n_layer] cos(x, z) if it was tested, a profile's score, else NaN
     attention: npt.NDArray[np.bool_]  # [n, n_layer] whether the attention was skipped
+    attention_similarity: npt.NDArray[np.float32]  # [n, n_layer] as similarity
 
     def __len__(self) -> int:
         return len(self.positions)

@@ -76,10 +76,20 @@ def test_every_attention_is_found_or_known(collected: Collected) -> None:
     assert not any(missed.values())  # all of a model's or none
 
 
+def test_every_attention_that_is_found_has_a_gate(collected: Collected) -> None:
+    """But the last layer's."""
+    wrong = {}
+    for name, record in collected.able().items():
+        expected = [il for il in record["attention"] if il + 1 < record["n_layer"]]
+        if record["under"].get("attention gates", {"attention_gated": []})["attention_gated"] != expected:
+            wrong[name] = record["under"].get("attention gates")
+    assert wrong == {}
+
+
 def test_gates_that_always_run_are_dense(collected: Collected) -> None:
     """Invariant 3, under the cosine policy and under a profile."""
-    for key in ("cosine_never", "profile_never"):
-        assert [name for name, record in collected.able().items() if record[key] != record["off"]] == []
+    for key in ("cosine_never", "profile_never", "attention_never"):
+        assert [name for name, record in collected.able().items() if record.get(key, record["off"]) != record["off"]] == []
 
 
 def test_one_batch_equals_single_steps(collected: Collected) -> None:
@@ -98,6 +108,9 @@ def skips_some(record: dict[str, Any], policy: str) -> bool:
     n_skipped = sum(record["under"][policy]["skipped"])
     if policy == "attention":
         return bool(sum(record["under"][policy]["attention_skipped"]) == N_COUNTED * len(record["attention"]))
+    if policy == "attention gates":
+        skipped = sum(record["under"][policy]["attention_skipped"])
+        return bool(n_skipped == 0 < skipped < N_COUNTED * len(record["attention"]))
     if policy == "static":
         return bool(n_skipped == N_COUNTED * len(record["layers"]))
     if policy == "cosine" and len(record["layers"]) == 1:

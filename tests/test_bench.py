@@ -70,11 +70,22 @@ def test_formats(cli: Cli, tiny: Path) -> None:
         cli("bench", str(tiny), *SMALL, "--skip", "static:2", "--format", form).stdout
         for form in ("md", "csv", "jsonl")
     )
+    assert " attention " not in table
     assert [line.split(" | ")[1] for line in table.splitlines() if line.startswith("| tg12")] == ["off", "static:2"]
     assert [row["arm"] for row in csv.DictReader(io.StringIO(comma))] == ["off", "static:2"]
     rows = [json.loads(line) for line in lines.splitlines()]
     assert [row["arm"] for row in rows] == ["off", "static:2"]
     assert all(len(row["samples_ts"]) == 3 and row["model_bytes"] == rows[0]["model_bytes"] for row in rows)
+
+
+@pytest.mark.slow
+def test_attention_has_a_column_if_any_is_skipped(cli: Cli, tiny: Path) -> None:
+    table = cli("bench", str(tiny), "-n", "8", "-p", "16", "-r", "1", "-t", "1", "--skip", "static:2,attn=1+3").stdout
+    head, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if "|" in line]
+    cells = [dict(zip(head, row, strict=True)) for row in rows]
+    assert [(cell["test"], cell["attention"]) for cell in cells] == [
+        ("pp16", "0.0%"), ("pp16", "33.3%"), ("tg8", "0.0%"), ("tg8", "33.3%")
+    ]  # fmt: skip
 
 
 @pytest.mark.slow
@@ -86,6 +97,7 @@ def test_a_profile_is_an_arm_by_itself(cli: Cli, tiny: Path, tmp_path: Path) -> 
     off, own = (json.loads(line) for line in result.stdout.splitlines())
     assert (off["arm"], own["arm"]) == ("off", "profile")
     assert 0 < own["skip_rate"] < 1
+    assert own["attention_skip_rate"] == 0
     info = pyskip.inspect(tiny)
     assert 0.8 < own["ideal_speedup"] < info.read_bytes / (info.read_bytes - info.read_ffn_bytes)
 

@@ -277,7 +277,7 @@ def test_a_score_is_the_error_against_the_next_blocks_stream(tiny: Path, tmp_pat
     llm.close()
     assert sorted(means) == [0, 1, 2, 3, 4]
     for il, (features, error) in means.items():
-        layer = run.layers[il]
+        layer = run.ffn.layers[il]
         assert layer is not None
         log_x = means[min(il + 1, 4)][0][-2]  # of the last layer nothing is gathered
         assert layer.gate @ features == pytest.approx(error - log_x, abs=0.05)

@@ -212,6 +212,7 @@ def test_pieces_of_an_answer(tiny: Path) -> None:
         skipped,
         np.zeros((2, 6), np.float32),
         np.zeros_like(skipped),
+        np.zeros((2, 6), np.float32),
     )
     first, second = heat.pieces_of(llm, answer_of(tokens, 6), trace)
     assert (first.text.strip(), first.share) == ("w1", 0.0)
@@ -275,6 +276,7 @@ def test_what_is_shown_does_not_steer_the_terminal(tiny: Path) -> None:
         np.zeros((0, 6), np.bool_),
         np.zeros((0, 6), np.float32),
         np.zeros((0, 6), np.bool_),
+        np.zeros((0, 6), np.float32),
     )
     text = "".join(piece.text for piece in heat.pieces_of(llm, answer_of(tokens, 6), trace))
     assert text.strip() == "\ufffd[2J\ufffd"

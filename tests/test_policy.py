@@ -33,6 +33,8 @@ from pyskip import AdaSkip, Cosine, Off, Policy, Profiled, Prompted, Random, Sta
         ("profile:rate=0.25,hold=0,prompt=0.2", Profiled(rate=0.25, hold=False, prompt=0.2)),
         ("profile:error=0.1,hold=0", Profiled(error=0.1)),
         ("random:rate=0.5,seed=7,warmup=0,stand_in=1", Random(0.5, 7, 0, True)),
+        ("profile:rate=0.25,attn=0.2", Profiled(rate=0.25, attn=0.2)),
+        ("random:attn=0.2", Random(attn=0.2)),
         ("adaskip", AdaSkip()),
         ("adaskip:n=3", AdaSkip(3)),
         ("prompt", Prompted()),

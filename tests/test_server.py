@@ -30,6 +30,7 @@ SKIPS = (
     "static:2,attn=1+3",
     "adaskip:n=9",
     "prompt:rate=0.4",
+    "profile:rate=0.3,attn=0.4,warmup=2",
 )
 
 
@@ -40,7 +41,7 @@ def model(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     path = tmp_path_factory.mktemp("served") / "one.gguf"
     path.write_bytes(tiny.read_bytes())
-    make_profile.make_profile(path, path.with_name("one.skip.gguf"))
+    make_profile.make_profile(path, path.with_name("one.skip.gguf"), attention=True)
     return path
 
 
@@ -89,8 +90,10 @@ def test_skip_by_request(server: Running, model: Path) -> None:
             answer = server.post("/completion", body).json()
             assert answer["content"] == expected
             assert answer["timings"]["skip_rate"] == pytest.approx(usage.skip.rate)
+            assert answer["timings"]["attention_skip_rate"] == pytest.approx(usage.skip.attention_rate)
             assert (answer["tokens_evaluated"], answer["tokens_predicted"]) == (usage.n_prompt, 12)
         assert (usage.skip.rate > 0) == (skip != "off")
+        assert (usage.skip.attention_rate > 0) == ("attn" in str(skip) or "adaskip" in str(skip))
     llm.close()
 
 
@@ -196,6 +199,10 @@ def test_trace_of_a_whole_answer(server: Running) -> None:
     assert "".join(piece["text"] for piece in cut["skip_trace"]) == said(cut)
     assert cut["choices"][0]["finish_reason"] == "stop"
     assert "skip_trace" not in chat(server)
+    of_both = chat(server, skip="static:2,attn=1+3", skip_trace=True)
+    assert all((t["skipped"], t["attention_skipped"]) == ([2], [1, 3]) for t in of_both["skip_trace"][1:])
+    rates = of_both["usage"]["skip_rate"], of_both["usage"]["attention_skip_rate"]
+    assert rates == (pytest.approx(1 / 6), pytest.approx(2 / 6))
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/completion"])
@@ -292,14 +299,16 @@ def test_a_specification_is_read_as_the_library_reads_it(server: Running) -> Non
         "off", "0.25", "0", ".5", "cosine:threshold=0.5,run=0,cold_start=1,cold_end=1", "static:1", "static:3,1,1",
         " static: 2 , 4", "profile", "profile:error=0.1", "profile:rate=0.2,prefill=1", "profile:hold=0",
         "random:rate=0.5,seed=3", "random:stand_in=1,error=0.1", "static:attn=2+1+2", "static:1, attn=4,2", "adaskip",
-        "adaskip:n=3", "prompt", "prompt:rate=0.5",
+        "adaskip:n=3", "prompt", "prompt:rate=0.5", "profile:rate=0.2,attn=0.3", "profile:error=0.1,attn=0.3,hold=0",
+        "random:attn=0.5", "random:attn=0.5,stand_in=1", "profile:attn=0",
     )  # fmt: skip
     bad = (
         "off:", "static:", "static:x", "static:-1", "cosine:run=1.5", "cosine:run=1,run=1", "cosine:runs=1", "2", "",
         "profile:rate=2", "profile:rate=0.1,error=0.1", "profile:prefill=2", "random:error=0.1", "nan", "0x1", "1e999",
         "profile:rate=nan", "profile:prompt=0.1,prefill=1", "bogus", "cosine:threshold=inf", "custom:decide",
         "static:attn=", "static:attn=1+", "static:attn=1,attn=2", "static:ffn=1", "adaskip:n=0", "adaskip:8",
-        "prompt:rate=2", "prompt:n=1",
+        "prompt:rate=2", "prompt:n=1", "profile:attn=2", "profile:attn=0.1,attn=0.1", "random:attn=-1",
+        "prompt:attn=0.1",
     )  # fmt: skip
     for text in good:
         parse_skip(text)

@@ -214,16 +214,20 @@ def test_max_tokens(tiny: Path) -> None:
 
 def test_metrics(tiny: Path) -> None:
     with served(tiny) as server:
-        for more in ({"skip": ALTERNATE}, {"skip": "off"}, {"skip": "bogus"}):
+        for more in ({"skip": ALTERNATE}, {"skip": "static:attn=3"}, {"skip": "off"}, {"skip": "bogus"}):
             server.post(CHAT, {**SHORT, "max_tokens": 9, "ignore_eos": True, **more})
         server.get("/nothing")
         for il in range(6):
             blocks = f'pyskip_ffn_blocks_total{{model="tiny",layer="{il}",outcome='
             skipped = 8 if il in (2, 4) else 0
             assert server.metric(blocks + '"skipped"}') == skipped
-            assert server.metric(blocks + '"evaluated"}') == 8 - skipped
-        assert server.metric("llamacpp:tokens_predicted_total") == 18
-        assert server.metric(f'pyskip_requests_total{{path="{CHAT}",status="200"}}') == 2
+            assert server.metric(blocks + '"evaluated"}') == 16 - skipped
+            attention = f'pyskip_attention_total{{model="tiny",layer="{il}",outcome='
+            skipped = 8 if il == 3 else 0
+            assert server.metric(attention + '"skipped"}') == skipped
+            assert server.metric(attention + '"evaluated"}') == 16 - skipped
+        assert server.metric("llamacpp:tokens_predicted_total") == 27
+        assert server.metric(f'pyskip_requests_total{{path="{CHAT}",status="200"}}') == 3
         assert server.metric(f'pyskip_requests_total{{path="{CHAT}",status="400"}}') == 1
         assert server.metric('pyskip_requests_total{path="other",status="404"}') == 1
         assert server.metric("pyskip_queue_depth") == 0

@@ -30,8 +30,8 @@ struct pyskip_gather;
 struct pyskip_pace;
 
 // The newest version of the profile's fields, "pyskip.profile_version"; older ones are read too. 2 brought the
-// activation of gated stand-ins and their normed hidden values.
-#define PYSKIP_PROFILE_VERSION 2
+// activation of gated stand-ins and their normed hidden values, 3 gates of attention.
+#define PYSKIP_PROFILE_VERSION 3
 
 enum pyskip_status {
     PYSKIP_STATUS_OK          = 0,
@@ -113,19 +113,25 @@ struct pyskip_policy {
                             // skipped. While nobody told, `prefill` counts
     const int32_t * attention_layers; // static: the layers whose attention is skipped for every token
     size_t          n_attention_layers;
-    int32_t n_sublayers; // adaskip: how many of both kinds are skipped, chosen by what the sequence's prompt showed
-                         // (those of the last layer run): the prompt runs dense, and so does all that follows one
-                         // that was not decoded under this policy
+    int32_t n_sublayers;    // adaskip: how many of both kinds are skipped, chosen by what the sequence's prompt showed
+                            // (those of the last layer run): the prompt runs dense, and so does all that follows one
+                            // that was not decoded under this policy
+    float   attention_rate; // random: the share of attention sublayers to skip; profile with hold: the same, of a
+                            // sequence's generated tokens, as `rate`. Those of the last layer, and of prompts, run
+    float   attention_threshold; // profile without hold, if attention_rate is above 0: skip attention when its gate's
+                                 // score is below it
 };
 
 // What a profile says of itself. Texts are UTF-8, cut to their room.
 struct pyskip_profile_info {
     int32_t n_layer;
     int32_t n_embd;
-    int32_t warmup;          // generated tokens that run dense
-    int32_t rank;            // of the largest stand-in; the width if it is gated
-    int32_t n_points;        // of its curve
-    int32_t recommended;     // index of a point
+    int32_t warmup;         // generated tokens that run dense
+    int32_t rank;           // of the largest stand-in of an FFN; the width if it is gated
+    int32_t n_points;       // of its curve
+    int32_t recommended;    // index of a point
+    int32_t attention_rank; // of the largest stand-in of attention; 0 if the profile has none
+    int32_t n_attention_points;
     int64_t n_tokens;        // that it was calibrated on
     char    fingerprint[32]; // of the model, as in pyskip_gguf_info
     char    model[128];
@@ -136,15 +142,15 @@ struct pyskip_profile_info {
     char    made_by[64];
 };
 
-// One operating point, measured on text that the calibration did not fit.
+// One operating point, measured on text that the calibration did not fit, with all of the other sublayer computed.
 struct pyskip_profile_point {
-    float rate;      // of blocks skipped
+    float rate;      // of FFN blocks skipped, or of attention
     float threshold; // for pyskip_policy
     float ppl_ratio; // perplexity against dense
     float ppl_ratio_se;
     float kld_mean;        // nats per token, dense || skipped
     float ffn_bytes_saved; // share of the FFN's bytes that are not read, what gates and stand-ins read taken off
-    float ideal_speedup;   // bytes of all weights / bytes read
+    float ideal_speedup;   // bytes of all weights / bytes read; of attention before the cache is looked at
 };
 
 // One traced token: what was decided for it in each layer.
@@ -234,11 +240,11 @@ PYSKIP_API enum pyskip_status pyskip_set_trace(struct llama_context * ctx, size_
 PYSKIP_API size_t pyskip_take_trace(struct llama_context * ctx, size_t n, struct pyskip_trace_token * tokens,
                                     uint8_t * skipped, float * sim);
 
-// The same for the tokens of one sequence, the others are kept; seq_id < 0: of all. attention[i*n_layer + il], if it is not
-// NULL, is 1 if the layer's attention was skipped.
+// The same for the tokens of one sequence, the others are kept; seq_id < 0: of all. attention and attention_sim, if they are
+// not NULL, hold the same of the layers' attention.
 PYSKIP_API size_t pyskip_seq_take_trace(struct llama_context * ctx, int32_t seq_id, size_t n,
                                         struct pyskip_trace_token * tokens, uint8_t * skipped, float * sim,
-                                        uint8_t * attention);
+                                        uint8_t * attention, float * attention_sim);
 
 // Make the llama_decode() of this context that is under way, and those to come, stop as soon as they can and return 2;
 // abort = false lets them run again. The only function here that another thread may call during a llama_decode(), once
@@ -356,18 +362,20 @@ PYSKIP_API enum pyskip_status pyskip_profile_load(const char * path, struct pysk
                                                   size_t n_error);
 PYSKIP_API void               pyskip_profile_free(struct pyskip_profile * profile);
 
-// points holds info.n_points entries, stand_in_bytes and gate_bytes info.n_layer: what one skipped block, and one
-// token's gate, read there; gate_bytes is 0 if a layer is never skipped.
+// points holds info.n_points entries, or of attention info.n_attention_points; stand_in_bytes and gate_bytes info.n_layer:
+// what one skipped sublayer, and one token's gate, read there; gate_bytes is 0 if it is never skipped.
 PYSKIP_API void pyskip_profile_get(const struct pyskip_profile * profile, struct pyskip_profile_info * info);
-PYSKIP_API void pyskip_profile_get_points(const struct pyskip_profile * profile, struct pyskip_profile_point * points);
+PYSKIP_API void pyskip_profile_get_points(const struct pyskip_profile * profile, enum pyskip_sublayer sublayer,
+                                          struct pyskip_profile_point * points);
 
 // The curve at a rate, straight between its points; below the first the threshold falls without bound. INVALID beyond the
-// last one.
-PYSKIP_API enum pyskip_status pyskip_profile_get_point_at(const struct pyskip_profile * profile, double rate,
+// last one, and if there is none.
+PYSKIP_API enum pyskip_status pyskip_profile_get_point_at(const struct pyskip_profile * profile,
+                                                          enum pyskip_sublayer sublayer, double rate,
                                                           struct pyskip_profile_point * point, char * error,
                                                           size_t n_error);
-PYSKIP_API void               pyskip_profile_get_bytes(const struct pyskip_profile * profile, int64_t * stand_in_bytes,
-                                                       int64_t * gate_bytes);
+PYSKIP_API void pyskip_profile_get_bytes(const struct pyskip_profile * profile, enum pyskip_sublayer sublayer,
+                                         int64_t * stand_in_bytes, int64_t * gate_bytes);
 
 // What a calibration gathers: sums over tokens of f f' and of f t', by layer. x is the stream that enters a block, xn
 // that stream normed, y the block's output.
@@ -397,10 +405,12 @@ enum pyskip_activation {
 };
 
 // From the next llama_decode() the context runs dense, and sums are gathered over its generated tokens at index >=
-// warmup. `profile` belongs to HIDDEN and ERRORS, NULL to the others. Ends with pyskip_gather_free().
+// warmup. `profile` belongs to HIDDEN and ERRORS, NULL to the others; attention has OUTPUTS and ERRORS. Ends with
+// pyskip_gather_free().
 PYSKIP_API enum pyskip_status pyskip_gather_start(struct llama_context * ctx, enum pyskip_gather_kind kind,
-                                                  const struct pyskip_profile * profile, int32_t warmup,
-                                                  struct pyskip_gather ** gather, char * error, size_t n_error);
+                                                  enum pyskip_sublayer sublayer, const struct pyskip_profile * profile,
+                                                  int32_t warmup, struct pyskip_gather ** gather, char * error,
+                                                  size_t n_error);
 
 // Layer il's sums so far; the pointers hold until pyskip_gather_free().
 PYSKIP_API void pyskip_gather_get(const struct pyskip_gather * gather, int32_t il, struct pyskip_gather_sums * sums);

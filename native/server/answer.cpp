@@ -33,20 +33,27 @@ void pyskip_answer_mend(std::string & text) {
     }
 }
 
+static json array_of(const std::vector<int32_t> & layers) {
+    json array = json::array();
+    for (const int32_t il : layers) {
+        array.push_back(il);
+    }
+    return array;
+}
+
 static json trace_of(const pyskip_told & told) {
     json trace = json::array();
     for (const pyskip_piece & piece : told.pieces) {
-        json layers = json::array();
-        for (const int32_t il : piece.skipped) {
-            layers.push_back(il);
-        }
-        trace.push_back(json{ { "text", piece.text }, { "skipped", layers } });
+        trace.push_back(json{ { "text", piece.text },
+                              { "skipped", array_of(piece.skips.ffn) },
+                              { "attention_skipped", array_of(piece.skips.attention) } });
     }
     return trace;
 }
 
 static void add_skipping(json & figures, const pyskip_told & told) {
-    figures["skip_rate"] = told.skip_rate;
+    figures["skip_rate"]           = told.skip_rate;
+    figures["attention_skip_rate"] = told.attention_skip_rate;
     if (told.pace) {
         const pyskip_pace_stats & pace = *told.pace;
         figures["pace"]                = json{ { "target_tps", pace.target_tps },

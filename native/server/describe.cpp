@@ -17,7 +17,7 @@ static json profile_of(const pyskip_served_model & model) {
         curve.push_back(
             json{ { "rate", point.rate }, { "ppl_ratio", point.ppl_ratio }, { "ideal_speedup", point.ideal_speedup } });
     }
-    return json{ { "recommended", model.recommended() }, { "curve", curve } };
+    return json{ { "recommended", model.recommended() }, { "curve", curve }, { "max_attn", model.max_attention() } };
 }
 
 server_http_res_ptr pyskip_describe_models(const server_http_req &) {

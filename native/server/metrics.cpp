@@ -2,6 +2,7 @@
 
 #include "model.h"
 #include "places.h"
+#include "turn.h"
 
 #include <sstream>
 
@@ -10,12 +11,16 @@ pyskip_metrics & pyskip_server_metrics() {
     return metrics;
 }
 
-void pyskip_metrics::add(const std::vector<int32_t> & layers, int32_t n_layer) {
+void pyskip_metrics::add(const pyskip_skips & skips, int32_t n_layer) {
     const std::lock_guard<std::mutex> lock(mutex);
     skipped.resize(n_layer, 0);
+    attention_skipped.resize(n_layer, 0);
     n_tokens++;
-    for (const int32_t il : layers) {
+    for (const int32_t il : skips.ffn) {
         skipped[il]++;
+    }
+    for (const int32_t il : skips.attention) {
+        attention_skipped[il]++;
     }
 }
 
@@ -40,12 +45,16 @@ std::string pyskip_metrics::text() const {
     const auto                        head  = [&](const char * name, const char * type, const char * help) {
         out << "# HELP pyskip_" << name << " " << help << "\n# TYPE pyskip_" << name << " " << type << "\n";
     };
-    head("ffn_blocks_total", "counter", "FFN blocks of tokens that were generated under a policy other than off");
-    for (size_t il = 0; il < skipped.size(); ++il) {
-        const std::string labels = "{model=" + model + ",layer=\"" + std::to_string(il) + "\",outcome=";
-        out << "pyskip_ffn_blocks_total" << labels << "\"evaluated\"} " << n_tokens - skipped[il] << "\n";
-        out << "pyskip_ffn_blocks_total" << labels << "\"skipped\"} " << skipped[il] << "\n";
-    }
+    const auto by_layer = [&](const char * name, const char * help, const std::vector<int64_t> & n_skipped) {
+        head(name, "counter", help);
+        for (size_t il = 0; il < n_skipped.size(); ++il) {
+            const std::string labels = "{model=" + model + ",layer=\"" + std::to_string(il) + "\",outcome=";
+            out << "pyskip_" << name << labels << "\"evaluated\"} " << n_tokens - n_skipped[il] << "\n";
+            out << "pyskip_" << name << labels << "\"skipped\"} " << n_skipped[il] << "\n";
+        }
+    };
+    by_layer("ffn_blocks_total", "FFN blocks of tokens that were generated under a policy other than off", skipped);
+    by_layer("attention_total", "The same of attention", attention_skipped);
     head("requests_total", "counter", "Requests that were answered");
     for (const auto & [key, n] : requests) {
         out << "pyskip_requests_total{path=" << quoted(key.first) << ",status=\"" << key.second << "\"} " << n << "\n";

@@ -61,7 +61,9 @@ bool pyskip_served_model::read_profile(const std::string & path, const std::stri
     }
     profile = read;
     points.resize(info.n_points);
-    pyskip_profile_get_points(profile, points.data());
+    attention_points.resize(info.n_attention_points);
+    pyskip_profile_get_points(profile, PYSKIP_SUBLAYER_FFN, points.data());
+    pyskip_profile_get_points(profile, PYSKIP_SUBLAYER_ATTENTION, attention_points.data());
     return true;
 }
 
@@ -164,7 +166,7 @@ void pyskip_served_model::check_pace(const pyskip_spec & spec, pyskip_pacing & p
     if (pacing.max_skip < 0.0) {
         pacing.max_skip = std::floor(1000.0 * recommended()) / 1000.0;
     }
-    check_rate(pacing.max_skip);
+    check_rate(PYSKIP_SUBLAYER_FFN, pacing.max_skip);
     pyskip_pace_make(pacing, spec);
 }
 
@@ -180,10 +182,13 @@ void pyskip_served_model::check(const pyskip_spec & spec) const {
             fail_without_profile("skip '" + spec.str() + "'");
         }
         if (spec.type == PYSKIP_POLICY_PROFILE && spec.rate.is_set) {
-            check_rate(spec.rate.value);
+            check_rate(PYSKIP_SUBLAYER_FFN, spec.rate.value);
         }
         if (spec.type == PYSKIP_POLICY_PROFILE && spec.prompt.is_set) {
-            check_rate(spec.prompt.value);
+            check_rate(PYSKIP_SUBLAYER_FFN, spec.prompt.value);
+        }
+        if (spec.attn.value > 0.0) {
+            check_rate(PYSKIP_SUBLAYER_ATTENTION, spec.type == PYSKIP_POLICY_PROFILE ? spec.attn.value : 0.0);
         }
     }
     pyskip_rule         rule;
@@ -206,17 +211,17 @@ void pyskip_served_model::check(const pyskip_spec & spec) const {
     }
 }
 
-void pyskip_served_model::check_rate(double rate) const {
+void pyskip_served_model::check_rate(pyskip_sublayer sublayer, double rate) const {
     char                 line[N_ERROR];
     pyskip_profile_point point;
-    if (pyskip_profile_get_point_at(profile, rate, &point, line, sizeof(line)) != PYSKIP_STATUS_OK) {
+    if (pyskip_profile_get_point_at(profile, sublayer, rate, &point, line, sizeof(line)) != PYSKIP_STATUS_OK) {
         throw pyskip_bad_spec(line);
     }
 }
 
-double pyskip_served_model::threshold(double rate) const {
+double pyskip_served_model::threshold(pyskip_sublayer sublayer, double rate) const {
     pyskip_profile_point point{};
-    pyskip_profile_get_point_at(profile, rate, &point, nullptr, 0);
+    pyskip_profile_get_point_at(profile, sublayer, rate, &point, nullptr, 0);
     return point.threshold;
 }
 
@@ -238,6 +243,7 @@ pyskip_policy pyskip_served_model::policy(const pyskip_spec & spec) const {
     policy.attention_layers   = spec.attention.data();
     policy.n_attention_layers = spec.attention.size();
     policy.n_sublayers        = spec.n_sublayers;
+    policy.attention_rate     = (float) spec.attn.value;
     if (spec.type == PYSKIP_POLICY_COSINE) {
         policy.threshold = (float) std::clamp(spec.threshold, -3.0e38, 3.0e38);
     }
@@ -258,7 +264,10 @@ pyskip_policy pyskip_served_model::policy(const pyskip_spec & spec) const {
         policy.prefill    = spec.prefill;
         policy.rate       = (float) std::clamp(rate, 0.0, 1.0);
         policy.prompt     = (float) (spec.prefill && spec.hold ? rate : spec.prompt.value);
-        policy.threshold  = (float) (spec.error.is_set ? log_error(spec.error) : threshold(rate));
+        policy.threshold  = (float) (spec.error.is_set ? log_error(spec.error) : threshold(PYSKIP_SUBLAYER_FFN, rate));
+        if (spec.attn.value > 0.0) {
+            policy.attention_threshold = (float) threshold(PYSKIP_SUBLAYER_ATTENTION, spec.attn.value);
+        }
     }
     return policy;
 }

@@ -49,12 +49,15 @@ public:
     double                                    recommended() const { return points[info.recommended].rate; }
     const std::vector<uint8_t> &              layers() const { return skippable; }
 
+    // The highest rate of attention that the profile knows; 0: it has no gates of attention.
+    double max_attention() const { return attention_points.empty() ? 0.0 : attention_points.back().rate; }
+
 private:
     bool   find_profile(const std::string & path, std::string & error);
     bool   read_profile(const std::string & path, const std::string & fingerprint, bool is_asked_for,
                         std::string & error);
-    double threshold(double rate) const;
-    void   check_rate(double rate) const;
+    double threshold(pyskip_sublayer sublayer, double rate) const;
+    void   check_rate(pyskip_sublayer sublayer, double rate) const;
     void   read_settings();
 
     [[noreturn]] void fail_without_profile(const std::string & what) const;
@@ -71,6 +74,7 @@ private:
     pyskip_profile *                  profile = nullptr;
     pyskip_profile_info               info{};
     std::vector<pyskip_profile_point> points;
+    std::vector<pyskip_profile_point> attention_points;
 
     pyskip_spec   own;
     pyskip_spec   own_floor;

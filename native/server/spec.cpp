@@ -186,12 +186,14 @@ pyskip_spec parse_prompt(const std::string & rest) {
 }
 
 pyskip_spec parse_profile(const std::string & rest) {
-    const auto  values = read_settings("profile", rest, { "error", "hold", "prefill", "prompt", "rate", "warmup" });
+    const auto values =
+        read_settings("profile", rest, { "attn", "error", "hold", "prefill", "prompt", "rate", "warmup" });
     pyskip_spec spec;
     spec.type = PYSKIP_POLICY_PROFILE;
     read_maybe(values, "profile", "rate", 1.0, spec.rate);
     read_maybe(values, "profile", "error", MAX_ERROR, spec.error);
     read_maybe(values, "profile", "prompt", 1.0, spec.prompt);
+    read_maybe(values, "profile", "attn", 1.0, spec.attn);
     read_warmup(values, "profile", spec.warmup);
     if_set(values, "profile", "hold",
            [&](const std::string & what, const std::string & text) { spec.hold = flag(what, text); });
@@ -208,13 +210,14 @@ pyskip_spec parse_profile(const std::string & rest) {
 }
 
 pyskip_spec parse_random(const std::string & rest) {
-    const auto  values = read_settings("random", rest, { "error", "rate", "seed", "stand_in", "warmup" });
+    const auto  values = read_settings("random", rest, { "attn", "error", "rate", "seed", "stand_in", "warmup" });
     pyskip_spec spec;
     spec.type   = PYSKIP_POLICY_RANDOM;
     spec.rate   = { true, 0.25 };
     spec.warmup = { true, 16 };
     read_maybe(values, "random", "rate", 1.0, spec.rate);
     read_maybe(values, "random", "error", MAX_ERROR, spec.error);
+    read_maybe(values, "random", "attn", 1.0, spec.attn);
     read_warmup(values, "random", spec.warmup);
     if_set(values, "random", "seed",
            [&](const std::string & what, const std::string & text) { spec.seed = (uint32_t) count(what, text); });
@@ -288,11 +291,12 @@ std::string pyskip_spec::str() const {
         case PYSKIP_POLICY_ADASKIP: return "adaskip:n=" + std::to_string(n_sublayers);
         case PYSKIP_POLICY_PROMPT: return "prompt:rate=" + pyskip_number(rate.value);
         case PYSKIP_POLICY_PROFILE:
-            if (rate.is_set && hold && !prefill && !prompt.is_set && !warmup.is_set) {
+            if (rate.is_set && hold && !prefill && !prompt.is_set && !attn.is_set && !warmup.is_set) {
                 return pyskip_number(rate.value);
             }
             add_maybe("rate", rate);
             add_maybe("error", error);
+            add_maybe("attn", attn);
             if (!hold && !error.is_set) {
                 add("hold", "0");
             }
@@ -310,6 +314,7 @@ std::string pyskip_spec::str() const {
             add_count("warmup", (int64_t) warmup.value);
             add("stand_in", stand_in ? "1" : "0");
             add_maybe("error", error);
+            add_maybe("attn", attn);
             return "random:" + text;
         default: return "off";
     }

@@ -39,6 +39,7 @@ struct pyskip_spec {
     pyskip_maybe rate;
     pyskip_maybe error;
     pyskip_maybe prompt;
+    pyskip_maybe attn;   // the share of attention sublayers; not prompt
     pyskip_maybe warmup; // cosine, too
     bool         hold     = true;
     bool         prefill  = false;

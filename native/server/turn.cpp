@@ -33,7 +33,7 @@ bool pyskip_turn::begin(llama_context * context, int32_t seq, const pyskip_reque
     n_layer   = pyskip_n_layer(ctx);
     request   = asked ? asked : dense;
     n_tokens  = 0;
-    n_skipped = 0;
+    n_skipped = n_attention_skipped = 0;
     take(); // what a task left behind that was cancelled
     decided.clear();
     pieces.clear();
@@ -64,8 +64,9 @@ void pyskip_turn::take() {
     constexpr size_t                N = 64;
     std::vector<pyskip_trace_token> tokens(N);
     std::vector<uint8_t>            skipped(N * n_layer);
+    std::vector<uint8_t>            attention(N * n_layer);
     for (size_t n = N; n == N;) {
-        n = pyskip_seq_take_trace(ctx, seq_id, N, tokens.data(), skipped.data(), nullptr, nullptr);
+        n = pyskip_seq_take_trace(ctx, seq_id, N, tokens.data(), skipped.data(), nullptr, attention.data(), nullptr);
         for (size_t i = 0; i < n; ++i) {
             while (!decided.empty() && decided.back().pos >= tokens[i].pos) {
                 decided.pop_back(); // decoded again
@@ -73,7 +74,10 @@ void pyskip_turn::take() {
             decided.push_back({ tokens[i].pos, {} });
             for (int32_t il = 0; il < n_layer; ++il) {
                 if (skipped[i * n_layer + il]) {
-                    decided.back().skipped.push_back(il);
+                    decided.back().skips.ffn.push_back(il);
+                }
+                if (attention[i * n_layer + il]) {
+                    decided.back().skips.attention.push_back(il);
                 }
             }
         }
@@ -90,11 +94,12 @@ void pyskip_turn::sampled(int32_t next) {
     }
     pyskip_piece piece;
     if (!decided.empty()) {
-        piece.skipped = std::move(decided.front().skipped);
+        piece.skips = std::move(decided.front().skips);
         decided.pop_front();
         n_tokens++;
-        n_skipped += (int64_t) piece.skipped.size();
-        pyskip_server_metrics().add(piece.skipped, n_layer);
+        n_skipped += (int64_t) piece.skips.ffn.size();
+        n_attention_skipped += (int64_t) piece.skips.attention.size();
+        pyskip_server_metrics().add(piece.skips, n_layer);
     }
     if (request->is_traced) {
         pieces.push_back(std::move(piece));
@@ -121,9 +126,12 @@ std::shared_ptr<const pyskip_told> pyskip_turn::tell(bool is_last) {
     auto told       = std::make_shared<pyskip_told>();
     told->is_last   = is_last;
     told->is_traced = request && request->is_traced;
-    told->skip_rate = n_tokens > 0 ? (double) n_skipped / (double) (n_tokens * n_layer) : 0.0;
-    told->pieces    = std::move(pieces);
-    told->pace      = pace.stats();
+    if (n_tokens > 0) {
+        told->skip_rate           = (double) n_skipped / (double) (n_tokens * n_layer);
+        told->attention_skip_rate = (double) n_attention_skipped / (double) (n_tokens * n_layer);
+    }
+    told->pieces = std::move(pieces);
+    told->pace   = pace.stats();
     pieces.clear();
     return told;
 }

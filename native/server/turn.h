@@ -18,17 +18,24 @@
 
 struct llama_context;
 
-// A token, and the layers that were skipped in the decode that yielded it.
+// What was skipped in the decode of a token: the layers.
+struct pyskip_skips {
+    std::vector<int32_t> ffn;
+    std::vector<int32_t> attention;
+};
+
+// A token, and what was skipped in the decode that yielded it.
 struct pyskip_piece {
-    std::string          text;
-    std::vector<int32_t> skipped;
+    std::string  text;
+    pyskip_skips skips;
 };
 
 // What goes with a result to the thread that answers.
 struct pyskip_told {
-    bool                      is_last   = false;
-    bool                      is_traced = false;
-    double                    skip_rate = 0.0;
+    bool                      is_last             = false;
+    bool                      is_traced           = false;
+    double                    skip_rate           = 0.0;
+    double                    attention_skip_rate = 0.0;
     std::vector<pyskip_piece> pieces;
 
     std::optional<pyskip_pace_stats> pace;
@@ -54,8 +61,8 @@ public:
 
 private:
     struct decision {
-        int32_t              pos;
-        std::vector<int32_t> skipped;
+        int32_t      pos;
+        pyskip_skips skips;
     };
 
     void take();
@@ -68,7 +75,8 @@ private:
     pyskip_turn_pace     pace;
     std::deque<decision> decided; // of tokens that were not sampled from yet
 
-    int64_t                   n_tokens  = 0; // decoded after the prompt
-    int64_t                   n_skipped = 0; // blocks
+    int64_t                   n_tokens            = 0; // decoded after the prompt
+    int64_t                   n_skipped           = 0; // FFN blocks
+    int64_t                   n_attention_skipped = 0;
     std::vector<pyskip_piece> pieces;
 };

@@ -117,6 +117,11 @@ static pyskip_status check_rule(llama_context * ctx, pyskip_state & state, const
             return PYSKIP_STATUS_INVALID;
         }
     }
+    pyskip_profile_point point;
+    if (rule.has_gates() && rule.attention_rate > 0.0f &&
+        !pyskip_profile_at(*rule.profile, PYSKIP_SUBLAYER_ATTENTION, 0.0f, point, line)) {
+        return PYSKIP_STATUS_INVALID; // it has no gates of attention
+    }
     return rule.has_gates() && !pyskip_profile_fits(*rule.profile, ctx, line) ? PYSKIP_STATUS_INVALID
                                                                               : PYSKIP_STATUS_OK;
 }
@@ -138,7 +143,8 @@ pyskip_status pyskip_seq_set_policy(llama_context * ctx, int32_t seq_id, const p
             return report(status, line, error, n_error);
         }
         if (rule.has_gates()) {
-            rule.curve = pyskip_profile_thresholds(*rule.profile);
+            rule.curve           = pyskip_profile_thresholds(*rule.profile, PYSKIP_SUBLAYER_FFN);
+            rule.attention_curve = pyskip_profile_thresholds(*rule.profile, PYSKIP_SUBLAYER_ATTENTION);
         }
         if (!state.set_rule(seq_id, rule, rule.has_gates() ? rule.profile->self : nullptr)) {
             return report(PYSKIP_STATUS_INVALID,
@@ -228,7 +234,7 @@ pyskip_status pyskip_set_trace(llama_context * ctx, size_t capacity) {
 }
 
 size_t pyskip_seq_take_trace(llama_context * ctx, int32_t seq_id, size_t n, pyskip_trace_token * tokens,
-                             uint8_t * skipped, float * sim, uint8_t * attention) {
+                             uint8_t * skipped, float * sim, uint8_t * attention, float * attention_sim) {
     pyskip_state * state = pyskip_state_get(ctx);
     if (!state) {
         return 0;
@@ -249,6 +255,9 @@ size_t pyskip_seq_take_trace(llama_context * ctx, int32_t seq_id, size_t n, pysk
         if (attention) {
             std::copy(entry.attention.begin(), entry.attention.end(), attention + n_taken * n_layer);
         }
+        if (attention_sim) {
+            std::copy(entry.attention_sim.begin(), entry.attention_sim.end(), attention_sim + n_taken * n_layer);
+        }
         n_taken++;
         return true;
     };
@@ -257,7 +266,7 @@ size_t pyskip_seq_take_trace(llama_context * ctx, int32_t seq_id, size_t n, pysk
 }
 
 size_t pyskip_take_trace(llama_context * ctx, size_t n, pyskip_trace_token * tokens, uint8_t * skipped, float * sim) {
-    return pyskip_seq_take_trace(ctx, -1, n, tokens, skipped, sim, nullptr);
+    return pyskip_seq_take_trace(ctx, -1, n, tokens, skipped, sim, nullptr, nullptr);
 }
 
 pyskip_status pyskip_set_streaming(llama_context * ctx, bool on) {
@@ -326,36 +335,44 @@ void pyskip_profile_get(const pyskip_profile * profile, pyskip_profile_info * in
     *info = profile->info;
 }
 
-void pyskip_profile_get_points(const pyskip_profile * profile, pyskip_profile_point * points) {
-    std::copy(profile->curve.begin(), profile->curve.end(), points);
+void pyskip_profile_get_points(const pyskip_profile * profile, pyskip_sublayer sublayer,
+                               pyskip_profile_point * points) {
+    std::copy(profile->curves[sublayer].begin(), profile->curves[sublayer].end(), points);
 }
 
-pyskip_status pyskip_profile_get_point_at(const pyskip_profile * profile, double rate, pyskip_profile_point * point,
-                                          char * error, size_t n_error) {
+pyskip_status pyskip_profile_get_point_at(const pyskip_profile * profile, pyskip_sublayer sublayer, double rate,
+                                          pyskip_profile_point * point, char * error, size_t n_error) {
     return guard(error, n_error, [&] {
         std::string line;
-        if (!pyskip_profile_at(*profile, (float) rate, *point, line)) {
+        if (!pyskip_profile_at(*profile, sublayer, (float) rate, *point, line)) {
             return report(PYSKIP_STATUS_INVALID, line, error, n_error);
         }
         return PYSKIP_STATUS_OK;
     });
 }
 
-void pyskip_profile_get_bytes(const pyskip_profile * profile, int64_t * stand_in_bytes, int64_t * gate_bytes) {
-    for (size_t il = 0; il < profile->layers.size(); ++il) {
-        stand_in_bytes[il] = profile->layers[il].bytes;
-        gate_bytes[il]     = profile->layers[il].gate ? profile->gate_bytes : 0;
+void pyskip_profile_get_bytes(const pyskip_profile * profile, pyskip_sublayer sublayer, int64_t * stand_in_bytes,
+                              int64_t * gate_bytes) {
+    for (int32_t il = 0; il < profile->info.n_layer; ++il) {
+        const pyskip_stand_in * own = profile->find(sublayer, il);
+        stand_in_bytes[il]          = own ? own->bytes : 0;
+        gate_bytes[il]              = own ? profile->gate_bytes : 0;
     }
 }
 
-pyskip_status pyskip_gather_start(llama_context * ctx, pyskip_gather_kind kind, const pyskip_profile * profile,
-                                  int32_t warmup, pyskip_gather ** gather, char * error, size_t n_error) {
+pyskip_status pyskip_gather_start(llama_context * ctx, pyskip_gather_kind kind, pyskip_sublayer sublayer,
+                                  const pyskip_profile * profile, int32_t warmup, pyskip_gather ** gather, char * error,
+                                  size_t n_error) {
     return guard(error, n_error, [&] {
         pyskip_state & state = pyskip_state_make(ctx);
         std::string    line;
         if ((kind == PYSKIP_GATHER_HIDDEN || kind == PYSKIP_GATHER_ERRORS) != (profile != nullptr)) {
             return report(PYSKIP_STATUS_INVALID, "hidden values and errors are those of a profile, the rest takes none",
                           error, n_error);
+        }
+        if (sublayer == PYSKIP_SUBLAYER_ATTENTION && kind != PYSKIP_GATHER_OUTPUTS && kind != PYSKIP_GATHER_ERRORS) {
+            return report(PYSKIP_STATUS_INVALID, "attention has no neurons: gather its outputs or errors", error,
+                          n_error);
         }
         if (kind == PYSKIP_GATHER_HIDDEN && std::strcmp(profile->info.stand_in, "gated") != 0) {
             return report(PYSKIP_STATUS_INVALID,
@@ -367,7 +384,7 @@ pyskip_status pyskip_gather_start(llama_context * ctx, pyskip_gather_kind kind, 
         if (state.skippable.empty() && !pyskip_context_probe(ctx, state, line)) {
             return report(PYSKIP_STATUS_UNSUPPORTED, line, error, n_error);
         }
-        *gather = new pyskip_gather(kind, state.n_layer, pyskip_context_n_embd(ctx), warmup,
+        *gather = new pyskip_gather(kind, sublayer, state.n_layer, pyskip_context_n_embd(ctx), warmup,
                                     profile ? profile->self : nullptr);
         state.set_gather(*gather);
         return PYSKIP_STATUS_OK;

@@ -31,10 +31,17 @@ static bool has_room(const ggml_cgraph * gf) {
     return gf->n_nodes + gf->n_leafs + (int) MAX_EXTRA <= gf->size;
 }
 
-// Whether this graph has gates, and the profile one for the block.
-static bool has_gate(const pyskip_state & state, const pyskip_block & block) {
-    return block.sublayer == PYSKIP_SUBLAYER_FFN && state.graph == PYSKIP_GRAPH_GATES && state.profile &&
-           state.profile->layers[block.il].gate;
+// The block's gate and stand-in, if this graph has gates and the profile one for it.
+static const pyskip_stand_in * find_stand_in(const pyskip_state & state, const pyskip_block & block) {
+    return state.graph == PYSKIP_GRAPH_GATES && state.profile ? state.profile->find(block.sublayer, block.il) : nullptr;
+}
+
+// Whether anybody asks for the block.
+static bool is_wanted(const pyskip_state & state, const pyskip_block & block) {
+    if (state.graph == PYSKIP_GRAPH_GATHER) {
+        return block.sublayer == state.gather->sublayer;
+    }
+    return block.sublayer == PYSKIP_SUBLAYER_FFN || state.has_attention;
 }
 
 // Whether rows of the block may differ, decided by joins, and each side's can be computed alone.
@@ -61,8 +68,8 @@ static void attach_slot(pyskip_state & state, ggml_cgraph * gf, pyskip_slot & sl
             expand(pyskip_gather_build(state.extra.get(), *state.gather, slot));
             pyskip_graph_place(gf, slot.block.join, group);
         }
-    } else if (has_input && (has_gate(state, slot.block) || has_rows_to_pack(slot))) {
-        slot.own = has_gate(state, slot.block) ? &state.profile->layers[slot.block.il] : nullptr;
+    } else if (has_input && (find_stand_in(state, slot.block) || has_rows_to_pack(slot))) {
+        slot.own = find_stand_in(state, slot.block);
         for (ggml_tensor * node : slot.block.prelude) {
             slot.governed.erase(std::find(slot.governed.begin(), slot.governed.end(), node));
         }
@@ -97,8 +104,8 @@ void pyskip_attach(pyskip_state & state, ggml_cgraph * gf, const llama_ubatch & 
         if (block.il >= state.n_layer || !rows_are_tokens(block, ubatch)) {
             continue; // a layer past the model's own (multi-token prediction), or a stream of another shape: dense
         }
-        if (block.sublayer == PYSKIP_SUBLAYER_ATTENTION && !state.has_attention) {
-            continue; // nobody skips it
+        if (!is_wanted(state, block)) {
+            continue;
         }
         pyskip_slot & slot = state.slots.emplace_back();
         slot.k             = (int32_t) state.slots.size() - 1;

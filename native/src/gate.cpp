@@ -38,14 +38,17 @@ void share_out(pyskip_slot & slot, int64_t n_run, int64_t n_stand_in) {
 }
 
 void decide(pyskip_slot & slot, int32_t t, const float * x, const float * xn, int64_t n_embd) {
-    pyskip_state &       state = *slot.state;
-    const pyskip_token & token = state.tokens[t];
-    if (slot.own == nullptr || !token.rule->has_gates() || pyskip_rule_needs(*token.rule, token) != PYSKIP_NEED_GATES) {
+    pyskip_state &       state    = *slot.state;
+    const pyskip_token & token    = state.tokens[t];
+    const auto           sublayer = slot.block.sublayer;
+    if (slot.own == nullptr || !token.rule->has_gates() ||
+        pyskip_rule_needs(*token.rule, token) != PYSKIP_NEED_GATES ||
+        !pyskip_rule_covers(*token.rule, sublayer, slot.block.il)) {
         return;
     }
     const float score      = pyskip_gate_score(slot.own->gate, x, xn, n_embd);
     state.sim(slot.k, t)   = score;
-    state.skips(slot.k, t) = pyskip_rule_gates(*token.rule, slot.block.il, score, token);
+    state.skips(slot.k, t) = pyskip_rule_gates(*token.rule, sublayer, slot.block.il, score, token);
 }
 
 void gate_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
@@ -99,7 +102,8 @@ std::vector<ggml_tensor *> pyskip_gate_build(ggml_context * ctx, pyskip_slot & s
     ggml_tensor * x  = slot.block.x;
 
     slot.gate = pyskip_operator(ctx, 1, 1, { xn, x }, gate_compute, &slot);
-    ggml_format_name(slot.gate, "pyskip_gate-%d", slot.block.il);
+    ggml_format_name(slot.gate, slot.block.sublayer == PYSKIP_SUBLAYER_FFN ? "pyskip_gate-%d" : "pyskip_attn_gate-%d",
+                     slot.block.il);
     std::vector<ggml_tensor *> made  = { slot.gate };
     ggml_tensor *              input = xn;
     if (slot.n_rows > 1 && slot.block.is_rowwise) {

@@ -3,6 +3,7 @@
 // In a batch it also packs: rows that run first, then those that the stand-in computes, then those that pass unchanged, so
 // that each side computes its own rows only. Runs in llama.cpp's compute threads; built by attach.cpp.
 // Only the policies profile and random (with a profile) have gates; in a batch of other rules it packs, and predicts nothing.
+// Rows of attention, which mixes tokens, are not packed.
 
 #pragma once
 

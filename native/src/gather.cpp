@@ -6,7 +6,6 @@
 #include "ggml.h"
 #include "graph-pass.h"
 #include "operator.h"
-#include "profile.h"
 #include "slot.h"
 #include "stand-in.h"
 #include "state.h"
@@ -15,18 +14,18 @@
 #include <cmath>
 #include <new>
 
-pyskip_gather::pyskip_gather(pyskip_gather_kind kind, int32_t n_layer, int64_t n_embd, int32_t warmup,
-                             std::shared_ptr<const pyskip_profile> profile)
-    : kind(kind), n_embd(n_embd), warmup(warmup), profile(std::move(profile)), layers(n_layer) {
+pyskip_gather::pyskip_gather(pyskip_gather_kind kind, pyskip_sublayer sublayer, int32_t n_layer, int64_t n_embd,
+                             int32_t warmup, std::shared_ptr<const pyskip_profile> profile)
+    : kind(kind), sublayer(sublayer), n_embd(n_embd), warmup(warmup), profile(std::move(profile)), layers(n_layer) {
     const ggml_init_params params = { 2 * (size_t) n_layer * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true };
     tensors.reset(ggml_init(params));
     for (int32_t il = 0; il < n_layer; ++il) {
         pyskip_gather_layer & layer = layers[il];
         layer.gather                = this;
-        if (kind == PYSKIP_GATHER_NEURONS || (this->profile && !this->profile->layers[il].gate)) {
+        if (kind == PYSKIP_GATHER_NEURONS || (this->profile && !find(il))) {
             continue;
         }
-        const int64_t n_row   = kind == PYSKIP_GATHER_HIDDEN ? this->profile->layers[il].rank + 1 : n_embd + 2;
+        const int64_t n_row   = kind == PYSKIP_GATHER_HIDDEN ? find(il)->rank + 1 : n_embd + 2;
         const int64_t n_cross = kind == PYSKIP_GATHER_ERRORS ? 1 : n_embd;
         layer.gram            = ggml_new_tensor_2d(tensors.get(), GGML_TYPE_F32, n_row, n_row);
         layer.cross           = ggml_new_tensor_2d(tensors.get(), GGML_TYPE_F32, n_row, n_cross);
@@ -105,7 +104,7 @@ void outputs_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
 void errors_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
     pyskip_gather_layer & layer  = *(pyskip_gather_layer *) userdata;
     const pyskip_gather & gather = *layer.gather;
-    const float *         bias   = gather.profile->layers[layer.slot->block.il].bias;
+    const float *         bias   = gather.find(layer.slot->block.il)->bias;
     float *               out    = (float *) dst->data;
 
     std::vector<float> miss(gather.n_embd);
@@ -200,7 +199,7 @@ std::vector<ggml_tensor *> pyskip_gather_build(ggml_context * ctx, pyskip_gather
     ggml_tensor * features = nullptr;
     ggml_tensor * targets  = nullptr;
     if (gather.kind == PYSKIP_GATHER_HIDDEN) {
-        ggml_tensor * hidden = pyskip_stand_in_hidden(ctx, gather.profile->layers[slot.block.il], xn);
+        ggml_tensor * hidden = pyskip_stand_in_hidden(ctx, *gather.find(slot.block.il), xn);
         features = pyskip_operator(ctx, slot.n_rows, layer.gram->ne[0], { hidden }, features_compute, &layer);
     } else {
         features = pyskip_operator(ctx, slot.n_rows, layer.gram->ne[0], { xn, slot.block.x }, features_compute, &layer);
@@ -209,7 +208,7 @@ std::vector<ggml_tensor *> pyskip_gather_build(ggml_context * ctx, pyskip_gather
         targets = pyskip_operator(ctx, slot.n_rows, gather.n_embd, { slot.block.y }, outputs_compute, &layer);
     } else {
         std::vector<ggml_tensor *> sources = { slot.block.y };
-        if (ggml_tensor * y_ = pyskip_stand_in_build(ctx, gather.profile->layers[slot.block.il], xn)) {
+        if (ggml_tensor * y_ = pyskip_stand_in_build(ctx, *gather.find(slot.block.il), xn)) {
             sources.push_back(y_);
         }
         targets = pyskip_operator(ctx, slot.n_rows, 1, sources, errors_compute, &layer);

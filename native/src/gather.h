@@ -5,6 +5,7 @@
 #pragma once
 
 #include "ggml-cpp.h"
+#include "profile.h"
 #include "pyskip.h"
 
 #include <cstdint>
@@ -13,10 +14,9 @@
 #include <vector>
 
 struct ggml_tensor;
-struct pyskip_profile;
 struct pyskip_slot;
 
-// One layer's sums of f f' and f t', f being its n_row features and t its n_cross targets (enum pyskip_gather_kind).
+// One layer's sums, of its FFN or of its attention, of f f' and f t', f being its n_row features and t its n_cross targets (enum pyskip_gather_kind).
 struct pyskip_gather_layer {
     ggml_tensor *      gram  = nullptr;                     // [n_row, n_row]; none for the neurons
     ggml_tensor *      cross = nullptr;                     // [n_row, n_cross]
@@ -32,10 +32,14 @@ struct pyskip_gather_layer {
 
 struct pyskip_gather {
     // Room for all layers is taken at once, zeroed. Throws std::bad_alloc.
-    pyskip_gather(pyskip_gather_kind kind, int32_t n_layer, int64_t n_embd, int32_t warmup,
+    pyskip_gather(pyskip_gather_kind kind, pyskip_sublayer sublayer, int32_t n_layer, int64_t n_embd, int32_t warmup,
                   std::shared_ptr<const pyskip_profile> profile);
 
+    // Of a layer's gate and stand-in; nullptr if there is none.
+    const pyskip_stand_in * find(int32_t il) const { return profile ? profile->find(sublayer, il) : nullptr; }
+
     const pyskip_gather_kind kind;
+    const pyskip_sublayer    sublayer;
     const int64_t            n_embd;
     const int32_t            warmup;
 

@@ -126,7 +126,8 @@ public:
             const int i_join = find_join(marks, block);
             if (i_join > last_join && fill_region(i_join, last_join, marks, block)) {
                 fill_rest(i_join, block);
-                fill_input(block);
+                fill_input(block, find_first(block));
+                fill_rowwise(block);
                 blocks.push_back(std::move(block));
                 last_join = i_join;
             }
@@ -169,6 +170,7 @@ private:
         const int last_join = next == blocks.begin() ? -1 : index.at(std::prev(next)->join);
         if (fill_region(i_join, last_join, marks, block)) {
             fill_rest(i_join, block);
+            fill_input(block, find_first(block, i_join, last_join));
             blocks.insert(next, std::move(block));
         }
     }
@@ -244,16 +246,36 @@ private:
         return std::all_of(marks.begin(), marks.end(), [&](int i) { return inside[i]; });
     }
 
-    // What the first matrix of the region is multiplied with, and how far the rest depends on its rows alone.
-    void fill_input(pyskip_block & block) const {
-        const auto is_matrix = [](const ggml_tensor * node) {
-            return node->op == GGML_OP_MUL_MAT && is_leaf(node->src[0]);
-        };
-        const auto first = std::find_if(block.region.begin(), block.region.end(), is_matrix);
-        if (first == block.region.end() || !is_stream((*first)->src[1], block.join) || is_leaf((*first)->src[1])) {
+    static bool is_product(const ggml_tensor * node) { return node->op == GGML_OP_MUL_MAT && is_leaf(node->src[0]); }
+
+    // The first product with a weight in an FFN's region.
+    const ggml_tensor * find_first(const pyskip_block & block) const {
+        const auto first = std::find_if(block.region.begin(), block.region.end(), is_product);
+        return first == block.region.end() ? nullptr : *first;
+    }
+
+    // Of attention the first between the stream and y, in the region or not: one weight may yield Q, K and V.
+    const ggml_tensor * find_first(const pyskip_block & block, int i_join, int last_join) const {
+        const ggml_tensor * first = nullptr;
+        std::vector<char>   above(gf->n_nodes, 0); // y is computed from it
+
+        above[index.at(block.y)] = 1;
+        for (int i = i_join - 1; i > last_join; --i) {
+            if (!above[i] || gf->nodes[i] == block.x) {
+                continue;
+            }
+            for_each_source(i, [&](int j) { above[j] = 1; });
+            first = is_product(gf->nodes[i]) ? gf->nodes[i] : first;
+        }
+        return first;
+    }
+
+    // `first`: the product whose second operand is the input.
+    void fill_input(pyskip_block & block, const ggml_tensor * first) const {
+        if (first == nullptr || !is_stream(first->src[1], block.join) || is_leaf(first->src[1])) {
             return;
         }
-        block.input = (*first)->src[1];
+        block.input = first->src[1];
 
         std::unordered_set<const ggml_tensor *> needed = { block.input };
         for (auto it = block.region.rbegin(); it != block.region.rend(); ++it) {
@@ -262,9 +284,17 @@ private:
                 for_each_source(index.at(*it), [&](int j) { needed.insert(gf->nodes[j]); });
             }
         }
-        std::unordered_set<const ggml_tensor *> rows = { block.input };
+    }
+
+    // How far the region depends on the input's rows alone.
+    void fill_rowwise(pyskip_block & block) const {
+        if (block.input == nullptr) {
+            return;
+        }
+        const std::unordered_set<const ggml_tensor *> prelude(block.prelude.begin(), block.prelude.end());
+        std::unordered_set<const ggml_tensor *>       rows = { block.input };
         block.is_rowwise = std::all_of(block.region.begin(), block.region.end(), [&](const ggml_tensor * node) {
-            if (needed.count(node)) {
+            if (prelude.count(node)) {
                 return true;
             }
             rows.insert(node);

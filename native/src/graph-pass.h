@@ -30,14 +30,15 @@ struct pyskip_block {
     // rest of the graph as it is: of attention Q, the scores, the mix and what follows; K and V are needed by the cache, too.
     std::vector<ggml_tensor *> region;
 
-    // What the region's first matrix reads: the stream, normed, one row per row of the join. A gate predicts from it and
-    // a stand-in computes from it. nullptr if there is no such tensor, and for attention.
+    // What the block's first matrix reads: the stream, normed, one row per row of the join. A gate predicts from it and
+    // a stand-in computes from it. nullptr if there is no such tensor, as in a last layer that drops rows behind it.
     ggml_tensor * input = nullptr;
 
-    // The nodes of the region that compute the input, itself included; empty if it is shared with the attention.
+    // The nodes of the region that compute the input, itself included; empty if it is shared: by an FFN with the attention,
+    // by attention with K and V.
     std::vector<ggml_tensor *> prelude;
 
-    // Whether every other node of the region maps each row by itself, so that some rows may be left out.
+    // Whether every other node of the region maps each row by itself, so that some rows may be left out. Not of attention.
     bool is_rowwise = false;
 
     // Whether every weight of the region lies where the CPU back end computes.

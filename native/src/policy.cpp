@@ -53,6 +53,14 @@ static bool init_cosine(pyskip_rule & rule, const pyskip_policy & policy, int32_
     return true;
 }
 
+static bool init_attention_rate(pyskip_rule & rule, const pyskip_policy & policy, std::string & error) {
+    if (!(policy.attention_rate >= 0.0f && policy.attention_rate <= 1.0f)) {
+        return fail(error, "the rate of attention is out of range: give one from 0 to 1");
+    }
+    rule.attention_rate = policy.attention_rate;
+    return true;
+}
+
 static bool init_profile(pyskip_rule & rule, const pyskip_policy & policy, std::string & error) {
     if (policy.profile == nullptr) {
         return fail(error, "the profile policy has no profile: load one");
@@ -67,14 +75,18 @@ static bool init_profile(pyskip_rule & rule, const pyskip_policy & policy, std::
     if (policy.hold && !(policy.rate >= 0.0f && policy.rate <= 1.0f)) {
         return fail(error, "profile rate is out of range: give a rate from 0 to 1 to hold");
     }
-    rule.threshold = policy.threshold;
-    rule.warmup    = policy.warmup;
-    rule.prefill   = policy.prefill;
-    rule.prompt    = policy.prompt;
-    rule.hold      = policy.hold;
-    rule.rate      = policy.hold ? policy.rate : 0.0f;
-    rule.profile   = policy.profile;
-    return true;
+    if (std::isnan(policy.attention_threshold)) {
+        return fail(error, "profile attention_threshold is not a number: give one");
+    }
+    rule.threshold           = policy.threshold;
+    rule.warmup              = policy.warmup;
+    rule.prefill             = policy.prefill;
+    rule.prompt              = policy.prompt;
+    rule.hold                = policy.hold;
+    rule.rate                = policy.hold ? policy.rate : 0.0f;
+    rule.profile             = policy.profile;
+    rule.attention_threshold = policy.attention_threshold;
+    return init_attention_rate(rule, policy, error);
 }
 
 static bool init_random(pyskip_rule & rule, const pyskip_policy & policy, std::string & error) {
@@ -89,7 +101,7 @@ static bool init_random(pyskip_rule & rule, const pyskip_policy & policy, std::s
     rule.seed      = policy.seed;
     rule.warmup    = policy.warmup;
     rule.threshold = policy.threshold;
-    return true;
+    return init_attention_rate(rule, policy, error);
 }
 
 static bool init_adaskip(pyskip_rule & rule, const pyskip_policy & policy, int32_t n_layer, std::string & error) {
@@ -184,12 +196,15 @@ bool pyskip_rule::operator==(const pyskip_rule & other) const {
            cold_end == other.cold_end && warmup == other.warmup && is_static == other.is_static &&
            prefill == other.prefill && rate == other.rate && seed == other.seed && profile == other.profile &&
            hold == other.hold && prompt == other.prompt && decide == other.decide && decide_data == other.decide_data &&
-           n_layer == other.n_layer && n_sublayers == other.n_sublayers &&
-           std::equal(curve.begin(), curve.end(), other.curve.begin(), other.curve.end(), same_point);
+           n_layer == other.n_layer && n_sublayers == other.n_sublayers && attention_rate == other.attention_rate &&
+           attention_threshold == other.attention_threshold &&
+           std::equal(curve.begin(), curve.end(), other.curve.begin(), other.curve.end(), same_point) &&
+           std::equal(attention_curve.begin(), attention_curve.end(), other.attention_curve.begin(),
+                      other.attention_curve.end(), same_point);
 }
 
 bool pyskip_rule_has_attention(const pyskip_rule & rule) {
-    if (rule.type == PYSKIP_POLICY_ADASKIP) {
+    if (rule.type == PYSKIP_POLICY_ADASKIP || rule.attention_rate > 0.0f) {
         return true;
     }
     const auto & layers = rule.is_static[PYSKIP_SUBLAYER_ATTENTION];
@@ -203,8 +218,8 @@ bool pyskip_rule_covers(const pyskip_rule & rule, pyskip_sublayer sublayer, int3
     if (rule.type == PYSKIP_POLICY_ADASKIP) {
         return il + 1 < rule.n_layer; // llama.cpp computes the last one for some tokens only
     }
-    if (sublayer != PYSKIP_SUBLAYER_FFN) {
-        return false;
+    if (sublayer == PYSKIP_SUBLAYER_ATTENTION) {
+        return rule.attention_rate > 0.0f && il + 1 < rule.n_layer; // profile, random
     }
     switch (rule.type) {
         case PYSKIP_POLICY_COSINE: return il >= rule.cold_start && il < rule.n_layer - rule.cold_end;
@@ -216,16 +231,20 @@ bool pyskip_rule_covers(const pyskip_rule & rule, pyskip_sublayer sublayer, int3
     }
 }
 
-// A coin that lands the same way for a token and a layer however the tokens are batched.
-static bool coin_skips(const pyskip_rule & rule, int32_t il, const pyskip_token & token) {
+static float rate_of(const pyskip_rule & rule, pyskip_sublayer sublayer) {
+    return sublayer == PYSKIP_SUBLAYER_ATTENTION ? rule.attention_rate : rule.rate;
+}
+
+// A coin that lands the same way for a token and a sublayer however the tokens are batched.
+static bool coin_skips(const pyskip_rule & rule, pyskip_sublayer sublayer, int32_t il, const pyskip_token & token) {
     uint64_t h = rule.seed;
-    for (const int32_t part : { token.seq_id, token.pos, il }) {
+    for (const int32_t part : { token.seq_id, token.pos, sublayer == PYSKIP_SUBLAYER_ATTENTION ? ~il : il }) {
         h = (h ^ (uint64_t) (uint32_t) part) + 0x9e3779b97f4a7c15u; // a round of splitmix64 each
         h = (h ^ (h >> 30)) * 0xbf58476d1ce4e5b9u;
         h = (h ^ (h >> 27)) * 0x94d049bb133111ebu;
         h ^= h >> 31;
     }
-    return (double) (h >> 11) * 0x1.0p-53 < rule.rate;
+    return (double) (h >> 11) * 0x1.0p-53 < rate_of(rule, sublayer);
 }
 
 bool pyskip_rule_skips(const pyskip_rule & rule, pyskip_sublayer sublayer, int32_t il, const pyskip_token & token) {
@@ -236,7 +255,7 @@ bool pyskip_rule_skips(const pyskip_rule & rule, pyskip_sublayer sublayer, int32
         return token.choice && token.choice->skipped[pyskip_place(sublayer, il)];
     }
     if (rule.type == PYSKIP_POLICY_RANDOM) {
-        return token.index >= 0 && token.index >= rule.warmup && coin_skips(rule, il, token);
+        return token.index >= 0 && token.index >= rule.warmup && coin_skips(rule, sublayer, il, token);
     }
     if (rule.type == PYSKIP_POLICY_CUSTOM) {
         const pyskip_decision decision = { il,          rule.n_layer, token.seq_id, token.pos,
@@ -297,28 +316,44 @@ pyskip_need pyskip_rule_needs(const pyskip_rule & rule, const pyskip_token & tok
         case PYSKIP_POLICY_PROFILE:
         case PYSKIP_POLICY_RANDOM:
             if (rule.has_gates()) { // the warm-up's scores are shown, and say where a held rate begins
-                const bool is_scored = is_generated && !(rule.hold && rule.rate == 0.0f);
-                return is_scored || token.threshold > -INFINITY ? PYSKIP_NEED_GATES : PYSKIP_NEED_NOTHING;
+                const bool is_scored = is_generated && !(rule.hold && rule.rate == 0.0f && rule.attention_rate == 0.0f);
+                return is_scored || token.threshold[PYSKIP_SUBLAYER_FFN] > -INFINITY ? PYSKIP_NEED_GATES
+                                                                                     : PYSKIP_NEED_NOTHING;
             }
             return is_generated && token.index >= rule.warmup ? PYSKIP_NEED_JOINS : PYSKIP_NEED_NOTHING;
         default: return PYSKIP_NEED_NOTHING;
     }
 }
 
-float pyskip_rule_owes(const pyskip_rule & rule, const pyskip_token & token) {
+float pyskip_rule_owes(const pyskip_rule & rule, pyskip_sublayer sublayer, const pyskip_token & token) {
     if (token.index >= 0) {
-        return rule.hold ? pyskip_hold_generated(rule.rate, token.index, rule.warmup) : 0.0f;
+        return rule.hold ? pyskip_hold_generated(rate_of(rule, sublayer), token.index, rule.warmup) : 0.0f;
     }
-    return token.ahead > 0 ? pyskip_hold_prompt(rule.prompt, token.pos, token.ahead, rule.warmup) : 0.0f;
+    return sublayer == PYSKIP_SUBLAYER_FFN && token.ahead > 0
+               ? pyskip_hold_prompt(rule.prompt, token.pos, token.ahead, rule.warmup)
+               : 0.0f;
 }
 
-float pyskip_rule_threshold(const pyskip_rule & rule, const pyskip_token & token) {
+static float attention_threshold(const pyskip_rule & rule, const pyskip_token & token) {
+    if (rule.attention_rate <= 0.0f || token.index < 0 || token.index < rule.warmup) {
+        return -INFINITY;
+    }
+    if (rule.type == PYSKIP_POLICY_RANDOM) {
+        return rule.threshold;
+    }
+    return rule.hold ? pyskip_hold_start(rule.attention_curve, rule.attention_rate) : rule.attention_threshold;
+}
+
+float pyskip_rule_threshold(const pyskip_rule & rule, pyskip_sublayer sublayer, const pyskip_token & token) {
     const bool is_prompt = token.index < 0;
     if (!rule.has_gates()) {
         return -INFINITY;
     }
+    if (sublayer == PYSKIP_SUBLAYER_ATTENTION) {
+        return attention_threshold(rule, token);
+    }
     if (is_prompt && rule.prompt > 0.0f && token.ahead > 0) {
-        return pyskip_hold_start(rule.curve, pyskip_rule_owes(rule, token));
+        return pyskip_hold_start(rule.curve, pyskip_rule_owes(rule, sublayer, token));
     }
     const int32_t place = !is_prompt ? token.index : rule.prefill ? token.pos : -1;
     if (place < 0 || place < rule.warmup) {
@@ -327,13 +362,14 @@ float pyskip_rule_threshold(const pyskip_rule & rule, const pyskip_token & token
     return rule.hold && !is_prompt ? pyskip_hold_start(rule.curve, rule.rate) : rule.threshold;
 }
 
-bool pyskip_rule_gates(const pyskip_rule & rule, int32_t il, float score, const pyskip_token & token) {
+bool pyskip_rule_gates(const pyskip_rule & rule, pyskip_sublayer sublayer, int32_t il, float score,
+                       const pyskip_token & token) {
     if (rule.type == PYSKIP_POLICY_PROMPT) {
-        return pyskip_rule_skips(rule, PYSKIP_SUBLAYER_FFN, il, token);
+        return pyskip_rule_skips(rule, sublayer, il, token);
     }
     const bool is_held = token.index >= 0 ? rule.hold : rule.prompt > 0.0f && token.ahead > 0;
-    if (!rule.has_gates() || !(score < token.threshold) || (is_held && il + 1 == rule.n_layer)) {
+    if (!rule.has_gates() || !(score < token.threshold[sublayer]) || (is_held && il + 1 == rule.n_layer)) {
         return false;
     }
-    return rule.type == PYSKIP_POLICY_PROFILE || pyskip_rule_skips(rule, PYSKIP_SUBLAYER_FFN, il, token);
+    return rule.type == PYSKIP_POLICY_PROFILE || pyskip_rule_skips(rule, sublayer, il, token);
 }

@@ -40,6 +40,11 @@ struct pyskip_rule {
     float                          prompt = 0.0f;
     std::vector<pyskip_hold_point> curve;
 
+    // profile, random: of attention; if the rate is 0, it runs
+    float                          attention_rate      = 0.0f;
+    float                          attention_threshold = 0.0f; // profile, if no rate is held
+    std::vector<pyskip_hold_point> attention_curve;
+
     // adaskip; prompt: of FFNs
     int32_t n_sublayers = 0;
 
@@ -63,7 +68,8 @@ struct pyskip_token {
     int32_t il_sim = -1;  // custom: the last layer that ran
     float   sim    = NAN; // and cos(x, z) there
 
-    float threshold = -INFINITY; // profile: skip a block if its gate's score is below it
+    // profile, by sublayer: skip a block if its gate's score is below it
+    std::array<float, 2> threshold = { -INFINITY, -INFINITY };
 
     const pyskip_choice * choice =
         nullptr; // adaskip, prompt: what its prompt chose; nullptr: it is of a prompt, or nothing is
@@ -111,13 +117,15 @@ enum pyskip_need {
 
 pyskip_need pyskip_rule_needs(const pyskip_rule & rule, const pyskip_token & token);
 
-// The share of its blocks that is due to be skipped under a rule that holds a rate. 0: none is held, or it runs dense.
-float pyskip_rule_owes(const pyskip_rule & rule, const pyskip_token & token);
+// The share of its blocks of a kind that is due to be skipped under a rule that holds a rate. 0: none is held, or it runs
+// dense, as attention does in prompts.
+float pyskip_rule_owes(const pyskip_rule & rule, pyskip_sublayer sublayer, const pyskip_token & token);
 
 // The threshold of a token's gates. -INFINITY: it runs dense. Profile only, and random with one. If the rule holds a rate
 // for it, `history` says more.
-float pyskip_rule_threshold(const pyskip_rule & rule, const pyskip_token & token);
+float pyskip_rule_threshold(const pyskip_rule & rule, pyskip_sublayer sublayer, const pyskip_token & token);
 
-// Is layer il's FFN skipped for this token, whose gate says `score`? Profile, and random with one. A score that is no number
-// runs it. The last layer, which llama.cpp computes for some tokens only, has no part in a rate that is held, and runs.
-bool pyskip_rule_gates(const pyskip_rule & rule, int32_t il, float score, const pyskip_token & token);
+// Is layer il's sublayer skipped for this token, whose gate says `score`? Profile, and random with one. A score that is no
+// number runs it. The last layer, which llama.cpp computes for some tokens only, has no part in a rate that is held, and runs.
+bool pyskip_rule_gates(const pyskip_rule & rule, pyskip_sublayer sublayer, int32_t il, float score,
+                       const pyskip_token & token);

@@ -6,9 +6,11 @@
 #include "gguf.h"
 
 #include <algorithm>
+#include <array>
 #include <cstdio>
 #include <cstring>
 #include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -17,6 +19,8 @@ namespace {
 constexpr int64_t MAX_LAYER = 4096;
 constexpr int64_t MAX_EMBD  = 1 << 17;
 constexpr int64_t MAX_POINT = 1024;
+
+constexpr char ATTENTION_CURVE[] = "pyskip.attention.curve.";
 
 class reader {
 public:
@@ -35,7 +39,7 @@ public:
             return fail("GGUF header", "one that cannot be read (cut off, damaged, or of a newer version)",
                         "a whole profile");
         }
-        return read_info() && read_curve() && check_tensors() && bind_layers() && load();
+        return read_info() && read_curves() && check_tensors() && bind_all() && load();
     }
 
 private:
@@ -103,6 +107,7 @@ private:
         if (is_gated && version >= 2 && !read_activation()) {
             return false;
         }
+        has_attention = version >= 3 && gguf_find_key(gguf.get(), (ATTENTION_CURVE + std::string("rate")).c_str()) >= 0;
         info.n_layer  = (int32_t) n_layer;
         info.n_embd   = (int32_t) n_embd;
         info.warmup   = (int32_t) warmup;
@@ -129,54 +134,64 @@ private:
     }
 
     // A float32 array of as many values as the curve has points.
-    bool points(const char * name, float low, float high, float pyskip_profile_point::* member) {
-        const std::string key = std::string("pyskip.curve.") + name;
-        const int64_t     id  = gguf_find_key(gguf.get(), key.c_str());
+    bool points(const std::string & key, std::vector<pyskip_profile_point> & curve, float low, float high,
+                float pyskip_profile_point::* member) {
+        const int64_t id = gguf_find_key(gguf.get(), key.c_str());
         if (id < 0 || gguf_get_kv_type(gguf.get(), id) != GGUF_TYPE_ARRAY ||
             gguf_get_arr_type(gguf.get(), id) != GGUF_TYPE_FLOAT32) {
             return fail(key, id < 0 ? "none" : "another type", "a float32 array");
         }
         const size_t n = gguf_get_arr_n(gguf.get(), id);
-        if (profile.curve.empty() && n > 0 && n <= MAX_POINT) {
-            profile.curve.resize(n);
+        if (curve.empty() && n > 0 && n <= MAX_POINT) {
+            curve.resize(n);
         }
-        if (n == 0 || n != profile.curve.size()) {
-            return fail(key, std::to_string(n) + " values", std::to_string(profile.curve.size()) + " (1 to 1024)");
+        if (n == 0 || n != curve.size()) {
+            return fail(key, std::to_string(n) + " values", std::to_string(curve.size()) + " (1 to 1024)");
         }
         const float * data = (const float *) gguf_get_arr_data(gguf.get(), id);
         for (size_t i = 0; i < n; ++i) {
             if (!(data[i] >= low && data[i] <= high)) {
                 return fail(key, std::to_string(data[i]), std::to_string(low) + " to " + std::to_string(high));
             }
-            profile.curve[i].*member = data[i];
+            curve[i].*member = data[i];
         }
         return true;
     }
 
-    bool read_curve() {
+    bool read_curve(const std::string & prefix, std::vector<pyskip_profile_point> & curve) {
         using point = pyskip_profile_point;
-        if (!points("rate", 0.0f, 1.0f, &point::rate) || !points("threshold", -1e6f, 1e6f, &point::threshold) ||
-            !points("ppl_ratio", 0.0f, 1e9f, &point::ppl_ratio) ||
-            !points("ppl_ratio_se", 0.0f, 1e9f, &point::ppl_ratio_se) ||
-            !points("kld_mean", -1.0f, 1e9f, &point::kld_mean) ||
-            !points("ffn_bytes_saved", -1e3f, 1.0f, &point::ffn_bytes_saved) ||
-            !points("ideal_speedup", 0.0f, 1e3f, &point::ideal_speedup)) {
+        if (!points(prefix + "rate", curve, 0.0f, 1.0f, &point::rate) ||
+            !points(prefix + "threshold", curve, -1e6f, 1e6f, &point::threshold) ||
+            !points(prefix + "ppl_ratio", curve, 0.0f, 1e9f, &point::ppl_ratio) ||
+            !points(prefix + "ppl_ratio_se", curve, 0.0f, 1e9f, &point::ppl_ratio_se) ||
+            !points(prefix + "kld_mean", curve, -1.0f, 1e9f, &point::kld_mean) ||
+            !points(prefix + "ffn_bytes_saved", curve, -1e3f, 1.0f, &point::ffn_bytes_saved) ||
+            !points(prefix + "ideal_speedup", curve, 0.0f, 1e3f, &point::ideal_speedup)) {
             return false;
         }
-        for (size_t i = 1; i < profile.curve.size(); ++i) {
-            if (profile.curve[i].rate <= profile.curve[i - 1].rate) {
-                return fail("pyskip.curve.rate", "a rate that is no higher than the one before", "rising rates");
+        for (size_t i = 1; i < curve.size(); ++i) {
+            if (curve[i].rate <= curve[i - 1].rate) {
+                return fail(prefix + "rate", "a rate that is no higher than the one before", "rising rates");
             }
-            if (profile.curve[i].threshold < profile.curve[i - 1].threshold) {
-                return fail("pyskip.curve.threshold", "a threshold below the one before", "rising thresholds");
+            if (curve[i].threshold < curve[i - 1].threshold) {
+                return fail(prefix + "threshold", "a threshold below the one before", "rising thresholds");
             }
         }
-        int64_t recommended;
-        if (!number("pyskip.recommended", 0, (int64_t) profile.curve.size() - 1, recommended)) {
+        return true;
+    }
+
+    bool read_curves() {
+        std::vector<pyskip_profile_point> & curve     = profile.curves[PYSKIP_SUBLAYER_FFN];
+        std::vector<pyskip_profile_point> & attention = profile.curves[PYSKIP_SUBLAYER_ATTENTION];
+        int64_t                             recommended;
+        if (!read_curve("pyskip.curve.", curve) ||
+            !number("pyskip.recommended", 0, (int64_t) curve.size() - 1, recommended) ||
+            (has_attention && !read_curve(ATTENTION_CURVE, attention))) {
             return false;
         }
-        profile.info.n_points    = (int32_t) profile.curve.size();
-        profile.info.recommended = (int32_t) recommended;
+        profile.info.n_points           = (int32_t) curve.size();
+        profile.info.recommended        = (int32_t) recommended;
+        profile.info.n_attention_points = (int32_t) attention.size();
         return true;
     }
 
@@ -198,12 +213,17 @@ private:
                std::to_string(t->ne[1]) + ", " + std::to_string(t->ne[2]) + ", " + std::to_string(t->ne[3]) + "]";
     }
 
-    ggml_tensor * find(int32_t il, const char * suffix) {
-        return ggml_get_tensor(profile.tensors.get(), ("blk." + std::to_string(il) + "." + suffix).c_str());
+    // "blk.5.skip_up.weight", "blk.5.attn_skip_up.weight"
+    static std::string name_of(pyskip_sublayer sublayer, int32_t il, const char * suffix) {
+        return "blk." + std::to_string(il) + (sublayer == PYSKIP_SUBLAYER_ATTENTION ? ".attn_" : ".") + suffix;
     }
 
-    bool vector(int32_t il, const char * suffix, int64_t n, ggml_tensor *& out) {
-        out = find(il, suffix);
+    ggml_tensor * find(pyskip_sublayer sublayer, int32_t il, const char * suffix) {
+        return ggml_get_tensor(profile.tensors.get(), name_of(sublayer, il, suffix).c_str());
+    }
+
+    bool vector(pyskip_sublayer sublayer, int32_t il, const char * suffix, int64_t n, ggml_tensor *& out) {
+        out = find(sublayer, il, suffix);
         if (out && (out->type != GGML_TYPE_F32 || out->ne[0] != n || ggml_nrows(out) != 1)) {
             return fail("tensor " + std::string(out->name), shape(out), "f32 [" + std::to_string(n) + "]");
         }
@@ -233,12 +253,12 @@ private:
         return true;
     }
 
-    bool bind_linear(int32_t il, pyskip_stand_in & own) {
+    bool bind_linear(pyskip_sublayer sublayer, int32_t il, pyskip_stand_in & own) {
         const int64_t n_embd = profile.info.n_embd;
-        own.up               = find(il, "skip_up.weight");
-        own.down             = find(il, "skip_down.weight");
+        own.up               = find(sublayer, il, "skip_up.weight");
+        own.down             = find(sublayer, il, "skip_down.weight");
         if (!own.up) {
-            return fail("tensor blk." + std::to_string(il) + ".skip_up.weight", "none", "one, beside the gate");
+            return fail("tensor " + name_of(sublayer, il, "skip_up.weight"), "none", "one, beside the gate");
         }
         own.rank = own.down ? own.down->ne[1] : n_embd;
         if (own.rank < 1 || own.rank > n_embd) {
@@ -250,8 +270,8 @@ private:
 
     bool bind_gated(int32_t il, pyskip_stand_in & own) {
         const int64_t n_embd = profile.info.n_embd;
-        own.gate_up          = find(il, "skip_gate_up.weight");
-        own.down             = find(il, "skip_down.weight");
+        own.gate_up          = find(PYSKIP_SUBLAYER_FFN, il, "skip_gate_up.weight");
+        own.down             = find(PYSKIP_SUBLAYER_FFN, il, "skip_down.weight");
         if (!own.gate_up || !own.down) {
             return fail("tensor blk." + std::to_string(il) + ".skip_gate_up.weight or .skip_down.weight", "none",
                         "both, beside the gate");
@@ -266,30 +286,33 @@ private:
         return matrix(own.gate_up, n_embd, 2 * own.rank) && matrix(own.down, own.rank, n_embd);
     }
 
-    bool bind_layers() {
-        const pyskip_profile_info & info = profile.info;
+    // The gates and stand-ins of the first n_layer layers.
+    bool bind_layers(pyskip_sublayer sublayer, int32_t n_layer, int32_t & rank) {
+        const int64_t                  n_embd = profile.info.n_embd;
+        std::vector<pyskip_stand_in> & layers = profile.stand_ins[sublayer];
+        std::vector<ggml_tensor *> &   gates  = all_gates[sublayer];
+        std::vector<ggml_tensor *> &   biases = all_biases[sublayer];
 
-        int64_t n_bound    = 0;
-        int64_t n_layers   = 0;
-        profile.gate_bytes = (info.n_embd + 2) * (int64_t) sizeof(float);
-        profile.layers.resize(info.n_layer);
-        gates.assign(info.n_layer, nullptr);
-        biases.assign(info.n_layer, nullptr);
-        for (int32_t il = 0; il < info.n_layer; ++il) {
-            pyskip_stand_in & own = profile.layers[il];
-            if (!vector(il, "skip_gate.weight", info.n_embd + 2, gates[il])) {
+        int64_t n_found = 0;
+        layers.resize(n_layer);
+        gates.assign(n_layer, nullptr);
+        biases.assign(n_layer, nullptr);
+        for (int32_t il = 0; il < n_layer; ++il) {
+            pyskip_stand_in & own = layers[il];
+            if (!vector(sublayer, il, "skip_gate.weight", n_embd + 2, gates[il])) {
                 return false;
             }
             if (!gates[il]) {
                 continue;
             }
-            if (!vector(il, "skip.bias", info.n_embd, biases[il])) {
+            if (!vector(sublayer, il, "skip.bias", n_embd, biases[il])) {
                 return false;
             }
             if (!biases[il]) {
-                return fail("tensor blk." + std::to_string(il) + ".skip.bias", "none", "one, beside the gate");
+                return fail("tensor " + name_of(sublayer, il, "skip.bias"), "none", "one, beside the gate");
             }
-            if ((is_linear && !bind_linear(il, own)) || (is_gated && !bind_gated(il, own))) {
+            if (sublayer == PYSKIP_SUBLAYER_ATTENTION || is_linear ? !bind_linear(sublayer, il, own)
+                                                                   : is_gated && !bind_gated(il, own)) {
                 return false;
             }
             n_bound += 2;
@@ -298,11 +321,26 @@ private:
                 n_bound += t != nullptr;
                 own.bytes += t ? (int64_t) ggml_nbytes(t) : 0;
             }
-            n_layers++;
-            profile.info.rank = std::max(profile.info.rank, (int32_t) own.rank);
+            n_found++;
+            rank = std::max(rank, (int32_t) own.rank);
         }
-        if (n_layers == 0) {
-            return fail("tensor blk.N.skip_gate.weight", "none", "one in at least one layer");
+        if (n_found == 0) {
+            const char * name = sublayer == PYSKIP_SUBLAYER_ATTENTION ? "attn_skip_gate" : "skip_gate";
+            return fail("tensor blk.N." + std::string(name) + ".weight", "none", "one in at least one layer");
+        }
+        return true;
+    }
+
+    bool bind_all() {
+        pyskip_profile_info & info = profile.info;
+
+        profile.gate_bytes = (info.n_embd + 2) * (int64_t) sizeof(float);
+        if (!bind_layers(PYSKIP_SUBLAYER_FFN, info.n_layer, info.rank)) {
+            return false;
+        }
+        // attention of the last layer, of which llama.cpp passes on some tokens only, always runs
+        if (has_attention && !bind_layers(PYSKIP_SUBLAYER_ATTENTION, info.n_layer - 1, info.attention_rank)) {
+            return false;
         }
         if (n_bound != gguf_get_n_tensors(gguf.get())) {
             return fail("tensors", std::to_string(gguf_get_n_tensors(gguf.get())),
@@ -333,9 +371,14 @@ private:
             }
             ggml_backend_tensor_set(t, data.data(), 0, data.size());
         }
-        for (int32_t il = 0; il < profile.info.n_layer; ++il) {
-            profile.layers[il].gate = gates[il] ? (const float *) gates[il]->data : nullptr;
-            profile.layers[il].bias = biases[il] ? (const float *) biases[il]->data : nullptr;
+        for (const pyskip_sublayer sublayer : { PYSKIP_SUBLAYER_FFN, PYSKIP_SUBLAYER_ATTENTION }) {
+            for (size_t il = 0; il < profile.stand_ins[sublayer].size(); ++il) {
+                const ggml_tensor * gate = all_gates[sublayer][il];
+                const ggml_tensor * bias = all_biases[sublayer][il];
+
+                profile.stand_ins[sublayer][il].gate = gate ? (const float *) gate->data : nullptr;
+                profile.stand_ins[sublayer][il].bias = bias ? (const float *) bias->data : nullptr;
+            }
         }
         return true;
     }
@@ -346,14 +389,16 @@ private:
 
     int64_t         size = 0;
     pyskip_gguf_ptr gguf;
-    bool            is_gated  = false;
-    bool            is_linear = false;
-    bool            is_normed = false;
+    bool            is_gated      = false;
+    bool            is_linear     = false;
+    bool            is_normed     = false;
+    bool            has_attention = false;
+    int64_t         n_bound       = 0; // tensors
 
     pyskip_activation activation = PYSKIP_ACTIVATION_SILU;
 
-    std::vector<ggml_tensor *> gates;
-    std::vector<ggml_tensor *> biases;
+    std::array<std::vector<ggml_tensor *>, 2> all_gates; // [sublayer][il]
+    std::array<std::vector<ggml_tensor *>, 2> all_biases;
 };
 
 } // namespace

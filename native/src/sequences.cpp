@@ -104,9 +104,11 @@ void pyskip_sequences::clear() {
 }
 
 void pyskip_sequences::remove(int32_t seq_id, int32_t p0, int32_t p1) {
-    for (auto & [id, history] : histories) {
-        if (seq_id < 0 || id == seq_id) {
-            history.remove(p0, p1);
+    for (auto & [id, both] : histories) {
+        for (pyskip_history & history : both) {
+            if (seq_id < 0 || id == seq_id) {
+                history.remove(p0, p1);
+            }
         }
     }
     for (auto & [id, census] : censuses) {
@@ -126,7 +128,7 @@ void pyskip_sequences::copy(int32_t seq_id_src, int32_t seq_id_dst, int32_t p0, 
     if (it == histories.end()) {
         histories.erase(seq_id_dst);
     } else {
-        histories[seq_id_dst] = it->second.part(p0, p1);
+        histories[seq_id_dst] = { it->second[0].part(p0, p1), it->second[1].part(p0, p1) };
     }
     const auto measured = censuses.find(seq_id_src);
     if (measured == censuses.end()) {
@@ -141,9 +143,9 @@ void pyskip_sequences::keep(int32_t seq_id) {
     const rule_ptr own   = rule(seq_id);
     const auto     it    = histories.find(seq_id);
 
-    pyskip_history history;
+    std::array<pyskip_history, 2> both;
     if (it != histories.end()) {
-        history = std::move(it->second);
+        both = std::move(it->second);
     }
     pyskip_census census;
     const auto    measured = censuses.find(seq_id);
@@ -154,7 +156,7 @@ void pyskip_sequences::keep(int32_t seq_id) {
     rules.clear();
     marks[seq_id]     = first;
     rules[seq_id]     = own;
-    histories[seq_id] = std::move(history);
+    histories[seq_id] = std::move(both);
     censuses[seq_id]  = std::move(census);
 }
 
@@ -165,7 +167,9 @@ void pyskip_sequences::add(int32_t seq_id, int32_t p0, int32_t p1, int32_t delta
     }
     const auto it = histories.find(seq_id);
     if (it != histories.end()) {
-        it->second.shift(p0, p1, delta);
+        for (pyskip_history & history : it->second) {
+            history.shift(p0, p1, delta);
+        }
     }
     const auto measured = censuses.find(seq_id);
     if (measured != censuses.end()) {
@@ -180,7 +184,9 @@ void pyskip_sequences::div(int32_t seq_id, int32_t p0, int32_t p1, int32_t d) {
     }
     const auto it = histories.find(seq_id);
     if (d > 0 && it != histories.end()) {
-        it->second.divide(p0, p1, d);
+        for (pyskip_history & history : it->second) {
+            history.divide(p0, p1, d);
+        }
     }
     const auto measured = censuses.find(seq_id);
     if (d > 0 && measured != censuses.end()) {

@@ -7,6 +7,7 @@
 #include "hold.h"
 #include "policy.h"
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -35,8 +36,8 @@ public:
     // Whether gates decide for any sequence but seq_id.
     bool any_has_gates(int32_t seq_id) const;
 
-    // Made if there is none.
-    pyskip_history & history(int32_t seq_id) { return histories[seq_id]; }
+    // Of what was decided for its sublayers of a kind. Made if there is none.
+    pyskip_history & history(int32_t seq_id, pyskip_sublayer sublayer) { return histories[seq_id][sublayer]; }
 
     // What a sequence's token showed.
     void measure(int32_t seq_id, int32_t pos, bool is_prompt, const std::vector<pyskip_measure> & measures) {
@@ -65,6 +66,6 @@ private:
     std::map<int32_t, rule_ptr> rules;
     rule_ptr                    other_rule;
 
-    std::map<int32_t, pyskip_history> histories;
-    std::map<int32_t, pyskip_census>  censuses;
+    std::map<int32_t, std::array<pyskip_history, 2>> histories; // by sublayer
+    std::map<int32_t, pyskip_census>                 censuses;
 };

@@ -65,11 +65,14 @@ pyskip_token pyskip_state::plan_token(const llama_ubatch & ubatch, uint32_t i) {
     if (token.index < 0) {
         token.ahead = std::max(sequences.from(seq_id) - token.pos, 0);
     }
-    token.threshold  = pyskip_rule_threshold(*token.rule, token);
-    const float owed = pyskip_rule_owes(*token.rule, token);
-    if (token.threshold > -INFINITY && owed > 0.0f) {
-        token.threshold = sequences.history(seq_id).threshold(token.index < 0, sequences.span(seq_id, token.pos), owed,
-                                                              token.threshold);
+    for (const pyskip_sublayer sublayer : { PYSKIP_SUBLAYER_FFN, PYSKIP_SUBLAYER_ATTENTION }) {
+        const float start = pyskip_rule_threshold(*token.rule, sublayer, token);
+        const float owed  = pyskip_rule_owes(*token.rule, sublayer, token);
+        token.threshold[sublayer] =
+            start > -INFINITY && owed > 0.0f
+                ? sequences.history(seq_id, sublayer)
+                      .threshold(token.index < 0, sequences.span(seq_id, token.pos), owed, start)
+                : start;
     }
     return token;
 }
@@ -251,25 +254,29 @@ void pyskip_state::take_back(int32_t seq_id, int32_t pos) {
 
 // What thresholds to come are made of. The last layer, which not every token has, is left out.
 void pyskip_state::remember(const llama_ubatch & ubatch) {
-    std::vector<float> scores(n_layer);
     for (size_t t = 0; t < tokens.size(); ++t) {
-        const pyskip_token & token = tokens[t];
-        const float          owed  = pyskip_rule_owes(*token.rule, token);
-        if (owed <= 0.0f) {
-            continue;
-        }
-        std::fill(scores.begin(), scores.end(), NOT_A_NUMBER);
-        int32_t n_skipped = 0;
-        for (const pyskip_slot & slot : slots) {
-            if (slot.block.il + 1 < n_layer && slot.own) { // of an FFN
-                scores[slot.block.il] = sim(slot.k, (int32_t) t);
-                n_skipped += skips(slot.k, (int32_t) t);
+        for (const pyskip_sublayer sublayer : { PYSKIP_SUBLAYER_FFN, PYSKIP_SUBLAYER_ATTENTION }) {
+            const float owed = pyskip_rule_owes(*tokens[t].rule, sublayer, tokens[t]);
+            if (owed > 0.0f) {
+                remember(ubatch, (int32_t) t, sublayer, owed);
             }
         }
-        const pyskip_hold_token held = { token.pos, token.index < 0, owed, (float) n_skipped / (float) n_layer };
-        for (int32_t s = 0; s < ubatch.n_seq_id[t]; ++s) {
-            sequences.history(ubatch.seq_id[t][s]).append(held, scores);
+    }
+}
+
+void pyskip_state::remember(const llama_ubatch & ubatch, int32_t t, pyskip_sublayer sublayer, float owed) {
+    const pyskip_token & token = tokens[t];
+    std::vector<float>   scores(n_layer, NOT_A_NUMBER);
+    int32_t              n_skipped = 0;
+    for (const pyskip_slot & slot : slots) {
+        if (slot.block.sublayer == sublayer && slot.block.il + 1 < n_layer && slot.own) {
+            scores[slot.block.il] = sim(slot.k, t);
+            n_skipped += skips(slot.k, t);
         }
+    }
+    const pyskip_hold_token held = { token.pos, token.index < 0, owed, (float) n_skipped / (float) n_layer };
+    for (int32_t s = 0; s < ubatch.n_seq_id[t]; ++s) {
+        sequences.history(ubatch.seq_id[t][s], sublayer).append(held, scores);
     }
 }
 
@@ -307,13 +314,12 @@ void pyskip_state::record() {
         entry.skipped.assign(n_layer, 0);
         entry.attention.assign(n_layer, 0);
         entry.sim.assign(n_layer, NOT_A_NUMBER);
+        entry.attention_sim.assign(n_layer, NOT_A_NUMBER);
         for (const pyskip_slot & slot : slots) {
-            if (slot.block.sublayer == PYSKIP_SUBLAYER_ATTENTION) {
-                entry.attention[slot.block.il] = skips(slot.k, (int32_t) t);
-                continue;
-            }
-            entry.skipped[slot.block.il] = skips(slot.k, (int32_t) t);
-            entry.sim[slot.block.il]     = sim(slot.k, (int32_t) t);
+            const bool is_ffn = slot.block.sublayer == PYSKIP_SUBLAYER_FFN;
+
+            (is_ffn ? entry.skipped : entry.attention)[slot.block.il] = skips(slot.k, (int32_t) t);
+            (is_ffn ? entry.sim : entry.attention_sim)[slot.block.il] = sim(slot.k, (int32_t) t);
         }
     }
 }

@@ -56,6 +56,7 @@ struct pyskip_trace_entry {
     std::vector<uint8_t> skipped;   // by layer: FFNs
     std::vector<uint8_t> attention; // by layer: attention skipped
     std::vector<float>   sim;       // by layer: of FFNs, NaN if it was not tested
+    std::vector<float>   attention_sim;
 };
 
 struct pyskip_state {
@@ -160,6 +161,7 @@ private:
     void         count();
     void         record();
     void         remember(const llama_ubatch & ubatch);
+    void         remember(const llama_ubatch & ubatch, int32_t t, pyskip_sublayer sublayer, float owed);
     void         measure(const llama_ubatch & ubatch);
 
     std::vector<pyskip_sequences::rule_ptr> rules;   // of the batch under way: a hook may replace them

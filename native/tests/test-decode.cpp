@@ -67,7 +67,7 @@ std::vector<arm> make_arms(const pyskip_profile * profile) {
     pyskip_profile_info info;
     pyskip_profile_get(profile, &info);
     std::vector<pyskip_profile_point> curve(info.n_points);
-    pyskip_profile_get_points(profile, curve.data());
+    pyskip_profile_get_points(profile, PYSKIP_SUBLAYER_FFN, curve.data());
 
     std::vector<arm> arms = {
         { "off", {} },
@@ -122,6 +122,13 @@ std::vector<arm> make_arms(const pyskip_profile * profile) {
         arms[i].policy.seed      = 1;
         arms[i].policy.profile   = i == 6 ? profile : nullptr;
         arms[i].policy.threshold = INFINITY;
+    }
+    arms[5].policy.attention_rate = 0.3f;
+    if (info.n_attention_points > 0) {
+        arms.push_back({ "held, attention, too", arms[7].policy });
+        arms.push_back({ "random, attention, too", arms[6].policy });
+        arms[11].policy.attention_rate = 0.3f;
+        arms[12].policy.attention_rate = 0.3f;
     }
     return arms;
 }
@@ -245,16 +252,16 @@ void check_trace(llama_context * ctx) {
     std::vector<pyskip_trace_token> tokens(n);
     std::vector<uint8_t>            skipped(n * n_layer);
     std::vector<float>              sims(n * n_layer);
-    CHECK(pyskip_seq_take_trace(ctx, 7, n, tokens.data(), skipped.data(), sims.data(), nullptr) == 0);
+    CHECK(pyskip_seq_take_trace(ctx, 7, n, tokens.data(), skipped.data(), sims.data(), nullptr, nullptr) == 0);
     CHECK(pyskip_take_trace(ctx, n, tokens.data(), skipped.data(), sims.data()) == N_TRACE); // no more than are kept
     CHECK(pyskip_take_trace(ctx, n, tokens.data(), nullptr, nullptr) == 0);
     pyskip_set_trace(ctx, 0);
 }
 
-void gather(llama_context * ctx, pyskip_gather_kind kind, const pyskip_profile * profile) {
+void gather(llama_context * ctx, pyskip_gather_kind kind, pyskip_sublayer sublayer, const pyskip_profile * profile) {
     char            error[512] = "";
     pyskip_gather * sums       = nullptr;
-    if (pyskip_gather_start(ctx, kind, profile, 1, &sums, error, sizeof(error)) != PYSKIP_STATUS_OK) {
+    if (pyskip_gather_start(ctx, kind, sublayer, profile, 1, &sums, error, sizeof(error)) != PYSKIP_STATUS_OK) {
         fail(error);
     }
     session s{ ctx };
@@ -344,10 +351,14 @@ int main(int argc, char ** argv) {
                 check_counters(ctx.get());
                 check_trace(ctx.get());
             }
-            gather(ctx.get(), PYSKIP_GATHER_OUTPUTS, nullptr);
-            gather(ctx.get(), PYSKIP_GATHER_NEURONS, nullptr);
-            gather(ctx.get(), PYSKIP_GATHER_HIDDEN, profile.get());
-            gather(ctx.get(), PYSKIP_GATHER_ERRORS, profile.get());
+            gather(ctx.get(), PYSKIP_GATHER_OUTPUTS, PYSKIP_SUBLAYER_FFN, nullptr);
+            gather(ctx.get(), PYSKIP_GATHER_NEURONS, PYSKIP_SUBLAYER_FFN, nullptr);
+            gather(ctx.get(), PYSKIP_GATHER_HIDDEN, PYSKIP_SUBLAYER_FFN, profile.get());
+            gather(ctx.get(), PYSKIP_GATHER_ERRORS, PYSKIP_SUBLAYER_FFN, profile.get());
+            gather(ctx.get(), PYSKIP_GATHER_OUTPUTS, PYSKIP_SUBLAYER_ATTENTION, nullptr);
+            if (arms.size() > 11) {
+                gather(ctx.get(), PYSKIP_GATHER_ERRORS, PYSKIP_SUBLAYER_ATTENTION, profile.get());
+            }
             stop_and_go(ctx.get(), arms[3], arms[4], expected[3]);
         }
         in_threads(models, arms, expected);

@@ -111,6 +111,38 @@ static void test_serial() {
         CHECK(node->op != GGML_OP_RMS_NORM && node->op != GGML_OP_SET_ROWS);
         CHECK(std::string(node->src[0]->name) != "blk.1.attn_k.weight");
     }
+    CHECK(attention.input && attention.input->op == GGML_OP_RMS_NORM && attention.input->src[0] == attention.x);
+    CHECK(attention.prelude.empty() && !attention.is_rowwise); // K and V need the input, too
+}
+
+// One weight for Q, K and V, which the cache needs: the region begins behind it, and what it reads is the input all the same.
+static void test_attention_of_one_weight() {
+    builder       b;
+    ggml_tensor * x      = b.input();
+    ggml_tensor * normed = b.norm(x);
+    ggml_tensor * cache  = b.weight("cache_k", N_EMBD, N_EMBD);
+    ggml_tensor * rows   = ggml_new_tensor_1d(b.ctx, GGML_TYPE_I64, 3);
+    ggml_tensor * qk     = ggml_mul_mat(b.ctx, b.weight("blk.0.attn_qkv.weight", N_EMBD, 2 * N_EMBD), normed);
+    ggml_tensor * k      = ggml_view_2d(b.ctx, qk, N_EMBD, 3, qk->nb[1], N_EMBD * sizeof(float));
+    ggml_build_forward_expand(b.gf, ggml_set_rows(b.ctx, cache, k, rows));
+    ggml_tensor * q      = ggml_cont(b.ctx, ggml_view_2d(b.ctx, qk, N_EMBD, 3, qk->nb[1], 0));
+    ggml_tensor * kq     = ggml_mul_mat(b.ctx, ggml_view_2d(b.ctx, cache, N_EMBD, N_EMBD, cache->nb[1], 0), q);
+    ggml_tensor * y      = ggml_mul_mat(b.ctx, b.weight("blk.0.attn_output.weight", N_EMBD, N_EMBD), kq);
+    ggml_tensor * mid    = ggml_add(b.ctx, y, x);
+    const auto    blocks = b.find(ggml_add(b.ctx, b.ffn(0, b.norm(mid)), mid));
+    CHECK(blocks.size() == 2 && blocks[0].sublayer == PYSKIP_SUBLAYER_ATTENTION);
+    CHECK(blocks[0].input == normed && !has(blocks[0], qk) && has(blocks[0], q));
+}
+
+// As in llama.cpp's last layer, where what no output needs is dropped behind attention: no row of the input per row of y.
+static void test_attention_that_drops_rows() {
+    builder       b;
+    ggml_tensor * x      = b.input();
+    ggml_tensor * kept   = ggml_new_tensor_1d(b.ctx, GGML_TYPE_I32, 1);
+    ggml_tensor * y      = ggml_get_rows(b.ctx, b.attention(0, b.norm(x)), kept);
+    ggml_tensor * mid    = ggml_add(b.ctx, y, ggml_get_rows(b.ctx, x, kept));
+    const auto    blocks = b.find(ggml_add(b.ctx, b.ffn(0, b.norm(mid)), mid));
+    CHECK(blocks.size() == 2 && blocks[0].sublayer == PYSKIP_SUBLAYER_ATTENTION && blocks[0].input == nullptr);
 }
 
 // Attention whose write to the cache nothing but the scores need would lose its K.
@@ -246,6 +278,8 @@ int main() {
     test_place();
     test_serial();
     test_attention_that_writes();
+    test_attention_of_one_weight();
+    test_attention_that_drops_rows();
     test_operands_swapped_bias_and_post_norm();
     test_parallel_attention();
     test_lora_and_experts_join_once();

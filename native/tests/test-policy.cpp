@@ -132,13 +132,14 @@ static void test_prompt() {
     CHECK(rule.n_sublayers == 2);
     pyskip_token token;
     CHECK(pyskip_rule_needs(rule, token) == PYSKIP_NEED_GATES);
-    CHECK(!pyskip_rule_gates(rule, 1, -99.0f, token)); // the prompt runs dense, whatever the score
+    CHECK(!pyskip_rule_gates(rule, PYSKIP_SUBLAYER_FFN, 1, -99.0f, token)); // the prompt runs dense, whatever the score
     token.index = 0;
     CHECK(pyskip_rule_needs(rule, token) == PYSKIP_NEED_NOTHING);
     const pyskip_choice choice = { { 0, 0, 0, 1, 0, 0, 0, 0 }, std::vector<float>(8, 1.0f) };
     token.choice               = &choice;
     CHECK(pyskip_rule_needs(rule, token) == PYSKIP_NEED_GATES);
-    CHECK(pyskip_rule_gates(rule, 1, 99.0f, token) && !pyskip_rule_gates(rule, 2, -99.0f, token));
+    CHECK(pyskip_rule_gates(rule, PYSKIP_SUBLAYER_FFN, 1, 99.0f, token) &&
+          !pyskip_rule_gates(rule, PYSKIP_SUBLAYER_FFN, 2, -99.0f, token));
 }
 
 static void test_refused() {
@@ -186,10 +187,10 @@ static void test_similarity() {
 // Is a block skipped whose gate says `score`, by a rule that has no past?
 static bool gates(const pyskip_rule & rule, int32_t index, int32_t pos, float score) {
     pyskip_token token;
-    token.index     = index;
-    token.pos       = pos;
-    token.threshold = pyskip_rule_threshold(rule, token);
-    return pyskip_rule_gates(rule, 1, score, token);
+    token.index                          = index;
+    token.pos                            = pos;
+    token.threshold[PYSKIP_SUBLAYER_FFN] = pyskip_rule_threshold(rule, PYSKIP_SUBLAYER_FFN, token);
+    return pyskip_rule_gates(rule, PYSKIP_SUBLAYER_FFN, 1, score, token);
 }
 
 static void test_profile() {
@@ -238,18 +239,18 @@ static void test_held() {
     CHECK(gates(rule, 4, 10, -1.6f));  // -1.5: the curve's threshold, until the sequence says more
     CHECK(!gates(rule, 4, 10, -1.4f));
     pyskip_token last;
-    last.index     = 4;
-    last.threshold = 9.0f;
-    CHECK(pyskip_rule_gates(rule, 2, 1.0f, last));
-    CHECK(!pyskip_rule_gates(rule, 3, 1.0f, last)); // the last layer runs
+    last.index                          = 4;
+    last.threshold[PYSKIP_SUBLAYER_FFN] = 9.0f;
+    CHECK(pyskip_rule_gates(rule, PYSKIP_SUBLAYER_FFN, 2, 1.0f, last));
+    CHECK(!pyskip_rule_gates(rule, PYSKIP_SUBLAYER_FFN, 3, 1.0f, last)); // the last layer runs
 
     pyskip_token prompt;
     prompt.pos = 100;
-    CHECK(pyskip_rule_threshold(rule, prompt) == -INFINITY); // nobody knows where the prompt ends
+    CHECK(pyskip_rule_threshold(rule, PYSKIP_SUBLAYER_FFN, prompt) == -INFINITY); // nobody knows where the prompt ends
     prompt.ahead = 400;
-    CHECK(pyskip_rule_threshold(rule, prompt) > -INFINITY);
+    CHECK(pyskip_rule_threshold(rule, PYSKIP_SUBLAYER_FFN, prompt) > -INFINITY);
     prompt.ahead = 32;
-    CHECK(pyskip_rule_threshold(rule, prompt) == -INFINITY);
+    CHECK(pyskip_rule_threshold(rule, PYSKIP_SUBLAYER_FFN, prompt) == -INFINITY);
     CHECK(pyskip_rule_needs(rule, prompt) == PYSKIP_NEED_NOTHING);
 
     pyskip_token first;
@@ -263,6 +264,85 @@ static void test_held() {
     CHECK(other == rule);
     other.curve[1].threshold = -0.9f;
     CHECK(!(other == rule));
+}
+
+// Of attention the rate has its own curve; prompts, the warm-up and the last layer run.
+static void test_attention() {
+    constexpr auto ATTENTION = PYSKIP_SUBLAYER_ATTENTION;
+
+    pyskip_policy p       = {};
+    p.type                = PYSKIP_POLICY_PROFILE;
+    p.profile             = (const pyskip_profile *) &p;
+    p.warmup              = 4;
+    p.hold                = true;
+    p.rate                = 0.0f;
+    p.prompt              = 0.2f;
+    p.attention_rate      = 1.5f;
+    p.attention_threshold = -1.5f;
+    CHECK(refused(p, 4));
+    p.attention_rate = 0.25f;
+
+    pyskip_rule rule     = make(p, 4);
+    rule.curve           = { { 0.2f, -2.0f }, { 0.3f, -1.0f } };
+    rule.attention_curve = { { 0.2f, 2.0f }, { 0.3f, 4.0f } };
+    CHECK(pyskip_rule_has_attention(rule));
+    CHECK(pyskip_rule_covers(rule, ATTENTION, 2) && !pyskip_rule_covers(rule, ATTENTION, 3));
+    CHECK(!pyskip_rule_skips(rule, ATTENTION, 1, pyskip_token())); // gates decide
+
+    pyskip_token token;
+    token.index = 4;
+    CHECK(std::fabs(pyskip_rule_threshold(rule, ATTENTION, token) - 3.0f) < 1e-5f);
+    CHECK(pyskip_rule_owes(rule, ATTENTION, token) == 0.25f && pyskip_rule_owes(rule, PYSKIP_SUBLAYER_FFN, token) == 0);
+    CHECK(pyskip_rule_needs(rule, token) == PYSKIP_NEED_GATES); // though no FFN is skipped
+    token.threshold[ATTENTION] = 3.0f;
+    CHECK(pyskip_rule_gates(rule, ATTENTION, 1, 2.9f, token) && !pyskip_rule_gates(rule, ATTENTION, 1, 3.0f, token));
+    CHECK(!pyskip_rule_gates(rule, PYSKIP_SUBLAYER_FFN, 1, 2.9f, token));
+    token.index = 3;
+    CHECK(pyskip_rule_threshold(rule, ATTENTION, token) == -INFINITY);
+    CHECK(pyskip_rule_owes(rule, ATTENTION, token) > 0.0f); // later tokens make up for it
+    token       = {};
+    token.pos   = 100;
+    token.ahead = 400;
+    CHECK(pyskip_rule_threshold(rule, PYSKIP_SUBLAYER_FFN, token) > -INFINITY);
+    CHECK(pyskip_rule_threshold(rule, ATTENTION, token) == -INFINITY && pyskip_rule_owes(rule, ATTENTION, token) == 0);
+
+    p.hold      = false;
+    token.index = 4;
+    CHECK(pyskip_rule_threshold(make(p, 4), ATTENTION, token) == -1.5f);
+    p.attention_rate = 0.0f;
+    CHECK(pyskip_rule_threshold(make(p, 4), ATTENTION, token) == -INFINITY && !pyskip_rule_has_attention(make(p, 4)));
+    p.attention_threshold = NAN;
+    CHECK(refused(p, 4));
+
+    pyskip_rule other = rule;
+    CHECK(other == rule);
+    other.attention_curve[1].threshold = 5.0f;
+    CHECK(!(other == rule));
+    other                = rule;
+    other.attention_rate = 0.3f;
+    CHECK(!(other == rule));
+}
+
+// Coins of attention are others than those of FFNs.
+static void test_random_attention() {
+    pyskip_policy p  = {};
+    p.type           = PYSKIP_POLICY_RANDOM;
+    p.rate           = 0.5f;
+    p.attention_rate = 0.5f;
+
+    const pyskip_rule rule    = make(p, 8);
+    int               n       = 0;
+    int               n_alike = 0;
+    for (int32_t pos = 0; pos < 4000; ++pos) {
+        pyskip_token token;
+        token.index = token.pos = pos;
+        const int32_t il        = pos % 8;
+        const bool    skip      = pyskip_rule_skips(rule, PYSKIP_SUBLAYER_ATTENTION, il, token);
+        CHECK(!skip || il < 7); // the last layer's runs
+        n += skip;
+        n_alike += il < 7 && skip == pyskip_rule_skips(rule, PYSKIP_SUBLAYER_FFN, il, token);
+    }
+    CHECK(std::abs(n - 1750) < 130 && std::abs(n_alike - 1750) < 130);
 }
 
 static void test_random() {
@@ -331,7 +411,9 @@ int main() {
     test_cosine();
     test_profile();
     test_held();
+    test_attention();
     test_random();
+    test_random_attention();
     test_custom();
     test_score();
     test_static();

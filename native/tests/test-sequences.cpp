@@ -57,19 +57,19 @@ static void test_spans() {
 
     const std::vector<float> scores = { 0.0f, 1.0f };
     for (int32_t pos = 300; pos < 340; ++pos) {
-        s.history(1).append({ pos, false, 0.25f, 0.5f }, scores);
+        s.history(1, PYSKIP_SUBLAYER_FFN).append({ pos, false, 0.25f, 0.5f }, scores);
     }
     s.copy(1, 2, 0, 320);
-    CHECK(s.history(1).size() == 40 && s.history(2).size() == 20);
+    CHECK(s.history(1, PYSKIP_SUBLAYER_FFN).size() == 40 && s.history(2, PYSKIP_SUBLAYER_FFN).size() == 20);
     s.remove(1, 330, -1);
-    CHECK(s.history(1).size() == 30);
+    CHECK(s.history(1, PYSKIP_SUBLAYER_FFN).size() == 30);
     s.set_from(1, 300);                                  // the mark that it has
     s.set_rule(1, rule_of(PYSKIP_POLICY_PROFILE, &any)); // an equal rule
-    CHECK(s.history(1).size() == 30);
+    CHECK(s.history(1, PYSKIP_SUBLAYER_FFN).size() == 30);
     s.set_from(1, 301);
-    CHECK(s.history(1).size() == 0);
+    CHECK(s.history(1, PYSKIP_SUBLAYER_FFN).size() == 0);
     s.set_rule(2, rule_of(PYSKIP_POLICY_COSINE, nullptr));
-    CHECK(s.history(2).size() == 0);
+    CHECK(s.history(2, PYSKIP_SUBLAYER_FFN).size() == 0);
 }
 
 // What a prompt showed, and what moves it.

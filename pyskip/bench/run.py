@@ -70,9 +70,10 @@ class Row:
     avg_ts: float  # their median
     spread_ts: float  # half the distance between their quartiles
     speedup: float
-    ideal_speedup: float | None  # what the bytes that are not read allow; None for pp, which is not bound by them
+    ideal_speedup: float | None  # what the bytes of FFNs that are not read allow; None for pp, not bound by them
     efficiency: float | None  # speedup / ideal_speedup
     skip_rate: float
+    attention_skip_rate: float
     tokens_per_joule: float | None  # of the processor packages; None if they do not tell
     peak_rss: int  # bytes, of the arm's process
 
@@ -239,6 +240,7 @@ def _row(
         ideal_speedup=ideal,
         efficiency=None if ideal is None else speedup / ideal,
         skip_rate=statistics.mean(s["skip_rate"] for s in taken),
+        attention_skip_rate=statistics.mean(s["attention_skip_rate"] for s in taken),
         tokens_per_joule=test.n / statistics.median(energy) if energy else None,
         peak_rss=peak_rss,
     )

@@ -84,14 +84,15 @@ class Worker:
             "seconds": seconds,
             "joules": after - energy if after is not None and energy is not None and after >= energy else None,
             "skip_rate": 0.0,
+            "attention_skip_rate": 0.0,
             "ffn_bytes_saved": 0.0,
         }
         if self.skip is not None:
             from pyskip.evaluation import ffn_bytes_saved
 
             stats = llm.skip_stats()
-            n_skipped, n_run = sum(stats.prompt_skipped), sum(stats.prompt_evaluated)
-            result["skip_rate"] = (n_skipped / max(1, n_skipped + n_run)) if batch else stats.rate
+            result["skip_rate"] = stats.prompt_rate if batch else stats.rate
+            result["attention_skip_rate"] = stats.prompt_attention_rate if batch else stats.attention_rate
             result["ffn_bytes_saved"] = ffn_bytes_saved(llm, llm.skip, stats.per_layer)
         return result
 

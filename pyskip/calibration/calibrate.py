@@ -21,23 +21,24 @@ from ..runtime.llama import Llama
 from . import curve
 from .distill.text import save_text
 from .distilled import DistilSettings, distil, layers_of, text_for
-from .fit import GateFit, fit_gate, fit_gated_stand_in, fit_linear_stand_in
+from .fit import GateFit, attention_rank, fit_gate, fit_gated_stand_in, fit_linear_stand_in
 from .gather import Kind, LayerSums, gather
 from .harm import layer_harm, observe
 from .neurons import Neurons, fitted_width
-from .text import CalibrationText, Tokens, read_text, sample_text
-from .write import LayerFit, Provenance, quantise, write_profile
+from .sublayer import Sublayer
+from .text import CalibrationText, Progress, Tokens, read_text, sample_text
+from .write import LayerFit, Provenance, Quantised, quantise, write_profile
 
-__all__ = ["Calibration", "Settings", "calibrate", "write_tokens"]
+__all__ = ["Calibration", "Settings", "calibrate", "open_model", "write_tokens"]
 
 N_WINDOW = 512  # tokens; the model's own context if that is less
 WARMUP = 16
 N_FIT = 32
 N_CHOOSE = 4  # windows that neurons are chosen on
 SAMPLE_SHARE = 0.3  # of the time; the passes over what is written, and measuring, take the rest
+DRAFT_POINT = Point(0.5, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 F32 = npt.NDArray[np.float32]
-Progress = Callable[[str, int, int, str], None]  # stage, done, total, what to show
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Settings:
         neurons for the same bytes are worth more.
     n_fit, n_curve: windows of N_WINDOW tokens to fit on, and to measure on. n_fit None: N_FIT. To distill, all of a
         text is trained on, and n_fit counts windows of the model's own (None: 160, on a GPU two thousand).
+    attention: gates and stand-ins of attention, too, in closed form.
     minutes: that the closed form may take in all, about; then there is as much of the model's own text as fits.
     n_harm: of those to fit on, windows that the harm is measured on; 0: gates predict the error alone.
     distill: seconds of end-to-end training instead of the closed form, earlier runs counted in; 0: none.
@@ -62,6 +64,7 @@ class Settings:
     quantisation: str | None = None
     n_fit: int | None = None
     n_curve: int = 3
+    attention: bool = False
     minutes: float | None = None
     n_harm: int = 4
     seed: int = 1
@@ -73,7 +76,8 @@ class Settings:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was made. fits: R² of stand-ins (output energy explained) and of gates, by layer."""
+    """What was made. R² of stand-ins (output energy explained) and of gates, by layer. attention_curve: with the FFNs
+    computed; empty if it was not asked for."""
 
     profile: Path
     rank: int
@@ -83,6 +87,29 @@ class Calibration:
     recommended: Point
     stand_in_r2: dict[int, float] = field(default_factory=dict)
     gate_r2: dict[int, float] = field(default_factory=dict)
+    attention_curve: tuple[Point, ...] = ()
+    attention_stand_in_r2: dict[int, float] = field(default_factory=dict)
+    attention_gate_r2: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass
+class Fitted:
+    """Of a kind of sublayer, by layer, and of all layers."""
+
+    layers: list[LayerFit | None]
+    stand_in_r2: dict[int, float] = field(default_factory=dict)
+    gate_r2: dict[int, float] = field(default_factory=dict)
+    curve: list[Point] = field(default_factory=lambda: [DRAFT_POINT])
+
+    def set_stand_in(self, il: int, matrices: dict[str, F32 | Quantised], bias: F32) -> None:
+        """With a gate that is not fitted yet."""
+        self.layers[il] = LayerFit(np.zeros(len(bias) + 2, np.float32), bias, matrices)
+
+    def set_gate(self, il: int, gate: F32, offset: float) -> None:
+        """offset: what is added to its score."""
+        layer = self.layers[il]
+        assert layer is not None
+        self.layers[il] = replace(layer, gate=np.append(gate[:-1], gate[-1] + np.float32(offset)))
 
 
 def calibrate(
@@ -92,7 +119,7 @@ def calibrate(
     start = time.monotonic()
     target = settings.output or path_beside(model)
     _check_target(target)
-    with _opened(model, n_threads) as llm:
+    with open_model(model, n_threads) as llm:
         llm.engine.check_decoder()
         if not llm.skippable_layers:
             raise PolicyError(f"{model}: no layer can be skipped")
@@ -104,7 +131,7 @@ def write_tokens(model: str | os.PathLike[str], settings: Settings, path: Path, 
     """The text as tokens, and what the model's own text begins with, to be trained on elsewhere (distill/__main__.py).
     Returns how many. Raises PyskipError."""
     s = settings
-    with _opened(model, n_threads) as llm:
+    with open_model(model, n_threads) as llm:
         wanted = DistilSettings(s.distill, s.text, s.n_fit, s.n_curve, s.width, s.seed, state_beside(path))
         text, _ = text_for(llm, wanted, lambda *_: None, away=True)
     try:
@@ -119,7 +146,7 @@ def state_beside(target: Path) -> Path:
 
 
 @contextmanager
-def _opened(model: str | os.PathLike[str], n_threads: int | None) -> Iterator[Llama]:
+def open_model(model: str | os.PathLike[str], n_threads: int | None) -> Iterator[Llama]:
     n_window = min(N_WINDOW, inspect(model).n_ctx_train or N_WINDOW)
     llm = Llama(
         model,
@@ -151,9 +178,7 @@ class Run:
         self.stand_in = "gated" if settings.distill else "linear"
         self.quantisation = settings.quantisation or "Q4_0"
         self.activation, self.hidden_norm = "silu", False
-        self.layers: list[LayerFit | None] = [None] * self.n_layer
-        self.stand_in_r2: dict[int, float] = {}
-        self.gate_r2: dict[int, float] = {}
+        self.ffn, self.attention = Fitted([None] * self.n_layer), Fitted([None] * self.n_layer)
         self.text: CalibrationText
 
     def run(self, target: Path, start: float) -> Calibration:
@@ -164,12 +189,13 @@ class Run:
             self.text = self._text()
             self.fit()
             method = "closed form"
-        points, recommended = self._points()
-        self._write(target, points, recommended, method)
+        self._measure()
+        self._write(target, curve.recommend(self.ffn.curve), method)
         profile = Profile(target)
         return Calibration(
             target, profile.rank, self.text.n_tokens, time.monotonic() - start, profile.curve, profile.recommended,
-            self.stand_in_r2, self.gate_r2,
+            self.ffn.stand_in_r2, self.ffn.gate_r2,
+            profile.attention_curve, self.attention.stand_in_r2, self.attention.gate_r2,
         )  # fmt: skip
 
     def _stage(self, name: str) -> Callable[[int, int], None]:
@@ -186,26 +212,32 @@ class Run:
     # Closed form
 
     def fit(self) -> None:
-        """Stand-ins, gates and sensitivities from self.text, into self.layers."""
-        text, llm = self.text, self.llm
+        """Stand-ins, gates and sensitivities from self.text, into self.ffn and self.attention."""
         if self.settings.rank is None:
             self._fit_gated()
-        if not any(self.layers):
-            self._fit_linear()
-        if not any(self.layers):
-            raise PolicyError(
-                f"{llm.model_path}: {text.n_tokens} tokens are too few to fit {self.n_embd} x {self.n_embd} values on, "
-                "or no block's input can be told: give more text"
-            )
-        self._fit_gates()
-        if self.settings.n_harm:
-            self._add_harm(text.fitted[-self.settings.n_harm :])
+        if not any(self.ffn.layers):
+            self._fit_linear(Sublayer.FFN, self.rank)
+        self._fit_gates(Sublayer.FFN)
+        if self.settings.attention:
+            self._fit_linear(Sublayer.ATTENTION, attention_rank(self.n_embd))
+            self._fit_gates(Sublayer.ATTENTION)
+
+    def _of(self, sublayer: Sublayer) -> Fitted:
+        return self.ffn if sublayer is Sublayer.FFN else self.attention
 
     def _gather(
-        self, windows: Sequence[Tokens], kind: Kind, visit: Callable[[int, LayerSums], None], stage: str
+        self,
+        windows: Sequence[Tokens],
+        kind: Kind,
+        visit: Callable[[int, LayerSums], None],
+        stage: str,
+        sublayer: Sublayer = Sublayer.FFN,
     ) -> None:
         profile = self._draft() if kind in (Kind.HIDDEN, Kind.ERRORS) else None
-        gather(self.llm, windows, kind, visit, warmup=WARMUP, profile=profile, progress=self._stage(stage))
+        gather(
+            self.llm, windows, kind, visit, warmup=WARMUP, sublayer=sublayer, profile=profile,
+            progress=self._stage(sublayer.named(stage)),
+        )  # fmt: skip
 
     def _fit_gated(self) -> None:
         """The strongest of each block's own neurons, and a skip_down that makes up for the rest."""
@@ -220,55 +252,55 @@ class Run:
             if found is not None and (not own or activation == self.activation):  # one for all layers
                 self.activation = activation
                 gate_up, own[il] = found
-                self._set_stand_in(il, {"skip_gate_up": gate_up, "skip_down": own[il]}, quantisation)
+                stored = {"skip_gate_up": quantise(gate_up, quantisation), "skip_down": quantise(own[il], quantisation)}
+                self.ffn.set_stand_in(il, {**stored}, np.zeros(self.n_embd, np.float32))
 
         def fit(il: int, sums: LayerSums) -> None:
-            fitted, layer = fit_gated_stand_in(sums, own.pop(il), is_normed=self.hidden_norm), self.layers[il]
+            fitted, layer = fit_gated_stand_in(sums, own.pop(il), is_normed=self.hidden_norm), self.ffn.layers[il]
             assert layer is not None
-            self.stand_in_r2[il] = fitted.explained
+            self.ffn.stand_in_r2[il] = fitted.explained
             stored = quantise(fitted.matrices["skip_down"], quantisation, fitted.importance)
-            self.layers[il] = replace(layer, bias=fitted.bias, matrices={**layer.matrices, "skip_down": stored})
+            self.ffn.layers[il] = replace(layer, bias=fitted.bias, matrices={**layer.matrices, "skip_down": stored})
 
         self._gather(self.text.fitted[:N_CHOOSE], Kind.NEURONS, choose, "neurons")
         if own:
             self.stand_in, self.rank, self.hidden_norm = "gated", width, neurons.has_post_norm()
             self._gather(self.text.fitted, Kind.HIDDEN, fit, "stand-ins")
 
-    def _fit_linear(self) -> None:
+    def _fit_linear(self, sublayer: Sublayer, rank: int) -> None:
+        found = self._of(sublayer)
+
         def fit(il: int, sums: LayerSums) -> None:
-            fitted = fit_linear_stand_in(sums, self.rank)
+            fitted = fit_linear_stand_in(sums, rank)
             if fitted is not None:
-                self.stand_in_r2[il] = fitted.explained
-                self._set_stand_in(il, fitted.matrices, self.quantisation, fitted.bias)
+                found.stand_in_r2[il] = fitted.explained
+                stored = {name: quantise(matrix, self.quantisation) for name, matrix in fitted.matrices.items()}
+                found.set_stand_in(il, {**stored}, fitted.bias)
 
-        self._gather(self.text.fitted, Kind.OUTPUTS, fit, "stand-ins")
+        self._gather(self.text.fitted, Kind.OUTPUTS, fit, "stand-ins", sublayer)
+        if not any(found.layers):
+            raise PolicyError(
+                f"{self.llm.model_path}: {self.text.n_tokens} tokens are too few to fit {self.n_embd} x {self.n_embd} "
+                f"values on, or no {sublayer.named('input')} can be told: give more text"
+            )
 
-    def _set_stand_in(self, il: int, matrices: dict[str, F32], quantisation: str, bias: F32 | None = None) -> None:
-        """With a gate that is not fitted yet."""
-        stored = {name: quantise(matrix, quantisation) for name, matrix in matrices.items()}
-        gate = np.zeros(self.n_embd + 2, np.float32)
-        self.layers[il] = LayerFit(gate, np.zeros(self.n_embd, np.float32) if bias is None else bias, {**stored})
-
-    def _fit_gates(self) -> None:
-        """Each gate predicts its stand-in's error, against the usual size of the stream that the next block gets."""
-        fits: dict[int, GateFit] = {}
-        self._gather(self.text.fitted, Kind.ERRORS, lambda il, sums: fits.update({il: fit_gate(sums)}), "gates")
+    def _fit_gates(self, sublayer: Sublayer) -> None:
+        """Each gate predicts its stand-in's error, against the usual size of the stream that the next block gets, and
+        what such an error does to the next tokens."""
+        found, fits = self._of(sublayer), dict[int, GateFit]()
+        self._gather(
+            self.text.fitted, Kind.ERRORS, lambda il, sums: fits.update({il: fit_gate(sums)}), "gates", sublayer
+        )
         for il, fitted in fits.items():
-            self.gate_r2[il] = fitted.r2
-            self._set_gate(il, fitted.gate, -fits.get(il + 1, fitted).log_x)
-
-    def _add_harm(self, windows: Sequence[Tokens]) -> None:
-        """Let each gate predict, besides its stand-in's error, what such an error does to the next tokens."""
-        u = layer_harm(observe(self.llm, self._draft(), windows, self.settings.seed, self._stage("harm")))
-        for il, layer in enumerate(self.layers):
+            found.gate_r2[il] = fitted.r2
+            found.set_gate(il, fitted.gate, -fits.get(il + 1, fitted).log_x)
+        if not self.settings.n_harm:
+            return
+        windows, show = self.text.fitted[-self.settings.n_harm :], self._stage(sublayer.named("harm"))
+        u = layer_harm(observe(self.llm, self._draft(), windows, self.settings.seed, show, sublayer))
+        for il, layer in enumerate(found.layers):
             if layer is not None:
-                self._set_gate(il, layer.gate, float(u[il]))
-
-    def _set_gate(self, il: int, gate: F32, offset: float) -> None:
-        """offset: what is added to its score."""
-        layer = self.layers[il]
-        assert layer is not None
-        self.layers[il] = replace(layer, gate=np.append(gate[:-1], gate[-1] + np.float32(offset)))
+                found.set_gate(il, layer.gate, float(u[il]))
 
     # Distilled
 
@@ -278,30 +310,35 @@ class Run:
             s.distill, s.text, s.n_fit, s.n_curve, s.width, s.seed, s.state or state_beside(target)
         )  # fmt: skip
         state, held = distil(self.llm, settings, self.progress)
-        self.layers, self.activation = layers_of(state, self.quantisation), state.activation
+        self.ffn.layers, self.activation = layers_of(state, self.quantisation), state.activation
         self.hidden_norm, self.rank = state.hidden_norm, state.width
         self.text = CalibrationText((), held, state.source, state.sha256, state.n_tokens)
 
     # Operating points
 
-    def _points(self) -> tuple[list[Point], int]:
-        held = self.text.held_out
-        self._draft()
+    def _measure(self) -> None:
+        """The curves of what is fitted, each with all of the other sublayers computed."""
+        held, profile = self.text.held_out, self._draft()
+        few = held[: max(1, len(held) // 4)]
         self.llm.profile = self.draft
-        thresholds = curve.find_thresholds(
-            self.llm, held[: max(1, len(held) // 4)], curve.RATES, self._stage("thresholds")
-        )
-        points = curve.measure(self.llm, held, thresholds, self._stage("curve"))
-        if not points:
-            raise PolicyError(f"{self.llm.model_path}: no threshold skips anything: give more text")
-        return points, curve.recommend(points)
+        for sublayer in Sublayer:
+            if not any(self._of(sublayer).layers):
+                continue
+            thresholds, show = (self._stage(sublayer.named(stage)) for stage in ("thresholds", "curve"))
+            found = curve.find_thresholds(self.llm, profile, sublayer, few, curve.RATES, thresholds)
+            points = curve.measure(self.llm, profile, sublayer, held, found, show)
+            if not points:
+                raise PolicyError(
+                    f"{self.llm.model_path}: no {sublayer.named('threshold')} skips anything: give more text"
+                )
+            self._of(sublayer).curve = points
 
     def _draft(self) -> Profile:
         """What is fitted so far."""
-        self._write(self.draft, [Point(0.5, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)], 0, "draft")
+        self._write(self.draft, 0, "draft")
         return Profile(self.draft)
 
-    def _write(self, path: Path, points: Sequence[Point], recommended: int, method: str) -> None:
+    def _write(self, path: Path, recommended: int, method: str) -> None:
         from .. import __version__
 
         provenance = Provenance(
@@ -317,4 +354,7 @@ class Run:
             activation=self.activation,
             hidden_norm=self.hidden_norm,
         )
-        write_profile(path, self.layers, points, recommended, provenance, self.quantisation)
+        write_profile(
+            path, self.ffn.layers, self.ffn.curve, recommended, provenance, self.quantisation,
+            attention=self.attention.layers, attention_curve=self.attention.curve,
+        )  # fmt: skip

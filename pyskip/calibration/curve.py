@@ -1,18 +1,21 @@
-"""Operating points: which threshold gives which rate, and what that costs in quality."""
+"""Operating points, of FFNs or of attention: which threshold gives which rate, and what that costs in quality."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 
+import gguf
 import numpy as np
 import numpy.typing as npt
 
 from ..evaluation.evaluate import evaluate_windows
-from ..models.profile import Point
-from ..policy import MAX_ERROR, Policy, Profiled
+from ..models.profile import Point, Profile
+from ..policy import MAX_ERROR
 from ..runtime.batch import BatchContext
 from ..runtime.llama import Llama
+from .sublayer import Sublayer
 
 __all__ = ["RATES", "find_thresholds", "measure", "recommend"]
 
@@ -24,7 +27,9 @@ Windows = Sequence[npt.NDArray[np.int32]]
 Progress = Callable[[int, int], None]
 
 
-def find_thresholds(llm: Llama, windows: Windows, rates: Sequence[float], progress: Progress) -> list[float]:
+def find_thresholds(
+    llm: Llama, profile: Profile, sublayer: Sublayer, windows: Windows, rates: Sequence[float], progress: Progress
+) -> list[float]:
     """A threshold for each of the rising rates: the quantile of the scores that tokens got under the one before, whose
     stream was skipped nearly as much."""
     thresholds: list[float] = []
@@ -34,14 +39,14 @@ def find_thresholds(llm: Llama, windows: Windows, rates: Sequence[float], progre
         before = -math.inf
         for k, rate in enumerate(rates):
             scores = []
-            context.skip.set_policy(threshold_policy(before), llm.profile)
+            context.skip.set_policy(sublayer.below(before, profile.warmup), profile)
             for done, window in enumerate(windows, 1):
                 context.clear()
                 wanted = np.zeros(len(window), bool)
                 wanted[len(window) // 2 : -1] = True  # the last layer computes tokens with an output only
                 context.decode(window.tolist(), range(len(window)), [0] * len(window), wanted)
                 trace = context.skip.take_trace(n_window)
-                scores.append(trace.similarity[trace.positions >= len(window) // 2])
+                scores.append(sublayer.decided(trace)[1][trace.positions >= len(window) // 2])
                 progress(k * len(windows) + done, len(rates) * len(windows))
             found = np.nan_to_num(np.concatenate(scores).ravel(), nan=np.inf)
             before = max(before, min(float(np.quantile(found, rate, method="lower")), MAX_THRESHOLD))
@@ -49,14 +54,11 @@ def find_thresholds(llm: Llama, windows: Windows, rates: Sequence[float], progre
     return thresholds
 
 
-def threshold_policy(threshold: float) -> Policy:
-    return Profiled(error=math.exp(threshold) if threshold > -700 else 0.0)
-
-
-def measure(llm: Llama, windows: Windows, thresholds: Sequence[float], progress: Progress) -> list[Point]:
-    """Points with rising rates, on windows that were not fitted."""
-    size = llm.engine.info
-    policies = [threshold_policy(t) for t in thresholds]
+def measure(
+    llm: Llama, profile: Profile, sublayer: Sublayer, windows: Windows, thresholds: Sequence[float], progress: Progress
+) -> list[Point]:
+    """Points with rising rates, on windows that were not fitted. The Llama's own profile is this one."""
+    policies = [sublayer.below(t, profile.warmup) for t in thresholds]
     n_ctx = min(map(len, windows))
     results = evaluate_windows(
         llm, [w.tolist() for w in windows], policies, n_ctx=n_ctx, progress=lambda done, total, _: progress(done, total)
@@ -65,20 +67,38 @@ def measure(llm: Llama, windows: Windows, thresholds: Sequence[float], progress:
     points: list[Point] = []
     for threshold, policy in zip(thresholds, policies, strict=True):
         result = found[str(policy)]
-        if result.skip_rate <= (points[-1].rate if points else 0.0) + 1e-4:
+        rate = result.skip_rate if sublayer is Sublayer.FFN else result.attention_skip_rate
+        if rate <= (points[-1].rate if points else 0.0) + 1e-4:
             continue
         points.append(
             Point(
-                rate=result.skip_rate,
+                rate=rate,
                 threshold=threshold,
                 ppl_ratio=result.ppl_ratio,
                 ppl_ratio_se=result.ppl_ratio_se,
                 kld_mean=result.kld_mean,
-                ffn_bytes_saved=result.ffn_bytes_saved,
-                ideal_speedup=size.ideal_speedup(result.ffn_bytes_saved),
+                **_saved(llm, profile, sublayer, rate, result.ffn_bytes_saved),
             )
         )
     return points
+
+
+def _saved(llm: Llama, profile: Profile, sublayer: Sublayer, rate: float, ffn_bytes_saved: float) -> dict[str, float]:
+    info = llm.engine.info
+    if sublayer is Sublayer.FFN:
+        return {"ffn_bytes_saved": ffn_bytes_saved, "ideal_speedup": info.ideal_speedup(ffn_bytes_saved)}
+    left = info.read_bytes - attention_bytes_saved(llm.model_path, profile, rate)
+    return {"ffn_bytes_saved": 0.0, "ideal_speedup": info.read_bytes / left}
+
+
+def attention_bytes_saved(model_path: str, profile: Profile, rate: float) -> float:
+    """Of the weights, by a token whose attention is skipped at that rate, as often in each layer that has a gate; what
+    gates and stand-ins read is taken off."""
+    governed = [il for il, n in enumerate(profile.attention_gate_bytes) if n]
+    names = re.compile(rf"blk\.({'|'.join(map(str, governed))})\.attn_(q|q_a|q_b|output)\.weight")
+    whole = sum(t.n_bytes for t in gguf.GGUFReader(model_path).tensors if names.fullmatch(t.name))
+    saved = (whole - sum(profile.attention_stand_in_bytes)) / len(governed)
+    return float(rate * profile.n_layer * saved - sum(profile.attention_gate_bytes))
 
 
 def recommend(points: Sequence[Point]) -> int:

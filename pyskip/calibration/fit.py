@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from .gather import LayerSums
 
-__all__ = ["GateFit", "StandInFit", "fit_gate", "fit_gated_stand_in", "fit_linear_stand_in"]
+__all__ = ["GateFit", "StandInFit", "attention_rank", "fit_gate", "fit_gated_stand_in", "fit_linear_stand_in"]
 
 LINEAR_RIDGE, GATE_RIDGE = 1e-3, 1e-2  # of the mean diagonal of the gram matrix
 GATED_RIDGE, N_PRIOR = 0.3, 3000  # of each neuron's own square, and so many tokens' worth of belief in the block's own
@@ -37,6 +37,11 @@ class GateFit:
     gate: F32
     r2: float
     log_x: float
+
+
+def attention_rank(n_embd: int) -> int:
+    """Of linear stand-ins of attention: a quarter of the bytes of Q's and the output's weights, whole blocks of 32."""
+    return min(n_embd, max(32, n_embd // 4 // 32 * 32))
 
 
 def _solve(gram: F64, cross: F64, penalty: F64 | float) -> F64:

@@ -16,6 +16,7 @@ from ..models.profile import Profile
 from ..runtime.batch import BatchContext
 from ..runtime.context import SkipContext
 from ..runtime.llama import Llama
+from .sublayer import Sublayer
 
 __all__ = ["Kind", "LayerSums", "gather"]
 
@@ -34,7 +35,8 @@ ACTIVATIONS = (None, "silu", "gelu", "relu")  # enum pyskip_activation
 
 @dataclass(frozen=True)
 class LayerSums:
-    """Sums over tokens of features f and targets t, which are, x being the stream and xn the normed input of a block:
+    """Sums over tokens of features f and targets t, which are, x being the stream and xn the normed input of a block,
+    an FFN or attention (which has OUTPUTS and ERRORS):
 
     OUTPUTS: f = (xn, log(|x|), 1), t = y, the block's output.
     NEURONS: f = 1, t = the squares of what ffn_down reads; gram is empty.
@@ -56,6 +58,7 @@ def gather(
     visit: Callable[[int, LayerSums], None],
     *,
     warmup: int,
+    sublayer: Sublayer = Sublayer.FFN,
     profile: Profile | None = None,
     progress: Callable[[int, int], None],
 ) -> None:
@@ -69,7 +72,7 @@ def gather(
     n_window = max(map(len, windows))
     with (
         BatchContext(llm, 1, n_window, n_window) as context,
-        _gathering(context.skip, kind, profile, warmup) as native,
+        _gathering(context.skip, kind, sublayer, profile, warmup) as native,
     ):
         for done, window in enumerate(windows, 1):
             context.decode_window(window, logits=False)
@@ -81,11 +84,13 @@ def gather(
 
 
 @contextmanager
-def _gathering(skip: SkipContext, kind: Kind, profile: Profile | None, warmup: int) -> Iterator[object]:
+def _gathering(
+    skip: SkipContext, kind: Kind, sublayer: Sublayer, profile: Profile | None, warmup: int
+) -> Iterator[object]:
     """A struct pyskip_gather, while which lives the context runs dense."""
     out, error = ffi.new("struct pyskip_gather **"), ffi.new("char[]", N_ERROR)
     of = profile.native if profile else ffi.NULL
-    status = lib.pyskip_gather_start(skip.native, int(kind), of, warmup, out, error, N_ERROR)
+    status = lib.pyskip_gather_start(skip.native, int(kind), int(sublayer), of, warmup, out, error, N_ERROR)
     raise_for(status, error)
     try:
         yield out[0]

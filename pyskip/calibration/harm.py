@@ -19,10 +19,11 @@ import numpy.typing as npt
 
 from ..evaluation.score import score
 from ..models.profile import Profile
-from ..policy import Off, Random
+from ..policy import Off
 from ..runtime.batch import BatchContext
 from ..runtime.llama import Llama
 from .fit import F64
+from .sublayer import Sublayer
 
 __all__ = ["Observed", "layer_harm", "observe"]
 
@@ -50,35 +51,35 @@ def observe(
     windows: Sequence[npt.NDArray[np.int32]],
     seed: int,
     progress: Callable[[int, int], None],
+    sublayer: Sublayer = Sublayer.FFN,
 ) -> Observed:
-    """Run the windows dense, and N_MASK times with blocks skipped at random."""
+    """Run the windows dense, and N_MASK times with blocks of a kind skipped at random."""
     n_window, first = max(map(len, windows)), profile.warmup
     kld, scores = [], []
     with BatchContext(llm, 1, n_window, n_window) as context:
         context.skip.set_trace(n_window)
-        threshold = _threshold(context, profile, windows[0])
+        error = _liked(context, profile, windows[0], sublayer)
         for done, window in enumerate(windows):
             context.skip.set_policy(Off(), None)
             tokens = window[first:].tolist()  # whose own likelihood is not looked at
             dense = np.empty((len(tokens), llm.n_vocab()), np.float32)
             score(context.decode_window(window)[first:], tokens, dense, is_dense=True)
             for k in range(N_MASK):
-                seed_k = seed + N_MASK * done + k
-                coin = Random(rate=RATE, seed=seed_k, warmup=first, stand_in=True, error=threshold)
-                context.skip.set_policy(coin, profile)
+                context.skip.set_policy(sublayer.coin(RATE, seed + N_MASK * done + k, first, error), profile)
                 scored = score(context.decode_window(window)[first:], tokens, dense, is_dense=False)
                 kld.append(scored.kld.clip(min=0).astype(np.float32))
-                trace = context.skip.take_trace(n_window)
-                scores.append(np.where(trace.skipped, trace.similarity, np.inf)[first:])
+                skipped, predicted = sublayer.decided(context.skip.take_trace(n_window))
+                scores.append(np.where(skipped, predicted, np.inf)[first:])
             progress(done + 1, len(windows))
     return Observed(np.concatenate(kld), np.concatenate(scores))
 
 
-def _threshold(context: BatchContext, profile: Profile, window: npt.NDArray[np.int32]) -> float:
+def _liked(context: BatchContext, profile: Profile, window: npt.NDArray[np.int32], sublayer: Sublayer) -> float:
     """The predicted error that LIKED of the blocks are below."""
-    context.skip.set_policy(Random(rate=0.0, stand_in=True), profile)
+    context.skip.set_policy(sublayer.below(-math.inf, profile.warmup), profile)
     context.decode_window(window)
-    scores = context.skip.take_trace(len(window)).similarity[profile.warmup :]
+    _, predicted = sublayer.decided(context.skip.take_trace(len(window)))
+    scores = predicted[profile.warmup :]
     return math.exp(float(np.nanquantile(scores, LIKED)))
 
 

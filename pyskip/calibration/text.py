@@ -18,7 +18,7 @@ from ..runtime.generation import chat_tokens
 from ..runtime.llama import Llama
 from .prompts import PROMPTS, many_prompts
 
-__all__ = ["CalibrationText", "Tokens", "read_files", "read_text", "sample_text", "starts_of"]
+__all__ = ["CalibrationText", "Progress", "Tokens", "read_files", "read_text", "sample_text", "starts_of"]
 
 N_SEQ = 20  # sequences that are sampled side by side at most
 TOP = 1000  # likeliest tokens that are sampled from

@@ -18,7 +18,7 @@ from ..replace import replacing
 
 __all__ = ["LayerFit", "Provenance", "Quantised", "quantise", "write_profile"]
 
-PROFILE_VERSION = 2
+PROFILE_VERSION = 3
 F32 = npt.NDArray[np.float32]
 
 
@@ -32,12 +32,12 @@ class Quantised:
 
 @dataclass(frozen=True)
 class LayerFit:
-    """One layer's gate and stand-in.
+    """The gate and the stand-in of one layer's FFN, or of its attention.
 
     gate: [n_embd + 2], on the normed input, on log(|x|), constant.
     bias: [n_embd].
     matrices: by tensor name. linear: skip_up [n_embd, rank] and skip_down [rank, n_embd], or skip_up [n_embd, n_embd]
-        alone. gated: skip_gate_up [2*width, n_embd] and skip_down [n_embd, width]. none: empty.
+        alone. gated: skip_gate_up [2*width, n_embd] and skip_down [n_embd, width]. none: empty. Of attention linear.
     """
 
     gate: F32
@@ -81,30 +81,34 @@ def write_profile(
     recommended: int,
     provenance: Provenance,
     quantisation: str = "Q8_0",
+    *,
+    attention: Sequence[LayerFit | None] = (),
+    attention_curve: Sequence[Point] = (),
 ) -> None:
     """Write beside the target first, then replace it: a full disk or an interruption leaves the old file as it was.
+
+    layers, curve: of FFNs. attention: by layer; that of the last one is never skipped.
 
     Raises ProfileError if the target cannot be written.
     """
     target = Path(path)
     try:
         with replacing(target) as name:
-            _write(name, layers, curve, recommended, provenance, quantisation)
+            writer = gguf.GGUFWriter(name, "pyskip")
+            _add_about(writer, layers, recommended, provenance)
+            _add_gates(writer, ("pyskip.curve.", "skip"), layers, curve, quantisation)
+            if any(attention):
+                _add_gates(writer, ("pyskip.attention.curve.", "attn_skip"), attention, attention_curve, quantisation)
+            _finish(writer)
     except OSError as error:
         raise ProfileError(
             f"{target}: cannot be written ({error.strerror}): make room or name another file with -o"
         ) from error
 
 
-def _write(
-    name: str,
-    layers: Sequence[LayerFit | None],
-    curve: Sequence[Point],
-    recommended: int,
-    provenance: Provenance,
-    quantisation: str,
+def _add_about(
+    writer: gguf.GGUFWriter, layers: Sequence[LayerFit | None], recommended: int, provenance: Provenance
 ) -> None:
-    writer = gguf.GGUFWriter(name, "pyskip")
     n_embd = next(len(layer.bias) for layer in layers if layer is not None)
     for key, number in (
         ("profile_version", PROFILE_VERSION), ("block_count", len(layers)), ("embedding_length", n_embd),
@@ -119,16 +123,30 @@ def _write(
         ("calibration.text_sha256", provenance.text_sha256), ("calibration.version", provenance.made_by),
     ):  # fmt: skip
         writer.add_string(f"pyskip.{key}", text)
+
+
+def _add_gates(
+    writer: gguf.GGUFWriter,
+    names: tuple[str, str],
+    layers: Sequence[LayerFit | None],
+    curve: Sequence[Point],
+    quantisation: str,
+) -> None:
+    """names: what the curve's keys begin with, and in place of `skip` the tensors' names."""
     for member in Point.__dataclass_fields__:
-        writer.add_array(f"pyskip.curve.{member}", [float(getattr(point, member)) for point in curve])
+        writer.add_array(f"{names[0]}{member}", [float(getattr(point, member)) for point in curve])
     for il, layer in enumerate(layers):
         if layer is None:
             continue
-        writer.add_tensor(f"blk.{il}.skip_gate.weight", np.asarray(layer.gate, np.float32))
-        writer.add_tensor(f"blk.{il}.skip.bias", np.asarray(layer.bias, np.float32))
+        skip = f"blk.{il}.{names[1]}"
+        writer.add_tensor(f"{skip}_gate.weight", np.asarray(layer.gate, np.float32))
+        writer.add_tensor(f"{skip}.bias", np.asarray(layer.bias, np.float32))
         for tensor, matrix in layer.matrices.items():
             stored = matrix if isinstance(matrix, Quantised) else quantise(matrix, quantisation)
-            writer.add_tensor(f"blk.{il}.{tensor}.weight", stored.data, raw_dtype=stored.kind)
+            writer.add_tensor(f"{skip}{tensor.removeprefix('skip')}.weight", stored.data, raw_dtype=stored.kind)
+
+
+def _finish(writer: gguf.GGUFWriter) -> None:
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["bench"]
 
 COUNT = click.IntRange(1, 1 << 20)
-COLUMNS = ("test", "arm", "tokens/s", "speed-up", "bytes allow", "efficiency", "skipped", "tokens/J", "peak RSS")
+COLUMNS = (
+    "test", "arm", "tokens/s", "speed-up", "bytes allow", "efficiency", "skipped", "attention", "tokens/J", "peak RSS"
+)  # fmt: skip
 
 
 class Counts(click.ParamType):  # type: ignore[type-arg]  # generic in newer clicks only
@@ -125,15 +127,18 @@ def _markdown(result: BenchResult) -> str:
         f"{result.governor}; {result.rounds} rounds; {result.date}",
         *(f"{arm}: {build}" for arm, build in result.builds.items() if arm in ("off", "llama-cpp-python")),
         "",
-        "| " + " | ".join(COLUMNS) + " |",
-        "|" + "---|" * len(COLUMNS),
     ]
-    for row in result.rows:
-        lines.append(
-            f"| {row.test} | {row.arm} | {row.avg_ts:.2f} ± {row.spread_ts:.2f} | {row.speedup:.3f} | "
-            f"{_known(row.ideal_speedup, 3)} | {_known(row.efficiency, 3)} | {row.skip_rate:.1%} | "
-            f"{_known(row.tokens_per_joule, 2)} | {row.peak_rss / 2**20:.0f} MiB |"
+    rows = [
+        (
+            row.test, row.arm, f"{row.avg_ts:.2f} ± {row.spread_ts:.2f}", f"{row.speedup:.3f}",
+            _known(row.ideal_speedup, 3), _known(row.efficiency, 3), f"{row.skip_rate:.1%}",
+            f"{row.attention_skip_rate:.1%}", _known(row.tokens_per_joule, 2), f"{row.peak_rss / 2**20:.0f} MiB",
         )
+        for row in result.rows
+    ]  # fmt: skip
+    shown = [c != "attention" or any(row.attention_skip_rate for row in result.rows) for c in COLUMNS]
+    for cells in (COLUMNS, ("---",) * len(COLUMNS), *rows):
+        lines.append("| " + " | ".join(cell for cell, is_shown in zip(cells, shown, strict=True) if is_shown) + " |")
     return "\n".join(lines)
 
 

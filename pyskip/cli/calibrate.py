@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from . import ui
+
+if TYPE_CHECKING:
+    from pyskip.calibration.calibrate import Settings
+    from pyskip.calibration.depth import StaticSet
 
 __all__ = ["calibrate"]
 
@@ -66,6 +72,18 @@ __all__ = ["calibrate"]
     help="Of those to fit on, windows that the harm is measured on; 0: gates predict the error alone.",
 )
 @click.option(
+    "--attention",
+    is_flag=True,
+    help="Gates and stand-ins of attention, too, for profile:attn=R. Takes about as long again.",
+)
+@click.option(
+    "--static",
+    "n_static",
+    type=click.IntRange(1, 1 << 13),
+    metavar="N",
+    help="Make no profile: find the N sublayers that are missed least, and print them as static:... to use.",
+)
+@click.option(
     "--distill",
     type=click.FloatRange(1, 1e7),
     default=None,
@@ -110,6 +128,8 @@ def calibrate(
     minutes: float | None,
     n_curve: int,
     n_harm: int,
+    attention: bool,
+    n_static: int | None,
     distill: float | None,
     state: str | None,
     tokens: str | None,
@@ -126,6 +146,10 @@ def calibrate(
     from pyskip.calibration.calibrate import Settings, write_tokens
     from pyskip.calibration.calibrate import calibrate as run
 
+    if distill and attention:
+        raise click.UsageError("--attention with --distill: found both, expected one: attention is fitted, not trained")
+    if n_static and (distill or attention or output):
+        raise click.UsageError("--static makes no profile: leave -o, --attention and --distill out")
     if tokens and not distill:
         raise click.UsageError("--tokens without --distill: found none, expected the seconds to train: add --distill")
     settings = Settings(
@@ -136,6 +160,7 @@ def calibrate(
         minutes=minutes,
         n_curve=n_curve,
         n_harm=n_harm,
+        attention=attention,
         seed=seed,
         distill=distill or 0.0,
         width=width,
@@ -143,6 +168,9 @@ def calibrate(
         output=Path(output) if output else None,
     )
     path = ui.resolve(model)
+    if n_static:
+        _find_static(path, settings, n_static, n_threads, as_json)
+        return
     if tokens:
         n_tokens = ui.in_thread(lambda: write_tokens(path, settings, Path(tokens), n_threads))
         click.echo(f"{tokens}: {n_tokens} tokens")
@@ -154,6 +182,10 @@ def calibrate(
         click.echo(json.dumps(document))
         return
     click.echo(f"{made.profile}: {made.n_tokens} tokens, {made.seconds:.0f} s")
+    if made.attention_curve:
+        click.echo(" attn rate  perplexity / dense   KL (nats)")
+    for p in made.attention_curve:
+        click.echo(f"{p.rate:10.3f}  {p.ppl_ratio:8.4f} ± {p.ppl_ratio_se:.4f}  {p.kld_mean:10.4f}")
     click.echo("skip rate  perplexity / dense   KL (nats)  FFN bytes saved  ideal speed-up")
     for p in made.curve:
         mark = "  recommended" if p == made.recommended else ""
@@ -161,3 +193,25 @@ def calibrate(
             f"{p.rate:9.3f}  {p.ppl_ratio:8.4f} ± {p.ppl_ratio_se:.4f}  {p.kld_mean:10.4f}  {p.ffn_bytes_saved:15.3f}  "
             f"{p.ideal_speedup:13.2f}x{mark}"
         )
+
+
+def _find_static(path: Path, settings: Settings, n: int, n_threads: int | None, as_json: bool) -> None:
+    """Prints each set as soon as it is found, so that Ctrl-C leaves those before it."""
+    from pyskip.calibration.depth import static_sets
+
+    shows: list[Callable[[str, int, int, str], None]] = []
+    sets = static_sets(path, settings, n, lambda *told: shows[-1](*told), n_threads)
+    found: list[StaticSet] = []
+    while True:
+        with ui.stage_line() as show:
+            shows.append(show)
+            one = ui.in_thread(lambda: next(sets, None))
+        if one is None:
+            break
+        if not found and not as_json:
+            click.echo(f"{'n':>3}  {'KL (nats)':>10}  perplexity / dense  skip")
+        found.append(one)
+        if not as_json:
+            click.echo(f"{one.n:3}  {one.kld_mean:10.4f}  {one.ppl_ratio:18.4f}  {one.skip}")
+    if as_json:
+        click.echo(json.dumps({"sets": [asdict(one) for one in found]}))

@@ -80,6 +80,10 @@ def info(model: str, as_json: bool) -> None:
         for point in profile.curve:
             mark = "  recommended" if point == profile.recommended else ""
             click.echo(f"{point.rate:9.3f}  {point.ppl_ratio:18.3f}  {point.ideal_speedup:13.2f}x{mark}")
+        if profile.attention_curve:
+            click.echo("attn rate  perplexity / dense  ideal speed-up, before the cache grows")
+        for point in profile.attention_curve:
+            click.echo(f"{point.rate:9.3f}  {point.ppl_ratio:18.3f}  {point.ideal_speedup:13.2f}x")
     elif layers:
         click.echo("skip rate  ideal speed-up, before stand-ins (pyskip calibrate tells what it costs)")
         for rate in RATES:
@@ -125,6 +129,8 @@ def _describe(profile: Profile) -> dict[str, object]:
         "made_by": profile.made_by,
         "recommended": profile.recommended.rate,
         "curve": [asdict(point) for point in profile.curve],
+        "attention_rank": profile.attention_rank,
+        "attention_curve": [asdict(point) for point in profile.attention_curve],
     }
 
 

@@ -25,13 +25,13 @@ BUNDLED = LIB_DIR.parent / "profiles"  # models/profiles of the source tree
 class Point:
     """One operating point, measured when the profile was made, on text that was not fitted."""
 
-    rate: float  # skipped / all FFN blocks
+    rate: float  # skipped / all FFN blocks, or attention sublayers
     threshold: float  # a block is skipped if its gate's score is below it: about the log of the relative error
     ppl_ratio: float  # perplexity / dense perplexity
     ppl_ratio_se: float
     kld_mean: float  # nats per token, dense || skipped
     ffn_bytes_saved: float  # share of the FFN's bytes that are not read, what gates and stand-ins read taken off
-    ideal_speedup: float  # bytes of all weights / bytes read per token
+    ideal_speedup: float  # bytes of all weights / bytes read per token; of attention before the cache is looked at
 
 
 def _point(native: Any) -> Point:
@@ -54,18 +54,27 @@ class Profile:
         lib.pyskip_profile_get(self.native, info)
         self.n_layer, self.n_embd, self.warmup = int(info.n_layer), int(info.n_embd), int(info.warmup)
         self.rank, self.n_tokens = int(info.rank), int(info.n_tokens)
+        self.attention_rank = int(info.attention_rank)  # 0: no attention is ever skipped
         self.fingerprint, self.model, self.stand_in, self.method, self.text, self.text_sha256, self.made_by = (
             ffi.string(getattr(info, name)).decode("utf-8", "replace")
             for name in ("fingerprint", "model", "stand_in", "method", "text", "text_sha256", "made_by")
         )
-        points = ffi.new("struct pyskip_profile_point[]", info.n_points)
-        lib.pyskip_profile_get_points(self.native, points)
-        self.curve = tuple(_point(p) for p in points)
+        self.curve = self._points(lib.PYSKIP_SUBLAYER_FFN, info.n_points)
+        self.attention_curve = self._points(lib.PYSKIP_SUBLAYER_ATTENTION, info.n_attention_points)
         self.recommended = self.curve[info.recommended]
-        stand_in_bytes, gate_bytes = ffi.new("int64_t[]", self.n_layer), ffi.new("int64_t[]", self.n_layer)
-        lib.pyskip_profile_get_bytes(self.native, stand_in_bytes, gate_bytes)
-        self.stand_in_bytes: tuple[int, ...] = tuple(stand_in_bytes)  # by layer: read if one block is skipped
-        self.gate_bytes: tuple[int, ...] = tuple(gate_bytes)  # by layer: read for each token; 0: never skipped
+        # by layer: what is read if one block is skipped, and for each token; 0: it is never skipped
+        self.stand_in_bytes, self.gate_bytes = self._bytes(lib.PYSKIP_SUBLAYER_FFN)
+        self.attention_stand_in_bytes, self.attention_gate_bytes = self._bytes(lib.PYSKIP_SUBLAYER_ATTENTION)
+
+    def _points(self, sublayer: int, n: int) -> tuple[Point, ...]:
+        points = ffi.new("struct pyskip_profile_point[]", n)
+        lib.pyskip_profile_get_points(self.native, sublayer, points)
+        return tuple(_point(p) for p in points)
+
+    def _bytes(self, sublayer: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        stand_ins, gates = ffi.new("int64_t[]", self.n_layer), ffi.new("int64_t[]", self.n_layer)
+        lib.pyskip_profile_get_bytes(self.native, sublayer, stand_ins, gates)
+        return tuple(stand_ins), tuple(gates)
 
     def check_model(self, fingerprint: str, model: str) -> None:
         """Raises ProfileError if the profile is not this model's."""
@@ -78,8 +87,11 @@ class Profile:
 
     def point(self, rate: float) -> Point:
         """The curve at a rate, straight between its points. Raises PolicyError beyond the last."""
+        return self._point_at(lib.PYSKIP_SUBLAYER_FFN, rate)
+
+    def _point_at(self, sublayer: int, rate: float) -> Point:
         point, error = ffi.new("struct pyskip_profile_point *"), ffi.new("char[]", N_ERROR)
-        if lib.pyskip_profile_get_point_at(self.native, rate, point, error, N_ERROR) != lib.PYSKIP_STATUS_OK:
+        if lib.pyskip_profile_get_point_at(self.native, sublayer, rate, point, error, N_ERROR) != lib.PYSKIP_STATUS_OK:
             raise PolicyError(ffi.string(error).decode())
         return _point(point)
 
@@ -88,6 +100,11 @@ class Profile:
         if policy.error is not None:
             return math.log(policy.error) if policy.error > 0 else -math.inf
         return self.recommended.threshold if policy.rate is None else self.point(policy.rate).threshold
+
+    def attention_threshold(self, rate: float) -> float:
+        """What the gates of attention compare with. Raises PolicyError for a rate beyond their curve, and if there are
+        none."""
+        return self._point_at(lib.PYSKIP_SUBLAYER_ATTENTION, rate).threshold
 
 
 def path_beside(model: str | os.PathLike[str]) -> Path:

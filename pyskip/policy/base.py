@@ -51,6 +51,8 @@ class Operating(Protocol):
 
     def threshold(self, policy: Any) -> float: ...
 
+    def attention_threshold(self, rate: float) -> float: ...
+
 
 class Paced(Protocol):
     """A policy whose operating point a pace moves."""
@@ -62,7 +64,7 @@ class Paced(Protocol):
 
 
 class Policy(ABC):
-    """What decides which FFN blocks are skipped. One of the classes of this package."""
+    """What decides which FFN blocks, and which attention, are skipped. One of the classes of this package."""
 
     __slots__ = ()
 

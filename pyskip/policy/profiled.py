@@ -28,6 +28,10 @@ class Profiled(Policy):
     """The model's profile (pyskip calibrate): a gate predicts what a block's stand-in would cost, token by token.
 
     rate: the share of FFN blocks to skip among generated tokens, within 2 points over 256 of them.
+    attn: the share of attention sublayers to skip among generated tokens, held in the same way, if the profile has
+        gates of attention (pyskip calibrate --attention). Beside an error, or without hold, at the fixed threshold at
+        which calibration measured that rate. Not given: all attention runs. It always does in prompts and in the last
+        layer.
     error: instead of a rate, skip if the predicted error |y - stand-in| / |x|, times the layer's sensitivity, is
         below it. Neither: the rate of the profile's recommended point.
     hold: the rate is held: the threshold follows from the sequence's own past. Otherwise it stays where calibration
@@ -44,6 +48,7 @@ class Profiled(Policy):
     settings: ClassVar[Settings] = {
         "rate": read_number,
         "error": read_number,
+        "attn": read_number,
         "hold": read_flag,
         "prompt": read_number,
         "prefill": read_flag,
@@ -56,6 +61,7 @@ class Profiled(Policy):
     warmup: int | None = None
     hold: bool = True
     prompt: float | None = None
+    attn: float | None = None
 
     def __post_init__(self) -> None:
         if self.rate is not None and self.error is not None:
@@ -65,6 +71,8 @@ class Profiled(Policy):
         if self.error is not None:
             check_number("profile error", self.error, MAX_ERROR)
             object.__setattr__(self, "hold", False)
+        if self.attn is not None:
+            check_number("profile attn", self.attn, 1.0)
         if self.prompt is not None:
             check_number("profile prompt", self.prompt, 1.0)
             if self.prefill:
@@ -79,6 +87,7 @@ class Profiled(Policy):
             "profile",
             rate=self.rate,
             error=self.error,
+            attn=self.attn,
             hold=0 if not self.hold and self.error is None else None,
             prompt=self.prompt,
             prefill=1 if self.prefill else None,
@@ -130,4 +139,6 @@ class Profiled(Policy):
             "rate": min(max(rate, 0.0), 1.0),
             "prompt": prompt,
             "prefill": self.prefill,
+            "attention_rate": self.attn or 0.0,
+            "attention_threshold": profile.attention_threshold(self.attn) if self.attn else 0.0,
         }

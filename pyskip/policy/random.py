@@ -28,6 +28,7 @@ __all__ = ["Random"]
 class Random(Policy):
     """A coin for each token and layer, the same however tokens are batched. The baseline that every gate must beat.
 
+    attn: the same for attention, of which that of the last layer always runs.
     stand_in: skipped blocks use the stand-ins of the model's profile; otherwise nothing, as in the paper.
     error: with stand-ins, toss only if the predicted error is below it, as in Profiled.
     """
@@ -39,6 +40,7 @@ class Random(Policy):
         "warmup": read_count,
         "stand_in": read_flag,
         "error": read_number,
+        "attn": read_number,
     }
 
     rate: float = 0.25
@@ -46,6 +48,7 @@ class Random(Policy):
     warmup: int = 16
     stand_in: bool = False
     error: float | None = None
+    attn: float | None = None
 
     def __post_init__(self) -> None:
         if self.error is not None:
@@ -53,6 +56,8 @@ class Random(Policy):
                 raise PolicyError("random has error, expected stand_in=1 with it: without stand-ins there is no error")
             check_number("random error", self.error, MAX_ERROR)
         check_number("random rate", self.rate, 1.0)
+        if self.attn is not None:
+            check_number("random attn", self.attn, 1.0)
         check_count("random seed", self.seed)
         check_count("random warmup", self.warmup)
 
@@ -63,8 +68,9 @@ class Random(Policy):
 
     def __str__(self) -> str:
         return spec(
-            "random", rate=self.rate, seed=self.seed, warmup=self.warmup, stand_in=int(self.stand_in), error=self.error
-        )
+            "random", rate=self.rate, seed=self.seed, warmup=self.warmup, stand_in=int(self.stand_in), error=self.error,
+            attn=self.attn,
+        )  # fmt: skip
 
     @property
     def needs_profile(self) -> bool:
@@ -77,6 +83,7 @@ class Random(Policy):
             "seed": self.seed,
             "warmup": self.warmup,
             "threshold": self.log_error,
+            "attention_rate": self.attn or 0.0,
         }
         if not self.stand_in:
             return fields

@@ -95,14 +95,14 @@ class SkipContext:
     def take_trace(self, n: int, seq_id: int = -1) -> SkipTrace:
         tokens = ffi.new("struct pyskip_trace_token[]", n)
         skipped, attention = np.zeros((2, n, self.n_layer), np.uint8)
-        similarity = np.empty((n, self.n_layer), np.float32)
+        similarity, attention_similarity = np.empty((2, n, self.n_layer), np.float32)
         flags, more_flags = ffi.from_buffer("uint8_t[]", skipped), ffi.from_buffer("uint8_t[]", attention)
-        values = ffi.from_buffer("float[]", similarity)
-        n = lib.pyskip_seq_take_trace(self.native, seq_id, n, tokens, flags, values, more_flags)
+        values, more_values = ffi.from_buffer("float[]", similarity), ffi.from_buffer("float[]", attention_similarity)
+        n = lib.pyskip_seq_take_trace(self.native, seq_id, n, tokens, flags, values, more_flags, more_values)
         places = np.frombuffer(ffi.buffer(tokens), np.int32).reshape(-1, 2)[:n]
         return SkipTrace(
             places[:, 0].copy(), places[:, 1].copy(), skipped[:n].astype(bool), similarity[:n].copy(),
-            attention[:n].astype(bool),
+            attention[:n].astype(bool), attention_similarity[:n].copy(),
         )  # fmt: skip
 
     def set_abort(self, abort: bool) -> None:

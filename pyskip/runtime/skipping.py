@@ -177,7 +177,7 @@ class Skipping:
             self._pace.reset_stats()
 
     def start_trace(self, capacity: int = 4096) -> None:
-        """Keep the decisions of the last `capacity` generated tokens (5 bytes a layer a token); 0 stops."""
+        """Keep the decisions of the last `capacity` generated tokens (10 bytes a layer a token); 0 stops."""
         self.engine.skip.set_trace(capacity)
 
     def take_trace(self, n: int = 4096) -> SkipTrace:

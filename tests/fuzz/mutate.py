@@ -218,8 +218,8 @@ def gguf(rng: Random, whole: bytes, walk: Walk) -> bytes:
 
 KEYS = {
     "cosine": ("threshold", "run", "cold_start", "cold_end", "warmup"),
-    "profile": ("rate", "error", "hold", "prompt", "prefill", "warmup"),
-    "random": ("rate", "seed", "warmup", "stand_in", "error"),
+    "profile": ("rate", "error", "attn", "hold", "prompt", "prefill", "warmup"),
+    "random": ("rate", "seed", "warmup", "stand_in", "error", "attn"),
     "off": (),
     "static": (),
     "0.25": (),

@@ -20,6 +20,7 @@ PROFILES: dict[str, dict[str, Any]] = {  # name -> arguments of make_profile
     "low": {"stand_in": "linear", "rank": 32, "kind": "q4_0"},
     "gated": {"stand_in": "gated", "rank": 32, "kind": "q8_0"},
     "none": {"stand_in": "none"},
+    "attention": {"stand_in": "none", "kind": "f32", "attention": True},
 }
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("f32", "q8_0", "q4_0")

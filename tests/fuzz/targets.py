@@ -34,7 +34,7 @@ from pyskip.chat.session import load_session, save_session
 from pyskip.cli.main import run as run_cli
 from pyskip.evaluation.tasks import Article, encode, read_task
 from pyskip.models.profile import Profile
-from pyskip.policy import parse_skip
+from pyskip.policy import Profiled, parse_skip
 
 Input = dict[str, bytes]  # file name -> content
 
@@ -152,7 +152,8 @@ class ProfileFile(Target):
 
     def _use(self, path: Path) -> None:
         profile = Profile(path)
-        policy = parse_skip("profile:prefill=1,warmup=0")
+        attn = profile.attention_curve[-1].rate if profile.attention_curve else None
+        policy = Profiled(prefill=True, warmup=0, attn=attn)
         try:
             self.llm.engine.skip.set_policy(policy, profile)
             self.decode()
@@ -190,9 +191,10 @@ class SessionFile(Target):
         "".join(conversation.say("w4"))
 
 
-SKIPS = ("profile:prefill=1,warmup=0", "0.4", "profile:error=1e9,warmup=0", "random:rate=1,warmup=0,stand_in=1")
+SKIPS = ("profile:prefill=1,warmup=0", "0.4", "profile:error=1e9,warmup=0", "random:rate=1,warmup=0,stand_in=1",
+         "profile:rate=0.3,attn=0.5,warmup=0")  # fmt: skip
 OTHER_SKIPS = ("off", "cosine:threshold=-1,warmup=0,cold_start=0,cold_end=0", "static:1", "static:attn=1",
-               "adaskip:n=2", "random:rate=1,warmup=0")  # fmt: skip
+               "adaskip:n=2", "random:rate=1,attn=1,warmup=0")  # fmt: skip
 
 
 class Pair(Target):

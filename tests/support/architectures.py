@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING or sys.argv[1:2] != ["reference"]:
     import pyskip  # isort: skip  (before llama_cpp)
+    from pyskip.calibration.sublayer import Sublayer
     from pyskip.models.profile import Profile
     from pyskip.policy import Cosine, Policy, Profiled, Static
     from pyskip.runtime.context import SkipContext
@@ -189,6 +190,8 @@ def examine_pyskip(path: Path, _: Record) -> Record:
         under["attention"] = policy.compare(Static(attention=attention))
     record["cosine_never"], under["cosine"] = policy.examine_cosine(layers[0])
     record["profile_never"], under["profile"] = examine_profile(path, policy)
+    if any(il + 1 < skip.n_layer for il in attention):
+        record["attention_never"], under["attention gates"] = examine_attention_gates(path, policy)
     skip.set_policy(pyskip.parse_skip("off"))
     record["off_again"] = digest(session.run())
     return record
@@ -230,6 +233,7 @@ class Under:
             "n_differ": int((in_batch.skipped != alone.skipped).sum() + (in_batch.attention != alone.attention).sum()),
             "noise": distance(batch, steps),
             "gated": [il for il in range(self.skip.n_layer) if np.isfinite(alone.similarity[:, il]).any()],
+            "attention_gated": np.flatnonzero(np.isfinite(alone.attention_similarity).any(axis=0)).tolist(),
         }
 
 
@@ -250,6 +254,18 @@ def examine_profile(path: Path, policy: Under) -> tuple[str, Record]:
         scores = policy.skip.take_trace(N_TOKENS).similarity
         between = threshold_between(scores[np.isfinite(scores)])
         return never, policy.compare(Profiled(error=float(np.exp(between)), warmup=0), profile)
+
+
+def examine_attention_gates(path: Path, policy: Under) -> tuple[str, Record]:
+    """The same of attention, with the FFNs computed: under a profile that has a gate in every layer but the last."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "random.skip.gguf"
+        make_profile(path, target, rank=32, kind="f32", attention=True)
+        profile = Profile(target)
+        never = digest(policy.run(Sublayer.ATTENTION.below(-np.inf, warmup=0), profile))
+        scores = policy.skip.take_trace(N_TOKENS).attention_similarity
+        between = threshold_between(scores[np.isfinite(scores)])
+        return never, policy.compare(Sublayer.ATTENTION.below(between, warmup=0), profile)
 
 
 def in_child(examine: Callable[[Path, Record], Record], path: Path, found: Record) -> Record:

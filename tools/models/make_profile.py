@@ -1,6 +1,7 @@
 """Seeded random profiles for any model, for speed and for tests: their gates and stand-ins mean nothing.
 
-python tools/models/make_profile.py MODEL [--stand-in linear|gated|none] [--rank R] [--type q4_0] [--seed N] -o FILE
+python tools/models/make_profile.py MODEL [--stand-in linear|gated|none] [--rank R] [--attention] [--type q4_0]
+    [--seed N] -o FILE
 """
 
 from __future__ import annotations
@@ -48,9 +49,11 @@ def make_profile(
     activation: str = "silu",
     hidden_norm: bool = False,
     last_is_dense: bool = False,
+    attention: bool = False,
 ) -> None:
     """A profile that the model accepts. The thresholds of its curve run from -2 to 2 over rates from 0.05 to 0.95.
-    last_is_dense: the last layer has no gate, as in closed-form profiles."""
+    last_is_dense: the last layer has no gate, as in closed-form profiles. attention: with gates of attention, the same
+    curve, and stand-ins of half rank."""
     info = pyskip.inspect(model)
     rng = np.random.default_rng(seed)
     layers: list[LayerFit | None] = [
@@ -63,7 +66,10 @@ def make_profile(
         model=info.name, fingerprint=info.fingerprint, stand_in=stand_in, method="random", text="none", text_sha256="",
         n_tokens=0, warmup=4, made_by=f"pyskip {pyskip.__version__}", activation=activation, hidden_norm=hidden_norm,
     )  # fmt: skip
-    write_profile(output, layers, curve, 2, provenance, kind.upper())
+    of_attention: list[LayerFit | None] = []
+    if attention:
+        of_attention = [random_layer(rng, info.n_embd, "linear", info.n_embd // 2, scale) for _ in layers[1:]] + [None]
+    write_profile(output, layers, curve, 2, provenance, kind.upper(), attention=of_attention, attention_curve=curve)
 
 
 def main() -> int:
@@ -71,11 +77,15 @@ def main() -> int:
     parser.add_argument("model", type=Path)
     parser.add_argument("--stand-in", choices=KINDS, default="linear")
     parser.add_argument("--rank", type=int, help="or width; default: full rank")
+    parser.add_argument("--attention", action="store_true", help="gates of attention, too")
     parser.add_argument("--type", choices=TYPES, default="q4_0")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
-    make_profile(args.model, args.output, stand_in=args.stand_in, rank=args.rank, kind=args.type, seed=args.seed)
+    make_profile(
+        args.model, args.output, stand_in=args.stand_in, rank=args.rank, kind=args.type, seed=args.seed,
+        attention=args.attention,
+    )  # fmt: skip
     return 0
 
 
