@@ -107,13 +107,14 @@ def test_curves_that_are_none(tmp_path: Path, points: list[Point], recommended: 
 
 def test_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "other.skip.gguf"
-    for version in (0, 3):
+    for version in (0, 4):
         monkeypatch.setattr("pyskip.calibration.write.PROFILE_VERSION", version)
         write_profile(path, [full()], CURVE, 0, PROVENANCE)
-        refused(path, rf"pyskip\.profile_version: found {version}, expected 1 to 2")
-    monkeypatch.setattr("pyskip.calibration.write.PROFILE_VERSION", 1)
-    write_profile(path, [full()], CURVE, 0, PROVENANCE)
-    assert len(Profile(path).curve) == len(CURVE)
+        refused(path, rf"pyskip\.profile_version: found {version}, expected 1 to 3")
+    for version in (1, 2):
+        monkeypatch.setattr("pyskip.calibration.write.PROFILE_VERSION", version)
+        write_profile(path, [full()], CURVE, 0, PROVENANCE)
+        assert len(Profile(path).curve) == len(CURVE)
 
 
 def test_files_that_are_no_profile(tmp_path: Path, tiny: Path) -> None:
