@@ -105,6 +105,7 @@ def quality(llm: Llama, skips: Sequence[str], windows: Windows, dense: LogP) -> 
                         dense[kind, i] = np.empty(logits.shape, np.float32)
                     scores = score(logits, window[FIRST + 1 :], dense[kind, i], is_dense=is_first)
                     n_tokens, skipped = arm.take()
+                    skipped = skipped[: len(skipped) // 2]  # FFNs, without attention
                     log_p.append(scores.log_p)
                     kld.append(scores.kld)
                     n_skipped, n = n_skipped + int(skipped.sum()), n + n_tokens * len(skipped)

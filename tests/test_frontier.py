@@ -50,10 +50,10 @@ def test_points(page_models: tuple[Path, Path], tmp_path: Path) -> None:
     dense = points["fitted.gguf", "off"]["texts"]["plain"]
     assert (dense["kld"], dense["skip_rate"]) == (0, 0)
     assert points["sibling-q4_0.gguf", "off"]["texts"]["plain"]["kld"] > 0.001
-    for skip, rate in (("0.2", 0.2), ("profile:rate=0,prompt=0.4", 0.4)):
+    for skip, rate, most in (("0.2", 0.2, 0.05), ("profile:rate=0,prompt=0.4", 0.4, 0.1)):  # a prompt is short
         found = points["fitted.gguf", skip]["texts"]["plain"]
         assert found["kld"] > 0
-        assert found["skip_rate"] == pytest.approx(rate, abs=0.15)
+        assert found["skip_rate"] == pytest.approx(rate, abs=most)
     assert all(len(p[test]) == 2 for p in points.values() for test in ("decode_ts", "prompt_ts"))
     assert "frontier-" in frontier_page.section([run])
 
