@@ -287,7 +287,7 @@ PYSKIP_API void pyskip_pace_reset_stats(struct pyskip_pace * pace);
 //
 // The context must be empty: for about thirty tokens it is measured what a batch and a draft cost and how often drafts are
 // right. Where nothing can be gained none is made, unless `always`. UNSUPPORTED with the reason in error for a model whose
-// memory cannot be cut or nothing of which can be skipped. Freed before the context.
+// memory cannot be cut or nothing of which can be skipped.
 PYSKIP_API enum pyskip_status pyskip_lossless_new(struct llama_context * ctx, bool always,
                                                   struct pyskip_lossless ** lossless, char * error, size_t n_error);
 PYSKIP_API void               pyskip_lossless_free(struct pyskip_lossless * lossless);

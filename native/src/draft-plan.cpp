@@ -67,10 +67,6 @@ double pyskip_draft_plan::gain(double step_seconds, double accepted) const {
     return best;
 }
 
-double pyskip_draft_plan::gain(size_t set, double accepted) const {
-    return gain(sets[set].step, accepted);
-}
-
 double pyskip_draft_plan::hoped(const outcomes & set) const {
     const double n = std::max(set.n, LEAST);
     return std::min(MOST, (set.n > 0.0 ? set.n_accepted / set.n : 1.0) + 0.5 / std::sqrt(n));

@@ -40,8 +40,7 @@ public:
     bool is_worth(int32_t n, double reach) const;
     bool goes_on(size_t set, int32_t n, double reach) const;
 
-    // Times as fast as dense, if a share of a set's tokens is accepted and drafts have the best length.
-    double gain(size_t set, double accepted) const;
+    // Times as fast as dense, if a step takes so long, that share of its tokens is accepted, and drafts have the best length.
     double gain(double step_seconds, double accepted) const;
 
     double batch_seconds(int32_t n_tokens) const;
@@ -58,7 +57,7 @@ private:
     double hoped(const outcomes & set) const;
 
     std::array<double, PYSKIP_N_DRAFT + 2> batches{}; // seconds by number of tokens; 0: not measured
-    std::vector<outcomes>                    sets;
+    std::vector<outcomes>                  sets;
 
     double balance = 0.0; // seconds that rounds saved
     double total   = 0.0; // seconds of rounds and of dense steps

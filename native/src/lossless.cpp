@@ -77,7 +77,9 @@ static std::shared_ptr<const pyskip_rule> rule_of(pyskip_policy_type type, int32
 }
 
 pyskip_lossless::pyskip_lossless(llama_context * ctx, bool always)
-    : always(always), ctx(ctx), state(pyskip_state_make(ctx)),
+    : always(always),
+      ctx(ctx),
+      state(pyskip_state_make(ctx)),
       n_vocab(llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx)))),
       batch(llama_batch_init(PYSKIP_N_DRAFT + 1, 0, 1)),
       n_batch((int32_t) std::min({ llama_n_batch(ctx), llama_n_ubatch(ctx), (uint32_t) PYSKIP_N_DRAFT + 1 })),
@@ -101,7 +103,7 @@ pyskip_lossless::~pyskip_lossless() {
 // Of a text that any model knows how to go on with; tokens of any kind where the vocabulary cannot split it.
 std::vector<int32_t> pyskip_lossless::text() const {
     const llama_vocab *  vocab = llama_model_get_vocab(llama_get_model(ctx));
-    const int32_t        n     = std::min<int32_t>(N_TEXT, (int32_t) llama_n_ctx(ctx));
+    const int32_t        n     = std::min<int32_t>(N_TEXT, (int32_t) llama_n_ctx_seq(ctx));
     std::vector<int32_t> tokens(sizeof(TEXT) + 8);
     int32_t              n_found = 0;
     char                 ignored[512];
@@ -278,6 +280,7 @@ void pyskip_lossless::measure() {
         dense = likeliest(tokens, nullptr);
     }
     const auto rule = rule_of(PYSKIP_POLICY_ADASKIP, state.n_layer);
+    const auto of   = [&](size_t set) { return plan.gain(plan.step_seconds(set), plan.accepted(set)); };
     size_t     best = 0;
     for (size_t i = 0; i < sets.size(); ++i) {
         const drafting guard(state, rule, sets[i], std::numeric_limits<int32_t>::max());
@@ -288,13 +291,12 @@ void pyskip_lossless::measure() {
             n_agreed += own[t] == dense[t];
         }
         plan.tried(i, n_agreed, (double) own.size() - N_BEGIN);
-        const auto of = [&](size_t set) { return plan.gain(set, plan.accepted(set)); };
         best          = of(i) > of(best) ? i : best;
     }
     pays = plan.choose() >= 0;
     std::snprintf(shown, sizeof(shown),
                   ", a draft's token %.2f, and %.0f %% of them are right: about %.2f times as fast as dense",
-                  plan.step_seconds(best) / step, 100.0 * plan.accepted(best), plan.gain(best, plan.accepted(best)));
+                  plan.step_seconds(best) / step, 100.0 * plan.accepted(best), of(best));
     why += shown;
 }
 
@@ -340,15 +342,19 @@ int32_t pyskip_lossless::draft(int32_t seq_id, int32_t pos, int32_t token, int32
         last.set = (int32_t) (state.timed.n_batches % (int64_t) sets.size());
     }
     if (last.set >= 0) {
-        const auto            start = std::chrono::steady_clock::now();
-        const size_t          set   = (size_t) last.set;
-        const llama_vocab *   vocab = llama_model_get_vocab(llama_get_model(ctx));
-        const drafting        guard(state, rule_of(PYSKIP_POLICY_ADASKIP, state.n_layer), sets[set],
-                                    std::numeric_limits<int32_t>::max());
-        double                reach = 1.0;
-        for (int32_t next = token; last.n < n_max && decode(&next, 1, seq_id, pos + last.n);) {
-            plan.took_step(set, state.timed.seconds);
+        const auto          start = std::chrono::steady_clock::now();
+        const size_t        set   = (size_t) last.set;
+        const llama_vocab * vocab = llama_model_get_vocab(llama_get_model(ctx));
+        const drafting      guard(state, rule_of(PYSKIP_POLICY_ADASKIP, state.n_layer), sets[set],
+                                  std::numeric_limits<int32_t>::max());
+        double              reach = 1.0;
+        for (int32_t next = token; last.n < n_max;) {
+            const auto began = std::chrono::steady_clock::now();
+            if (!decode(&next, 1, seq_id, pos + last.n)) {
+                break; // and so does the decode that follows, or it has more room
+            }
             const token_p found = likeliest_of(llama_get_logits_ith(ctx, 0), n_vocab);
+            plan.took_step(set, seconds_since(began));
             reach *= found.p;
             if (!always && !plan.is_worth(last.n + 1, reach)) {
                 last.was_given_up = true;

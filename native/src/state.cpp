@@ -185,7 +185,7 @@ bool pyskip_state::all_done(int64_t & n_run, int nth) {
 void pyskip_state::end(const llama_ubatch & ubatch, bool computed) {
     if (computed) {
         const std::chrono::duration<double> took = std::chrono::steady_clock::now() - began;
-        timed = { timed.n_batches + 1, (int32_t) ubatch.n_tokens, took.count() };
+        timed                                    = { timed.n_batches + 1, (int32_t) ubatch.n_tokens, took.count() };
     }
     if (slots.empty() || !computed || gather || drafting.rule) {
         return;

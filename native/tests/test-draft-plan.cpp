@@ -44,10 +44,10 @@ struct machine {
                 done++;
                 continue;
             }
-            const double p       = accepted[set];
-            double       took    = 0.0;
-            double       reach   = 1.0;
-            int32_t      n       = 0;
+            const double p        = accepted[set];
+            double       took     = 0.0;
+            double       reach    = 1.0;
+            int32_t      n        = 0;
             bool         given_up = false;
             do {
                 took += steps[set];
@@ -90,9 +90,9 @@ static void test_batches_between_and_beyond() {
 static void test_gain() {
     const machine           free{ 0.0, { 0.5 }, { 1.0 } };
     const pyskip_draft_plan plan = free.plan({ 1.0 });
-    CHECK(std::fabs(plan.gain(0, 1.0) - 8.0 / 4.5) < 1e-9); // 7 steps of a half, and one batch, for 8 tokens
-    CHECK(std::fabs(plan.gain(0, 0.0) - 1.0 / 1.5) < 1e-9);
-    CHECK(plan.gain(0, 0.5) < 1.0 && plan.gain(0, 0.9) > 1.0);
+    CHECK(std::fabs(plan.gain(0.5, 1.0) - 8.0 / 4.5) < 1e-9); // 7 steps of a half, and one batch, for 8 tokens
+    CHECK(std::fabs(plan.gain(0.5, 0.0) - 1.0 / 1.5) < 1e-9);
+    CHECK(plan.gain(0.5, 0.5) < 1.0 && plan.gain(0.5, 0.9) > 1.0);
     CHECK(plan.accepted(0) == 1.0);
 }
 

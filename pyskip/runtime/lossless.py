@@ -6,6 +6,7 @@ What is skipped, when and how far is decided natively (native/src/lossless.cpp),
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ class Lossless(LlamaDraftModel):
     """
 
     def __init__(self, llm: Cached, always: bool = False) -> None:
-        self._llm, self.always = llm, always
+        self._llm, self.always = weakref.proxy(llm), always  # which holds this one
         handle, error = ffi.new("struct pyskip_lossless **"), ffi.new("char[]", N_ERROR)
         with interruptible(llm.engine.skip.native):
             status = lib.pyskip_lossless_new(llm.engine.skip.native, always, handle, error, N_ERROR)
