@@ -252,36 +252,17 @@ void pyskip_lossless::measure_step(size_t set, const std::vector<int32_t> & toke
     plan.took_step(set, least);
 }
 
-void pyskip_lossless::measure() {
-    const std::vector<int32_t> tokens = text();
-    if (n_batch < 2 || (int32_t) tokens.size() <= N_BEGIN) {
-        why = "batches and the context hold less than 2 and " + std::to_string(N_BEGIN + 1) + " tokens";
-        return;
-    }
-    measure_batches(tokens);
-    char         shown[256];
-    const double step = plan.batch_seconds(1);
-    const double most = plan.gain(LEAST * step, HOPE);
-    std::snprintf(shown, sizeof(shown), "verifying 4 tokens takes %.2f times as long as decoding one",
-                  plan.batch_seconds(4) / step);
-    why = shown;
-    if (!always && most < 1.0) {
-        return;
-    }
+// Each set's step, and how often its likeliest token is the model's. The set that gains most.
+size_t pyskip_lossless::measure_sets(const std::vector<int32_t> & tokens) {
+    const auto            rule = rule_of(PYSKIP_POLICY_ADASKIP, state.n_layer);
     std::vector<sublayer> found;
+    std::vector<int32_t>  dense;
     {
-        const drafting guard(state, rule_of(PYSKIP_POLICY_ADASKIP, state.n_layer), nullptr, 0);
-        likeliest(tokens, &found);
+        const drafting guard(state, rule, nullptr, 0); // nothing is skipped, all is looked at
+        dense = likeliest(tokens, &found);
     }
     make_sets(found);
-    std::vector<int32_t> dense;
-    {
-        const drafting guard(state, rule_of(PYSKIP_POLICY_OFF, state.n_layer), nullptr, 0);
-        dense = likeliest(tokens, nullptr);
-    }
-    const auto rule = rule_of(PYSKIP_POLICY_ADASKIP, state.n_layer);
-    const auto of   = [&](size_t set) { return plan.gain(plan.step_seconds(set), plan.accepted(set)); };
-    size_t     best = 0;
+    size_t best = 0;
     for (size_t i = 0; i < sets.size(); ++i) {
         const drafting guard(state, rule, sets[i], std::numeric_limits<int32_t>::max());
         measure_step(i, tokens);
@@ -291,12 +272,35 @@ void pyskip_lossless::measure() {
             n_agreed += own[t] == dense[t];
         }
         plan.tried(i, n_agreed, (double) own.size() - N_BEGIN);
-        best          = of(i) > of(best) ? i : best;
+        best = gain(i) > gain(best) ? i : best;
     }
-    pays = plan.choose() >= 0;
+    return best;
+}
+
+double pyskip_lossless::gain(size_t set) const {
+    return plan.gain(plan.step_seconds(set), plan.accepted(set));
+}
+
+void pyskip_lossless::measure() {
+    const std::vector<int32_t> tokens = text();
+    if (n_batch < 2 || (int32_t) tokens.size() <= N_BEGIN) {
+        why = "batches and the context hold less than 2 and " + std::to_string(N_BEGIN + 1) + " tokens";
+        return;
+    }
+    measure_batches(tokens);
+    const double step = plan.batch_seconds(1);
+    char         shown[256];
+    std::snprintf(shown, sizeof(shown), "verifying 4 tokens takes %.2f times as long as decoding one",
+                  plan.batch_seconds(4) / step);
+    why = shown;
+    if (!always && plan.gain(LEAST * step, HOPE) < 1.0) {
+        return; // whatever the sets are like
+    }
+    const size_t best = measure_sets(tokens);
+    pays              = plan.choose() >= 0;
     std::snprintf(shown, sizeof(shown),
-                  ", a draft's token %.2f, and %.0f %% of them are right: about %.2f times as fast as dense",
-                  plan.step_seconds(best) / step, 100.0 * plan.accepted(best), of(best));
+                  ", a step of a draft %.2f times, and %.0f %% of its tokens are right: about %.2f times as fast as dense",
+                  plan.step_seconds(best) / step, 100.0 * plan.accepted(best), gain(best));
     why += shown;
 }
 

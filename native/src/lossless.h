@@ -55,11 +55,13 @@ private:
         int64_t n_tokens;
     };
 
-    void measure();
-    void measure_batches(const std::vector<int32_t> & tokens);
-    void measure_step(size_t set, const std::vector<int32_t> & tokens);
-    void make_sets(std::vector<sublayer> & found);
-    void add(std::vector<sublayer> & found) const;
+    void   measure();
+    void   measure_batches(const std::vector<int32_t> & tokens);
+    void   measure_step(size_t set, const std::vector<int32_t> & tokens);
+    size_t measure_sets(const std::vector<int32_t> & tokens);
+    void   make_sets(std::vector<sublayer> & found);
+    void   add(std::vector<sublayer> & found) const;
+    double gain(size_t set) const;
 
     std::vector<int32_t> likeliest(const std::vector<int32_t> & tokens, std::vector<sublayer> * found);
     std::vector<int32_t> text() const;
