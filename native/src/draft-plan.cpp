@@ -3,15 +3,15 @@
 #include <algorithm>
 #include <cmath>
 
-static constexpr double LOSS   = 0.005; // of all time, that rounds may lose
-static constexpr double LOAN   = 1.0;   // dense steps that they may lose before anything is known
-static constexpr double CREDIT = 16.0;  // dense steps of what they won, that they may lose again
-static constexpr double WORTH  = 1.02;  // gain below which a round is not worth it
-static constexpr double FORGET = 0.99;  // of what is known, for each token tried; a set's last 100 tokens count
-static constexpr double FADE   = 0.999; // and for each dense step
-static constexpr double LEAST  = 4.0;   // tokens that are always known of a set
-static constexpr double MOST   = 0.97;  // share accepted that may be hoped for
-static constexpr double NEWEST = 0.1;   // weight of what took place last, in seconds
+static constexpr double LOSS        = 0.005; // of all time, that rounds may lose
+static constexpr double LOAN        = 1.0;   // dense steps that they may lose before anything is known
+static constexpr double CREDIT      = 16.0;  // dense steps of what they won, that they may lose again
+static constexpr double WORTH       = 1.02;  // gain below which a round is not worth it
+static constexpr double FORGET      = 0.99;  // of what is known, for each token tried; a set's last 100 tokens count
+static constexpr double FADE        = 0.999; // and for each dense step
+static constexpr double LEAST_KNOWN = 4.0;   // tokens that are always known of a set
+static constexpr double MOST_HOPED  = 0.97;  // share accepted that may be hoped for
+static constexpr double NEWEST      = 0.1;   // weight of what took place last, in seconds
 
 pyskip_draft_plan::pyskip_draft_plan(size_t n_sets) : sets(n_sets) {}
 
@@ -68,8 +68,8 @@ double pyskip_draft_plan::gain(double step_seconds, double accepted) const {
 }
 
 double pyskip_draft_plan::hoped(const outcomes & set) const {
-    const double n = std::max(set.n, LEAST);
-    return std::min(MOST, (set.n > 0.0 ? set.n_accepted / set.n : 1.0) + 0.5 / std::sqrt(n));
+    const double n = std::max(set.n, LEAST_KNOWN);
+    return std::min(MOST_HOPED, (set.n > 0.0 ? set.n_accepted / set.n : 1.0) + 0.5 / std::sqrt(n));
 }
 
 int32_t pyskip_draft_plan::choose() const {

