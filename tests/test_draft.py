@@ -91,17 +91,6 @@ def test_a_draft_changes_nothing(plain: pyskip.Llama, drafted: pyskip.Llama, ski
         assert drafted.n_drafted > 0
 
 
-@pytest.mark.parametrize("skip", ["off", "0.4"])
-def test_what_is_left_in_the_cache(plain: pyskip.Llama, drafted: pyskip.Llama, skip: str) -> None:
-    """To the last bit."""
-    caches = []
-    for llm in (plain, drafted):
-        said(llm, skip)
-        caches.append(llm.save_sequence())
-    assert len(caches[0]) > 10000
-    assert caches[0] == caches[1]
-
-
 def test_how_many_are_accepted(model: Path, plain: pyskip.Llama) -> None:
     with closing(load(model, draft_model=str(model))) as llm:
         said(llm, "off", 61)

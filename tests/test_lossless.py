@@ -36,6 +36,24 @@ def drawn(llm: pyskip.Llama, n: int, **sampling: Any) -> list[int]:
     return [token for token, _ in zip(llm.generate(PROMPT, **sampling), range(n), strict=False)]
 
 
+def ready(llm: pyskip.Llama, skip: str) -> pyskip.Llama:
+    """Empty, PROMPT decoded, and what comes is generated."""
+    llm.reset()
+    llm.engine.clear()
+    llm.skip = skip
+    llm.reset_skip_stats()
+    llm.start_trace(64)
+    llm.mark_generated(len(PROMPT))
+    llm.eval(PROMPT)
+    return llm
+
+
+def left(llm: pyskip.Llama) -> tuple[Any, ...]:
+    """What a decode leaves behind."""
+    trace = llm.take_trace()
+    return llm.save_sequence(), llm.skip_stats(), trace.positions.tolist(), trace.skipped.tolist(), llm.n_tokens
+
+
 @pytest.fixture(scope="module")
 def drafting(tiny: Path) -> Iterator[pyskip.Llama]:
     with closing(open_llm(tiny, 128, lossless="always")) as llm:
@@ -54,6 +72,22 @@ def test_what_it_measures_leaves_nothing_behind(tiny: Path, plain: pyskip.Llama)
         assert llm.skip_stats().n_tokens == llm.skip_stats().n_prompt == 0
         assert llm.save_sequence() == b""
         assert drawn(llm, 12, temp=0.0) != drawn(plain, 12, temp=0.0)  # the policy decides, as without
+
+
+@pytest.mark.parametrize("skip", ["off", "static:1,3", "cosine:threshold=0.5,cold_start=1,cold_end=1,warmup=2"])
+def test_a_draft_leaves_nothing_behind(plain: pyskip.Llama, drafting: pyskip.Llama, skip: str) -> None:
+    """To the last bit: before its tokens are verified, and once they were rejected and others are decoded."""
+    ready(plain, skip)
+    ready(drafting, skip)
+    for token in (7, 300, 9, 10):
+        assert left(drafting)[0] == left(plain)[0]
+        drafted = drafting.draft_model(np.array([*drafting.eval_tokens, token], np.intc))
+        assert len(drafted) > 0
+        assert left(drafting)[0] == left(plain)[0]
+        for llm in (plain, drafting):
+            llm.eval([token])
+        assert left(drafting) == left(plain)
+    plain.skip = drafting.skip = "off"
 
 
 def test_where_nothing_can_be_gained(tiny: Path, plain: pyskip.Llama) -> None:

@@ -4,7 +4,7 @@
 #include <cmath>
 
 static constexpr double LOSS        = 0.005; // of all time, that rounds may lose
-static constexpr double LOAN        = 1.0;   // dense steps that they may lose before anything is known
+static constexpr double LOAN        = 2.0;   // dense steps that they may lose before anything is known
 static constexpr double CREDIT      = 16.0;  // dense steps of what they won, that they may lose again
 static constexpr double WORTH       = 1.02;  // gain below which a round is not worth it
 static constexpr double FORGET      = 0.99;  // of what is known, for each token tried; a set's last 100 tokens count
@@ -72,15 +72,18 @@ double pyskip_draft_plan::hoped(const outcomes & set) const {
     return std::min(MOST_HOPED, (set.n > 0.0 ? set.n_accepted / set.n : 1.0) + 0.5 / std::sqrt(n));
 }
 
+// What a round by the set loses if none of its n tokens is accepted is no more than may be lost.
+bool pyskip_draft_plan::may_lose(const outcomes & set, int32_t n) const {
+    const double dense = batch_seconds(1);
+    return n * set.step + batch_seconds(n + 1) - dense <= balance + LOSS * total + LOAN * dense;
+}
+
 int32_t pyskip_draft_plan::choose() const {
-    if (balance < -(LOSS * total + LOAN * batch_seconds(1))) {
-        return -1;
-    }
     int32_t best = -1;
     double  most = WORTH;
     for (size_t i = 0; i < sets.size(); ++i) {
         const double hoped_for = gain(sets[i].step, hoped(sets[i]));
-        if (hoped_for > most) {
+        if (hoped_for > most && may_lose(sets[i], 1)) {
             most = hoped_for;
             best = (int32_t) i;
         }
@@ -93,7 +96,7 @@ bool pyskip_draft_plan::is_worth(int32_t n, double reach) const {
 }
 
 bool pyskip_draft_plan::goes_on(size_t set, int32_t n, double reach) const {
-    if (n >= PYSKIP_N_DRAFT) {
+    if (n >= PYSKIP_N_DRAFT || !may_lose(sets[set], n + 1)) {
         return false;
     }
     const double cost = sets[set].step + batch_seconds(n + 2) - batch_seconds(n + 1);

@@ -5,7 +5,8 @@
 // step for each that is accepted. Whether that pays, which set pays most and how many tokens follow from the seconds of each
 // and from the share that is accepted. A set is chosen by the share that it may well have, given how little is known of it
 // (an upper confidence bound), and what is known is forgotten slowly, so that a set that failed is tried again. What rounds
-// have lost is kept account of: while it is more than LOSS of all time nothing is drafted.
+// have lost is kept account of: no draft is so long that with all of its tokens rejected it would become more than LOSS of
+// all time and a few steps.
 
 #pragma once
 
@@ -55,6 +56,7 @@ private:
     };
 
     double hoped(const outcomes & set) const;
+    bool   may_lose(const outcomes & set, int32_t n) const;
 
     std::array<double, PYSKIP_N_DRAFT + 2> batches{}; // seconds by number of tokens; 0: not measured
     std::vector<outcomes>                  sets;
