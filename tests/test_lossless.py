@@ -112,13 +112,10 @@ def test_it_decides_by_itself(tiny: Path, plain: pyskip.Llama) -> None:
 
 
 @pytest.mark.slow
-def test_the_demo_says_the_same(demo_f32: Path) -> None:
-    n, n_drafted, n_accepted = 0, 0, 0
-    exact: dict[str, Any] = {"type_k": 0, "type_v": 0, "flash_attn": False}
-    with (
-        closing(load(demo_f32, n_ctx=512, **exact)) as plain,
-        closing(load(demo_f32, n_ctx=512, **exact, lossless="always")) as llm,
-    ):
+def test_the_demo_says_the_same(demo: Path) -> None:
+    """With quantised weights: pyskip's kernels and flash attention compute a row to the same bits in any batch."""
+    n = 0
+    with closing(load(demo)) as plain, closing(load(demo, lossless="always")) as llm:
         for prompt in PROMPTS:
             tokens = llm.tokenize(prompt.encode())
             answers = [
@@ -127,9 +124,8 @@ def test_the_demo_says_the_same(demo_f32: Path) -> None:
             ]
             assert answers[0] == answers[1]
             n += len(answers[0])
-            n_drafted, n_accepted = llm.n_drafted, llm.n_accepted
-    assert n == 64 * len(PROMPTS)
-    assert 0.1 * n_drafted < n_accepted < n_drafted
+        assert n == 64 * len(PROMPTS)
+        assert 0.05 * llm.n_drafted < llm.n_accepted < llm.n_drafted
 
 
 def quantile(df: int, z: float) -> float:
