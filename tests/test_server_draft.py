@@ -44,7 +44,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def drafts(model: Path) -> Iterator[dict[str, Running]]:
-    """Without a draft, with one that is right if nothing is skipped, one that never is, one by n-grams, and by itself."""
+    """Without a draft, with one that is right if nothing is skipped, one that never is, by n-grams, and by itself."""
     wrong = model.with_name("wrong.gguf")
     make_random.make(wrong, make_random.SHAPES["tiny"], seed=7)
     by = {

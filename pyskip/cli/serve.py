@@ -138,7 +138,7 @@ def _check(options: ModelOptions) -> None:
     if options.max_skip is not None and options.target_tps is None:
         raise click.UsageError("--max-skip bounds a pace, and there is no --target-tps to keep: give one.")
     if options.lossless and options.target_tps is not None:
-        raise click.UsageError("--lossless and --target-tps were both given, expected one of them: leave the other out.")
+        raise click.UsageError("--lossless and --target-tps were both given: leave one of them out.")
     policy = parse_skip("off" if options.skip is None else options.skip)
     if options.skip_prompt is not None and options.skip is not None:
         policy.with_prompt(options.skip_prompt)
