@@ -1,4 +1,5 @@
-"""A model that drafts (draft_model=, --draft): the text, what is skipped and what is counted stay as without."""
+"""A model that drafts (draft_model=, --draft), or drafts for itself (lossless=): the text, what is skipped and what is
+counted stay as without."""
 
 from __future__ import annotations
 
@@ -59,10 +60,11 @@ def plain(model: Path) -> Iterator[pyskip.Llama]:
         yield llm
 
 
-@pytest.fixture(scope="module", params=["one", "wrong"])
+@pytest.fixture(scope="module", params=["one", "wrong", "itself"])
 def drafted(request: pytest.FixtureRequest, model: Path) -> Iterator[pyskip.Llama]:
-    """By a draft that is right while nothing is skipped, and by one that seldom is."""
-    with closing(load(model, draft_model=model.with_name(f"{request.param}.gguf"))) as llm:
+    """By a draft that is right while nothing is skipped, by one that seldom is, and by the model itself."""
+    draft = model.with_name(f"{request.param}.gguf")
+    with closing(load(model, **({"draft_model": draft} if draft.exists() else {"lossless": "always"}))) as llm:
         yield llm
 
 
@@ -131,21 +133,23 @@ def test_a_conversation_goes_on(plain: pyskip.Llama, drafted: pyskip.Llama) -> N
 
 
 def test_the_end_of_the_context(model: Path, plain: pyskip.Llama) -> None:
-    """The draft's own is full three tokens before."""
+    """A draft's own is full three tokens before."""
     prompt = [5 + i % 7 for i in range(240)]
     texts = []
-    for llm in (plain, load(model, draft_model=model)):
+    for llm in (plain, load(model, draft_model=model), load(model, lossless="always")):
         llm.reset()
         llm.engine.clear()
         llm.skip = "off"
         texts.append([token for token, _ in zip(llm.generate(prompt, temp=0), range(16), strict=False)])
-    assert texts[0] == texts[1]
+    assert texts[0] == texts[1] == texts[2]
     assert len(texts[0]) == 16
 
 
 def test_a_batch_smaller_than_a_draft(model: Path, plain: pyskip.Llama) -> None:
-    with closing(load(model, draft_model=model, n_batch=2, n_ubatch=2)) as llm:
-        assert said(llm, "static:1,3", 20)[0] == said(plain, "static:1,3", 20)[0]
+    for draft in ({"draft_model": model}, {"lossless": "always"}):
+        with closing(load(model, **draft, n_batch=2, n_ubatch=2)) as llm:
+            assert said(llm, "static:1,3", 20)[0] == said(plain, "static:1,3", 20)[0]
+            assert llm.n_drafted > 0
 
 
 def test_what_cannot_draft(model: Path, tmp_path: Path) -> None:

@@ -44,13 +44,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def drafts(model: Path) -> Iterator[dict[str, Running]]:
-    """Without a draft, with one that is right if nothing is skipped, one that never is, and one by n-grams."""
+    """Without a draft, with one that is right if nothing is skipped, one that never is, by n-grams, and by itself."""
     wrong = model.with_name("wrong.gguf")
     make_random.make(wrong, make_random.SHAPES["tiny"], seed=7)
     by = {
         "none": (),
         "right": ("-md", str(model), *SIMPLE),
         "wrong": ("-md", str(wrong), *SIMPLE),
+        "itself": ("--lossless", "always"),
         "ngram": ("--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", "2", "--spec-ngram-simple-size-m", "9"),
     }
     with ExitStack() as stack:

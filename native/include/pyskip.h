@@ -27,6 +27,7 @@ struct llama_sampler;
 struct llama_vocab;
 struct pyskip_profile;
 struct pyskip_gather;
+struct pyskip_lossless;
 struct pyskip_pace;
 
 // The newest version of the profile's fields, "pyskip.profile_version"; older ones are read too. 2 brought the
@@ -286,6 +287,26 @@ PYSKIP_API bool pyskip_pace_add(struct pyskip_pace * pace, double seconds, int32
 PYSKIP_API void pyskip_pace_restart(struct pyskip_pace * pace);
 PYSKIP_API void pyskip_pace_get(const struct pyskip_pace * pace, struct pyskip_pace_stats * stats);
 PYSKIP_API void pyskip_pace_reset_stats(struct pyskip_pace * pace);
+
+// A model that drafts for itself: with sublayers skipped, in the same context and KV cache. Who decodes verifies a draft in one
+// batch with the token before it, as those of any draft model; the text is what it would be without.
+//
+// The context must be empty: for about thirty tokens it is measured what a batch and a draft cost and how often drafts are
+// right. Where nothing can be gained none is made, unless `always`. UNSUPPORTED with the reason in error for a model whose
+// memory cannot be cut or nothing of which can be skipped.
+PYSKIP_API enum pyskip_status pyskip_lossless_new(struct llama_context * ctx, bool always,
+                                                  struct pyskip_lossless ** lossless, char * error, size_t n_error);
+PYSKIP_API void               pyskip_lossless_free(struct pyskip_lossless * lossless);
+
+// Whether drafts are made, and in line the reason, with what was measured.
+PYSKIP_API bool pyskip_lossless_pays(const struct pyskip_lossless * lossless, char * line, size_t n_line);
+
+// A draft of up to n_max tokens behind `token`, which was sampled for position `pos` of the sequence and is not decoded yet.
+// Returns how many, at most PYSKIP_N_DRAFT; 0 if a step is better. Memory, counters, trace and policies are as before, the
+// logits are gone. One sequence at a time: the batch that is decoded next, and `pos` in the next call, tell what came of it.
+#define PYSKIP_N_DRAFT 7
+PYSKIP_API int32_t pyskip_lossless_draft(struct pyskip_lossless * lossless, int32_t seq_id, int32_t pos, int32_t token,
+                                         int32_t n_max, int32_t * tokens);
 
 // Until pyskip_catch_aborts(false), what makes llama.cpp abort in this thread is thrown as an exception instead. For
 // calls that catch, log and return NULL: llama_model_load_from_file() and llama_init_from_model().

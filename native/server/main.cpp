@@ -56,6 +56,13 @@ const std::vector<flag> & flags() {
           [](auto & what, auto & text) { s.max_skip                                = number(what, text, 0, 1); } },
         { "--low-memory", "PYSKIP_SERVE_LOW_MEMORY",
           [](auto & what, auto & text) { s.low_memory                              = number(what, text, 0, 1) > 0; } },
+        { "--lossless", "PYSKIP_SERVE_LOSSLESS",
+          [](auto & what, auto & text) {
+              if (text != "on" && text != "always") {
+                  throw usage_error{ what + " is '" + text + "', expected on or always" };
+              }
+              s.lossless = text;
+          } },
         { "--default-model", "PYSKIP_SERVE_DEFAULT_MODEL", [](auto &, auto & text) { s.default_model = text; } },
         { "--only-named", "PYSKIP_SERVE_ONLY_NAMED",
           [](auto & what, auto & text) { s.only_named = number(what, text, 0, 1) > 0; } },

@@ -17,6 +17,8 @@ struct pyskip_settings {
 
     bool low_memory = false; // the model is larger than memory
 
+    std::string lossless; // on: the model drafts for itself where that pays; always: everywhere; empty: it does not
+
     bool    only_named = false;   // a request that names another model is refused
     int32_t max_queue  = 256;     // requests that wait
     size_t  max_body   = 1 << 20; // bytes

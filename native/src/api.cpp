@@ -8,6 +8,7 @@
 #include "interrupt.h"
 #include "json-schema.h"
 #include "llama.h"
+#include "lossless.h"
 #include "profile.h"
 #include "pyskip-build.h"
 #include "pyskip.h"
@@ -267,6 +268,49 @@ size_t pyskip_seq_take_trace(llama_context * ctx, int32_t seq_id, size_t n, pysk
 
 size_t pyskip_take_trace(llama_context * ctx, size_t n, pyskip_trace_token * tokens, uint8_t * skipped, float * sim) {
     return pyskip_seq_take_trace(ctx, -1, n, tokens, skipped, sim, nullptr, nullptr);
+}
+
+pyskip_status pyskip_lossless_new(llama_context * ctx, bool always, pyskip_lossless ** lossless, char * error,
+                                  size_t n_error) {
+    return guard(error, n_error, [&] {
+        const llama_model * model = llama_get_model(ctx);
+        pyskip_state &      state = pyskip_state_make(ctx);
+        std::string         line;
+        if (llama_model_is_recurrent(model) || llama_model_is_hybrid(model) || llama_model_has_encoder(model)) {
+            return report(PYSKIP_STATUS_UNSUPPORTED,
+                          "the model is recurrent or has an encoder, expected one whose KV cache can be cut: go "
+                          "without lossless",
+                          error, n_error);
+        }
+        if (state.skippable.empty() && !pyskip_context_probe(ctx, state, line)) {
+            return report(PYSKIP_STATUS_UNSUPPORTED, line, error, n_error);
+        }
+        if (llama_memory_seq_pos_max(llama_get_memory(ctx), 0) >= 0) {
+            return report(PYSKIP_STATUS_INVALID, "the context holds tokens, expected an empty one: clear it before",
+                          error, n_error);
+        }
+        *lossless = new pyskip_lossless(ctx, always);
+        return PYSKIP_STATUS_OK;
+    });
+}
+
+void pyskip_lossless_free(pyskip_lossless * lossless) {
+    delete lossless;
+}
+
+bool pyskip_lossless_pays(const pyskip_lossless * lossless, char * line, size_t n_line) {
+    report(PYSKIP_STATUS_OK, lossless->line(), line, n_line);
+    return lossless->pays || lossless->always;
+}
+
+int32_t pyskip_lossless_draft(pyskip_lossless * lossless, int32_t seq_id, int32_t pos, int32_t token, int32_t n_max,
+                              int32_t * tokens) {
+    int32_t n = 0;
+    guard(nullptr, 0, [&] { // without a draft the decode that follows says what is wrong
+        n = lossless->draft(seq_id, pos, token, n_max, tokens);
+        return PYSKIP_STATUS_OK;
+    });
+    return n;
 }
 
 pyskip_status pyskip_set_streaming(llama_context * ctx, bool on) {

@@ -51,7 +51,15 @@ pyskip_token pyskip_state::plan_token(const llama_ubatch & ubatch, uint32_t i) {
     token.seq_id         = seq_id;
     token.pos            = ubatch.pos[i];
     token.index          = std::numeric_limits<int32_t>::max();
-    rules[i]             = sequences.rule(seq_id);
+    if (drafting.rule) {
+        token.index  = drafting.index;
+        rules[i]     = drafting.rule;
+        choices[i]   = drafting.choice;
+        token.rule   = rules[i].get();
+        token.choice = choices[i].get();
+        return token;
+    }
+    rules[i] = sequences.rule(seq_id);
     for (int32_t s = 0; s < ubatch.n_seq_id[i]; ++s) {
         token.index      = std::min(token.index, sequences.index(ubatch.seq_id[i][s], token.pos));
         const auto & own = sequences.rule(ubatch.seq_id[i][s]);
@@ -80,6 +88,7 @@ pyskip_token pyskip_state::plan_token(const llama_ubatch & ubatch, uint32_t i) {
 bool pyskip_state::plan(const llama_ubatch & ubatch) {
     const size_t n_tokens = ubatch.n_tokens;
 
+    began = std::chrono::steady_clock::now();
     tokens.resize(n_tokens);
     rules.resize(n_tokens);
     choices.resize(n_tokens);
@@ -177,7 +186,11 @@ bool pyskip_state::all_done(int64_t & n_run, int nth) {
 }
 
 void pyskip_state::end(const llama_ubatch & ubatch, bool computed) {
-    if (slots.empty() || !computed || gather) {
+    if (computed) {
+        const std::chrono::duration<double> took = std::chrono::steady_clock::now() - began;
+        timed                                    = { timed.n_batches + 1, (int32_t) ubatch.n_tokens, took.count() };
+    }
+    if (slots.empty() || !computed || gather || drafting.rule) {
         return;
     }
     count();

@@ -11,6 +11,7 @@
 
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -49,6 +50,21 @@ enum pyskip_outcome : uint8_t {
 struct pyskip_counted {
     pyskip_trace_token          token;
     std::vector<pyskip_outcome> outcomes; // by pyskip_place()
+};
+
+// A draft (lossless.cpp): what decides for its tokens in the place of their sequences' rules. Nothing of them is counted or
+// remembered.
+struct pyskip_drafting {
+    std::shared_ptr<const pyskip_rule> rule; // null: no draft
+    pyskip_choice_ptr                  choice;
+    int32_t                            index = 0; // among generated tokens
+};
+
+// The last batch that was decoded, from the look at its tokens to the end of the computation.
+struct pyskip_timed {
+    int64_t n_batches = 0; // so far
+    int32_t n_tokens  = 0;
+    double  seconds   = 0.0;
 };
 
 struct pyskip_trace_entry {
@@ -120,6 +136,8 @@ struct pyskip_state {
     const int32_t n_layer;
 
     pyskip_sequences sequences;
+    pyskip_drafting  drafting;
+    pyskip_timed     timed;
 
     std::shared_ptr<const pyskip_profile> profile; // of every rule that has one
     std::shared_ptr<const pyskip_profile> retired; // the one before it
@@ -164,6 +182,7 @@ private:
     void         remember(const llama_ubatch & ubatch, int32_t t, pyskip_sublayer sublayer, float owed);
     void         measure(const llama_ubatch & ubatch);
 
+    std::chrono::steady_clock::time_point   began;   // the batch under way
     std::vector<pyskip_sequences::rule_ptr> rules;   // of the batch under way: a hook may replace them
     std::vector<pyskip_choice_ptr>          choices; // likewise
 

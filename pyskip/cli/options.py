@@ -36,6 +36,7 @@ class ModelOptions:
     target_tps: float | None = None
     max_skip: float | None = None
     low_memory: bool = False
+    lossless: bool = False
     kernels: str = "fast"
     chat_template: str | None = None
     n_ctx: int | None = None
@@ -147,6 +148,12 @@ _MODEL_FLAGS = [
         help="Rate that --target-tps may come to. [default: the profile's recommended one]",
     ),
     click.option("--low-memory", is_flag=True, help="The model is larger than memory: read what runs, when it runs."),
+    click.option(
+        "--lossless",
+        is_flag=True,
+        help="Let the model draft for itself with sublayers skipped, if that pays; the text stays what it is. "
+        "Dense without --skip.",
+    ),
     kernels_option,
     click.option(
         "--chat-template",
@@ -320,6 +327,7 @@ def load(model: str, options: ModelOptions, open_model: Callable[..., Llama] | N
             target_tps=options.target_tps,
             max_skip=options.max_skip,
             low_memory=options.low_memory,
+            lossless=options.lossless,
             kernels=options.kernels,
             chat_template=_chat_template(options.chat_template),
             n_ctx=n_ctx,
@@ -340,6 +348,8 @@ def load(model: str, options: ModelOptions, open_model: Callable[..., Llama] | N
         ui.note(
             f"skipping what it takes to keep {pace.target_tps:g} tokens/s, at most {pace.max_skip:.2f} of FFN blocks"
         )
+    elif llm.lossless is not None:
+        ui.note(llm.lossless.line)
     elif options.skip is None:
         _choose_default(llm, options.skip_prompt)
     return llm

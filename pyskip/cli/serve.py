@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import ipaddress
 import os
 import re
@@ -87,6 +88,8 @@ def serve(
     """
     names = _named(models or ("demo",))
     _check(options)
+    if options.lossless and options.skip is None:
+        options = dataclasses.replace(options, skip="off")
     if api_key is not None and not (api_key and api_key.isascii() and api_key.isprintable() and "," not in api_key):
         raise click.BadParameter("expected printable ASCII without commas.", param_hint="--api-key")
     address, port = _free(host, port)
@@ -110,6 +113,8 @@ def serve(
         flags += ["--batch-size", str(PROMPT_STEP)]
     if options.low_memory:
         flags += ["--low-memory", "1"]
+    if options.lossless:
+        flags += ["--lossless", "on"]
     if options.verbose:
         flags += ["--log-verbosity", "3"]
     if api_key is not None:
@@ -132,6 +137,8 @@ def _check(options: ModelOptions) -> None:
 
     if options.max_skip is not None and options.target_tps is None:
         raise click.UsageError("--max-skip bounds a pace, and there is no --target-tps to keep: give one.")
+    if options.lossless and options.target_tps is not None:
+        raise click.UsageError("--lossless and --target-tps were both given: leave one of them out.")
     policy = parse_skip("off" if options.skip is None else options.skip)
     if options.skip_prompt is not None and options.skip is not None:
         policy.with_prompt(options.skip_prompt)

@@ -13,7 +13,7 @@ from ..binding.library import llama_cpp
 from ..errors import DecodeError, ModelLoadError
 from ..models.gguf_info import inspect as inspect_file
 
-__all__ = ["check_arguments", "check_grammar", "check_names", "check_projector"]
+__all__ = ["check_arguments", "check_grammar", "check_lossless", "check_names", "check_projector"]
 
 # enum ggml_type: every GGML_TYPE_* of llama_cpp but the count
 KV_TYPES = {
@@ -121,6 +121,15 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         )
     if lora and not os.path.isfile(lora):
         raise ModelLoadError(f"{lora}: no such LoRA file: check lora_path")
+
+
+def check_lossless(lossless: Any, draft_model: Any, target_tps: float | None) -> None:
+    """Raises ModelLoadError for a value that it does not have, and beside what it does not go with."""
+    if lossless not in (False, True, "always"):
+        raise ModelLoadError(f"lossless is {lossless!r}, expected False, True or 'always'")
+    for name, value in {"draft_model": draft_model, "target_tps": target_tps}.items():
+        if lossless and value is not None:
+            raise ModelLoadError(f"lossless and {name} were both given, expected one of them: leave the other out")
 
 
 def check_projector(path: str, arguments: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Generator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from ..binding import log
 from ..binding.crash import aborts_caught
@@ -19,13 +19,14 @@ from ..models.gguf_info import check_context, inspect
 from ..policy import Policy, Profiled, parse_skip
 from ..policy.base import Paced
 from ..system import physical_cores
-from .arguments import check_arguments, check_grammar, check_names, check_projector
+from .arguments import check_arguments, check_grammar, check_lossless, check_names, check_projector
 from .cached import Cached
 from .completion import Completion
 from .draft import Draft, check_cuts
 from .engine import Engine
 from .formatter import MessageFormatter
 from .guard import Closed, Guard, guarded, steps
+from .lossless import Lossless
 from .media import Media, is_placeholder
 from .model_file import ModelFile
 from .reuse import CacheLog
@@ -37,6 +38,7 @@ __all__ = ["Llama"]
 
 OWN_ARGUMENTS = (
     "skip", "profile", "target_tps", "max_skip", "low_memory", "kernels", "flash_attn", "chat_template", "mmproj",
+    "lossless",
 )  # fmt: skip
 
 
@@ -62,6 +64,10 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
 
     draft_model: as llama_cpp.Llama's, or a model by path or name, smaller and of the same family, that drafts three
         tokens ahead: the text stays what it is, and comes faster where the draft is mostly right.
+
+    lossless: the model drafts for itself, with sublayers skipped: the text stays what it is, and comes faster where
+        verifying some tokens costs little more than decoding one. That is measured when it is loaded; where nothing is
+        gained it runs as without. "always": it drafts all the same. Not beside draft_model or target_tps.
 
     chat_template: Jinja, in the place of the model's own. Where neither can be parsed a warning says so, and chats use
         ChatML.
@@ -90,6 +96,7 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
 
     _guard: Guard | None = None  # while it is being loaded
     _engine: Engine | None = None
+    _lossless: Lossless | None
 
     def __init__(
         self,
@@ -104,6 +111,7 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
         flash_attn: bool | None = None,
         chat_template: str | None = None,
         mmproj: str | os.PathLike[str] | None = None,
+        lossless: bool | Literal["always"] = False,
         n_ctx: int = 512,
         n_threads: int | None = None,
         n_threads_batch: int | None = None,
@@ -114,6 +122,7 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
         policy = parse_skip(skip)
         check_kernels(kernels)
         check_template(chat_template)
+        check_lossless(lossless, kwargs.get("draft_model"), target_tps)
         self._chat_template, self._mmproj = chat_template, mmproj
         if mmproj is not None:
             check_projector(os.fsdecode(mmproj), kwargs)
@@ -135,6 +144,7 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
         self._taken = ([], [])
         self._policy = parse_skip("off")
         self._low_memory, self._kernels = low_memory, kernels
+        self._lossless = None
         self._pace = None
         self._pace_from: Paced = Profiled(rate=0.0)
         log.forget()
@@ -163,6 +173,9 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
                 self._load_projector(os.fsdecode(mmproj))
             if draft is not None:
                 self._open_draft(draft, kernels)
+            if lossless:
+                self._lossless = Lossless(self, lossless == "always")
+                self.draft_model = self._lossless if self._lossless.pays else None
             self._decide_by(policy, target_tps, max_skip)
         except BaseException:
             self.close()
@@ -206,6 +219,11 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
         except BaseException:
             llm.close()
             raise
+
+    @property
+    def lossless(self) -> Lossless | None:
+        """How it drafts for itself, None if it was not loaded to; its `line` tells whether that pays."""
+        return self._lossless
 
     @property
     def kernels(self) -> str:
@@ -461,6 +479,8 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
         state["chat_template"] = self._chat_template
         if isinstance(self.draft_model, Draft):
             state["draft_model"] = self.draft_model.llm.model_path
+        if self._lossless is not None:
+            state |= {"draft_model": None, "lossless": "always" if self._lossless.always else True}
         if self._pace is None:
             return state
         pace = {"target_tps": self._pace.target_tps, "max_skip": self._pace.max_skip}
