@@ -2,10 +2,10 @@
 
     python benchmarks/lossless.py [MODEL] [-n TOKENS] [-r ROUNDS] [-t N] [--temp T] [--always]
 
-Each round decodes -n tokens behind each of some prompts, dense and with drafts, one after the other, which first changes
-from round to round. Times are those of tokens after the first. Printed: what loading measured, and by prompt tokens/s
-of both, median and quartiles of the rounds' ratios, and how many drafted tokens were accepted. --always drafts where
-nothing is gained, too. Fails if the texts of a prompt differ at temperature 0.
+Each round decodes -n tokens behind each of some prompts, dense and with drafts, one after the other; which is first
+changes from round to round. Times are those of tokens after the first. Printed: what loading measured, and by prompt
+tokens/s of both, median and quartiles of the rounds' ratios, and how many drafted tokens were accepted. --always drafts
+where nothing is gained, too. Fails if the texts of a prompt differ at temperature 0.
 """
 
 from __future__ import annotations
