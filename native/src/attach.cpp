@@ -92,6 +92,9 @@ void pyskip_attach(pyskip_state & state, ggml_cgraph * gf, const llama_ubatch & 
         if (block.il >= state.n_layer || !rows_are_tokens(block, ubatch)) {
             continue; // a layer past the model's own (multi-token prediction), or a stream of another shape: dense
         }
+        if (!block.on_cpu) {
+            continue; // another machine's
+        }
         if (block.sublayer == PYSKIP_SUBLAYER_ATTENTION && !state.has_attention) {
             continue; // nobody skips it
         }

@@ -60,6 +60,11 @@ class _Passing(click.Command):
     "--api-key", envvar="PYSKIP_API_KEY", metavar="KEY", help="Key that requests must bear. [env: PYSKIP_API_KEY]"
 )
 @model_options
+@click.option(
+    "--rpc",
+    metavar="HOST:PORT,...",
+    help="llama.cpp's rpc-server on other machines, for layers that do not fit here: `-- -ngl N` of them, which run dense.",
+)
 @click.option("--embedding", is_flag=True, help="Serve /v1/embeddings too.")
 @click.option("--max-tokens", type=click.IntRange(1), metavar="N", help="Tokens that a request may generate.")
 @click.option(
@@ -91,6 +96,7 @@ def serve(
     config: str | None,
     api_key: str | None,
     options: ModelOptions,
+    rpc: str | None,
     embedding: bool,
     **limits: Any,
 ) -> int:
@@ -126,6 +132,8 @@ def serve(
         flags += ["--embeddings", "--pooling", "mean", "--batch-size", n, "--ubatch-size", n]
     else:
         flags += ["--batch-size", str(PROMPT_STEP)]
+    if rpc is not None:
+        flags += ["--rpc", rpc]
     if options.low_memory:
         flags += ["--low-memory", "1"]
     if options.verbose:
