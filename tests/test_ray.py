@@ -365,3 +365,28 @@ def test_items_over_workers(cli: Run, tiny: Path, tmp_path: Path) -> None:
     command = ["eval", str(tiny), "--task", str(task), "--skip", "static:2", "-t", "1", "--json"]
     found, expected = (cli(*command, *more) for more in (["--ray"], []))
     assert json.loads(found.stdout)["results"] == json.loads(expected.stdout)["results"]
+
+
+@needs_ray
+@pytest.mark.loopback
+@pytest.mark.slow
+def test_a_calibration_over_workers(cli: Run, tiny: Path, tmp_path: Path) -> None:
+    """Its sums are those of one process but for the order of adding: the fits are as good."""
+    text = tmp_path / "text.txt"
+    text.write_text(story(1200))
+    command = ["calibrate", str(tiny), "--text", str(text), "--fit", "6", "--curve", "1", "-t", "1", "--json"]
+    documents = []
+    for name, more in (("spread", ["--ray"]), ("alone", [])):
+        done = cli(*command, "-o", str(tmp_path / f"{name}.skip.gguf"), *more)
+        assert done.returncode == 0, done.stderr
+        documents.append(json.loads(done.stdout))
+    spread, alone = documents
+    for name in ("stand_in_r2", "gate_r2"):
+        assert spread[name] == {il: pytest.approx(r2, abs=1e-3) for il, r2 in alone[name].items()}
+    assert spread["n_tokens"] == alone["n_tokens"]
+
+
+def test_a_calibration_that_trains_is_one_machines(cli: Run, tiny: Path) -> None:
+    done = cli("calibrate", str(tiny), "--ray", "--distill", "5")
+    assert done.returncode == 2
+    assert "leave one out" in done.stderr

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from . import ui
+
+if TYPE_CHECKING:
+    from pyskip.calibration.calibrate import Calibration, Gather
 
 __all__ = ["calibrate"]
 
@@ -99,6 +104,7 @@ __all__ = ["calibrate"]
 @click.option(
     "-t", "n_threads", type=click.IntRange(1, 512), metavar="N", help="Threads. [default: the physical cores]"
 )
+@click.option("--ray", "on_ray", is_flag=True, help="Gather the sums on a Ray cluster, workers of -t threads (pyskip[ray]).")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout instead of a table.")
 def calibrate(
     model: str,
@@ -116,6 +122,7 @@ def calibrate(
     width: int | None,
     seed: int,
     n_threads: int | None,
+    on_ray: bool,
     as_json: bool,
 ) -> None:
     """Make the profile of MODEL.
@@ -128,6 +135,8 @@ def calibrate(
 
     if tokens and not distill:
         raise click.UsageError("--tokens without --distill: found none, expected the seconds to train: add --distill")
+    if on_ray and distill:
+        raise click.UsageError("--ray is for the closed form, --distill trains on one machine: leave one out.")
     settings = Settings(
         text=tuple(map(Path, text)),
         rank=rank,
@@ -148,7 +157,10 @@ def calibrate(
         click.echo(f"{tokens}: {n_tokens} tokens")
         return
     with ui.stage_line() as show:
-        made = ui.in_thread(lambda: run(path, settings, show, n_threads))
+        if on_ray:
+            made = _run_on_ray(model, lambda gather: run(path, settings, show, n_threads, gather), n_threads)
+        else:
+            made = ui.in_thread(lambda: run(path, settings, show, n_threads))
     if as_json:
         document = asdict(made) | {"profile": str(made.profile)}
         click.echo(json.dumps(document))
@@ -161,3 +173,12 @@ def calibrate(
             f"{p.rate:9.3f}  {p.ppl_ratio:8.4f} ± {p.ppl_ratio_se:.4f}  {p.kld_mean:10.4f}  {p.ffn_bytes_saved:15.3f}  "
             f"{p.ideal_speedup:13.2f}x{mark}"
         )
+
+
+def _run_on_ray(model: str, run: Callable[[Gather], Calibration], n_threads: int | None) -> Calibration:
+    from pyskip.ray.calibration import RayGather
+    from pyskip.ray.cluster import connected
+    from pyskip.system import physical_cores
+
+    with connected() as ray:
+        return run(RayGather(ray, model, n_threads or physical_cores()))

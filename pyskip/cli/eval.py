@@ -143,6 +143,7 @@ def _score_on_ray(
     from pyskip.evaluation import arm_names, windows_of
     from pyskip.ray.cluster import connected
     from pyskip.ray.evaluation import Evaluation, score_on
+    from pyskip.ray.worker import WorkerModel
     from pyskip.runtime.decoding import distinct
 
     with distinct(llm, skips) as policies:
@@ -150,7 +151,8 @@ def _score_on_ray(
     items = windows_of(llm, content, llm.n_ctx())[:chunks] if isinstance(content, str) else content
     n_threads = llm.n_threads_batch
     alike = tuple({**arguments, "n_threads": n_threads, "n_threads_batch": n_threads}.items())
-    told = Evaluation(model, llm.engine.info.fingerprint, alike, n_threads, tuple(skips), dense, n_predict)
+    of_workers = WorkerModel(model, llm.engine.info.fingerprint, alike)
+    told = Evaluation(of_workers, n_threads, tuple(skips), dense, n_predict)
     with connected() as ray, ui.progress_line() as show:
         score_on(ray, told, items, arms, journal, lambda done, total: show(done, total, " on Ray"))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import PyskipError
 
-__all__ = ["connected"]
+__all__ = ["connected", "n_workers", "outcome"]
 
 STORE_BYTES = 512 << 20  # of objects, in shared memory, on this machine alone
 
@@ -39,3 +39,21 @@ def connected() -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def n_workers(ray: Any, n_threads: int) -> int:
+    """That fit the cluster at a time. Raises PyskipError if none does."""
+    n_cores = int(ray.cluster_resources().get("CPU", 0))
+    if n_cores < n_threads:
+        raise PyskipError(f"the cluster has {n_cores} cores, expected {n_threads} for a worker: lower -t")
+    return n_cores // n_threads
+
+
+def outcome(ray: Any, task: Any) -> Any:
+    """What a task returned. Raises PyskipError for what it raised."""
+    from ray.exceptions import RayError
+
+    try:
+        return ray.get(task)
+    except RayError as error:
+        raise PyskipError(" ".join(str(getattr(error, "cause", None) or error).split())) from error

@@ -4,19 +4,16 @@ process. Ray starts the workers, spreads the work, and repeats what was lost wit
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from ..errors import PyskipError
 from ..evaluation import evaluate_task, evaluate_windows
 from ..evaluation.journal import Journal, Record
 from ..evaluation.summaries import evaluate_summaries
 from ..evaluation.tasks import Article, TaskItem
-from ..models import resolve
-from ..runtime.llama import Llama
+from .cluster import n_workers, outcome
+from .worker import WorkerModel, loaded
 
 __all__ = ["Evaluation", "score_on"]
 
@@ -25,11 +22,9 @@ Item = Sequence[int] | TaskItem | Article  # a window is its tokens
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a worker has to know of it. model: as the command line names it, found by each machine for itself."""
+    """What a worker has to know of it."""
 
-    model: str
-    fingerprint: str
-    arguments: tuple[tuple[str, Any], ...]  # of Llama
+    model: WorkerModel
     n_threads: int  # of a worker, and cores that Ray gives it
     skips: tuple[str, ...]
     dense: bool
@@ -50,32 +45,24 @@ def score_on(
 
     Raises PyskipError for what a worker raised.
     """
-    from ray.exceptions import RayTaskError
-
     missing = [i for i in range(len(items)) if any((arm, i) not in journal for arm in arms)]
     task = ray.remote(num_cpus=evaluation.n_threads, max_retries=-1)(score)
-    told, n_cores = ray.put(evaluation), int(ray.cluster_resources().get("CPU", 1))
-    if n_cores < evaluation.n_threads:
-        raise PyskipError(f"the cluster has {n_cores} cores, expected {evaluation.n_threads} for a worker: lower -t")
+    told, most = ray.put(evaluation), 2 * n_workers(ray, evaluation.n_threads)
     waiting: dict[Any, int] = {}
     for done in range(len(items) - len(missing), len(items)):
-        while missing and len(waiting) <= 2 * n_cores:
+        while missing and len(waiting) < most:
             i = missing.pop(0)
             waiting[task.remote(told, items[i])] = i
         (ready,), _ = ray.wait(list(waiting), num_returns=1)
         i = waiting.pop(ready)
-        try:
-            records = ray.get(ready)
-        except RayTaskError as error:
-            raise PyskipError(" ".join(str(error.cause).split())) from error
-        for arm, record in records.items():
+        for arm, record in outcome(ray, ready).items():
             journal.put(arm, i, record)
         progress(done + 1, len(items))
 
 
 def score(evaluation: Evaluation, item: Item) -> dict[str, Record]:
     """In a worker: the records of one item, by arm."""
-    llm, journal = _loaded(evaluation.model, evaluation.fingerprint, evaluation.arguments), Journal()
+    llm, journal = loaded(evaluation.model), Journal()
     if isinstance(item, TaskItem):
         evaluate_task(llm, [item], evaluation.skips, n_ctx=llm.n_ctx(), journal=journal)
     elif isinstance(item, Article):
@@ -83,13 +70,3 @@ def score(evaluation: Evaluation, item: Item) -> dict[str, Record]:
     else:
         evaluate_windows(llm, [item], evaluation.skips, n_ctx=llm.n_ctx(), dense=evaluation.dense, journal=journal)
     return journal.arms(0)
-
-
-@functools.lru_cache(1)
-def _loaded(model: str, fingerprint: str, arguments: tuple[tuple[str, Any], ...]) -> Llama:
-    """Kept for the worker's next item."""
-    path: Path = resolve(model)
-    llm = Llama(path, verbose=False, **dict(arguments))
-    if llm.engine.info.fingerprint != fingerprint:
-        raise PyskipError(f"{path}: another model on a worker's machine, expected that of the machine which asks")
-    return llm
