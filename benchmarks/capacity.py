@@ -164,7 +164,9 @@ def main() -> int:
         return 0
     document = measure(args)
     for row in document["rows"]:
-        times = "  ".join(f"{side} p50 {row[side]['p50']:.3f} p95 {row[side]['p95']:.3f} s" for side in ("measured", "predicted"))
+        times = "  ".join(
+            f"{side} p50 {row[side]['p50']:.3f} p95 {row[side]['p95']:.3f} s" for side in ("measured", "predicted")
+        )
         print(f"load {row['load']}  {row['per_second']:.2f} requests/s  {times}")
     if args.output:
         args.output.write_text(json.dumps(document, indent=1) + "\n")

@@ -78,8 +78,18 @@ def test_quantiles() -> None:
 def test_it_measures_and_predicts(tiny: Path, tmp_path: Path) -> None:
     """Whole, on a tiny model: what comes of it, not how well it agrees, which takes a quiet machine."""
     out = tmp_path / "capacity.json"
-    command = [sys.executable, str(ROOT / "benchmarks" / "capacity.py"), str(tiny), "--loads", "0.3", "--requests", "12"]
-    done = subprocess.run([*command, "-t", "1", "--slots", "2", "-o", str(out)], capture_output=True, text=True, timeout=300)
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "capacity.py"),
+        str(tiny),
+        "--loads",
+        "0.3",
+        "--requests",
+        "12",
+    ]
+    done = subprocess.run(
+        [*command, "-t", "1", "--slots", "2", "-o", str(out)], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     document = json.loads(out.read_text())
     assert len(document["service"]["step_seconds"]) == 3

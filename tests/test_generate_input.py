@@ -17,7 +17,12 @@ MESSAGES = [{"role": "user", "content": "w1 w2"}]
 LINES: list[dict[str, Any]] = [
     {"prompt": "w1 w2", "max_tokens": 3},
     {"messages": MESSAGES, "custom_id": "chat", "skip": "static:2"},
-    {"custom_id": "batch", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": MESSAGES, "max_tokens": 2}},
+    {
+        "custom_id": "batch",
+        "method": "POST",
+        "url": "/v1/chat/completions",
+        "body": {"messages": MESSAGES, "max_tokens": 2},
+    },
     {"prompt": "w3", "skip": "most"},
     *({"prompt": f"w{i} w{i + 1}"} for i in range(20)),
 ]
@@ -66,7 +71,10 @@ def test_what_is_no_request(tmp_path: Path, lines: list[Any], said: str) -> None
     [
         (b"a text\n", "line 1: no answer to a request"),
         (b"a text", "line 1: no answer to a request"),
-        (b'{"custom_id": "other", "response": {"status_code": 200, "body": {}}}\n', "answers 'other', which is not asked for"),
+        (
+            b'{"custom_id": "other", "response": {"status_code": 200, "body": {}}}\n',
+            "answers 'other', which is not asked for",
+        ),
     ],
 )
 def test_an_output_that_is_something_else(tmp_path: Path, content: bytes, said: str) -> None:
@@ -98,7 +106,10 @@ def test_a_file_is_answered_and_taken_up(cli: Run, tiny: Path, tmp_path: Path) -
     assert cli(*command).returncode == 0
     kept = content[: len(content) // 2].rpartition(b"\n")[0]
     assert out.read_bytes().startswith(kept)
-    texts = [{name: answer["response"]["body"].get("choices") for name, answer in found.items()} for found in (whole, read(out))]
+    texts = [
+        {name: answer["response"]["body"].get("choices") for name, answer in found.items()}
+        for found in (whole, read(out))
+    ]
     assert {name: _text(choices) for name, choices in texts[0].items()} == {
         name: _text(choices) for name, choices in texts[1].items()
     }

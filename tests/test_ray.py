@@ -56,7 +56,9 @@ def test_later_turns_have_the_key_of_the_first() -> None:
         assert key({name: first}) == key({name: later, "temperature": 1, "stream": True})
         assert key({name: first}) != key({name: other})
         assert key({name: first, "system": "a"}) != key({name: first, "system": "b"})
-    assert key({"input": "Are dogs real?"}) == key({"input": [turn("user", "Are dogs real?"), turn("assistant", "Yes.")]})
+    assert key({"input": "Are dogs real?"}) == key(
+        {"input": [turn("user", "Are dogs real?"), turn("assistant", "Yes.")]}
+    )
 
 
 def test_a_client_can_name_its_conversation() -> None:
@@ -138,7 +140,11 @@ def test_settings_that_are_wrong(args: dict[str, Any], said: str) -> None:
 
 def test_mistakes_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "serve.yaml"
-    for content, said in ((None, "No such file"), ("a: [", "expected a configuration"), ("a: 1", "found no applications")):
+    for content, said in (
+        (None, "No such file"),
+        ("a: [", "expected a configuration"),
+        ("a: 1", "found no applications"),
+    ):
         if content is not None:
             file.write_text(content)
         assert run(["serve", "--ray", str(file)]) == 1
@@ -151,7 +157,10 @@ def test_mistakes_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixt
 @pytest.mark.skipif(HAS_RAY, reason="Ray is installed")
 def test_without_ray(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "text").write_text(story(20))
-    for args in (["serve", "--ray", "examples/ray/serve.yaml"], ["eval", str(tiny), "--text", str(tmp_path / "text"), "--ray"]):
+    for args in (
+        ["serve", "--ray", "examples/ray/serve.yaml"],
+        ["eval", str(tiny), "--text", str(tmp_path / "text"), "--ray"],
+    ):
         assert run(args) == 1
         assert "pip install 'pyskip[ray]'" in capsys.readouterr().err
 
@@ -164,7 +173,10 @@ def replicas() -> list[int]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if b"ray::ServeReplica:" in (process / "cmdline").read_bytes() and b":Replica" in (process / "cmdline").read_bytes():
+            if (
+                b"ray::ServeReplica:" in (process / "cmdline").read_bytes()
+                and b":Replica" in (process / "cmdline").read_bytes()
+            ):
                 found.append(int(process.name))
     return found
 
@@ -279,7 +291,9 @@ def test_two_replicas_and_one_that_dies(tiny: Path, tmp_path: Path) -> None:
 def listening_elsewhere() -> list[str]:
     """Addresses other than the loopback's, of this machine's processes that are Ray's or pyskip's."""
     done = subprocess.run(["ss", "-Hltnp"], capture_output=True, text=True)
-    lines = [line.split() for line in done.stdout.splitlines() if re.search(r'\(\("(ray|raylet|gcs|pyskip|python)', line)]
+    lines = [
+        line.split() for line in done.stdout.splitlines() if re.search(r'\(\("(ray|raylet|gcs|pyskip|python)', line)
+    ]
     return [fields[3] for fields in lines if not re.match(r"(127\.|\[::1\]|\[::ffff:127\.)", fields[3])]
 
 
@@ -349,7 +363,10 @@ def test_an_evaluation_over_two_workers(cli: Run, tiny: Path, tmp_path: Path, ki
     alone = cli(*command)
     found, expected = (json.loads(done.stdout)["results"] for done in (spread, alone))
     for mine, theirs in zip(found, expected, strict=True):
-        assert mine == {name: value if isinstance(value, (str, list)) else pytest.approx(value, rel=1e-6) for name, value in theirs.items()}
+        assert mine == {
+            name: value if isinstance(value, (str, list)) else pytest.approx(value, rel=1e-6)
+            for name, value in theirs.items()
+        }
     again = cli(*command, "--resume", str(journal))
     assert json.loads(again.stdout)["results"] == json.loads(spread.stdout)["results"]
 

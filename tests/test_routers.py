@@ -133,8 +133,12 @@ def nginx(tiny: Path, tmp_path: Path) -> Iterator[tuple[str, dict[str, subproces
     port = free_port()
     config = (ROUTERS / "nginx.conf").read_text().replace("/run/pyskip", str(tmp_path))
     config = config.replace("listen 127.0.0.1:8000", f"listen 127.0.0.1:{port}")
-    folders = "".join(f"{name}_temp_path {tmp_path}/{name};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-    config = config.replace("http {", f"http {{\naccess_log off;\n{folders}", 1).replace("worker_processes auto", "worker_processes 1")
+    folders = "".join(
+        f"{name}_temp_path {tmp_path}/{name};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    config = config.replace("http {", f"http {{\naccess_log off;\n{folders}", 1).replace(
+        "worker_processes auto", "worker_processes 1"
+    )
     (tmp_path / "nginx.conf").write_text(config)
     with ExitStack() as stack:
         servers = {name: stack.enter_context(at_socket(tiny, tmp_path / f"{name}.sock")) for name in ("a", "b")}
@@ -174,7 +178,9 @@ def test_llama_swap(tiny: Path) -> None:
         command = shlex.split(model["cmd"].replace("${PORT}", str(port)))
         assert command[:2] == ["pyskip", "serve"]
         served = re.sub(r"^(?:[\w-]+=)?demo$", f"{name}={tiny}", command[2])
-        flags = ["off" if before == "--skip" else flag for before, flag in zip(["", *command[3:]], command[3:], strict=False)]
+        flags = [
+            "off" if before == "--skip" else flag for before, flag in zip(["", *command[3:]], command[3:], strict=False)
+        ]
         with program(sys.executable, "-m", "pyskip", "serve", served, *flags, "-t", "1") as process:
             wait_until(lambda: answers(f"http://127.0.0.1:{port}{model['checkEndpoint'].removesuffix('/health')}"))
             answer = httpx.post(f"http://127.0.0.1:{port}{CHAT}", json={**SHORT, "model": name})

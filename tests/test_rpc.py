@@ -99,7 +99,11 @@ def test_the_server_takes_it_too(tiny: Path, other: str) -> None:
 
 @pytest.mark.parametrize(
     ("server", "said"),
-    [("127.0.0.1", "expected HOST:PORT"), ("127.0.0.1:1", "127.0.0.1:1 is not there"), (":50052", "expected HOST:PORT")],
+    [
+        ("127.0.0.1", "expected HOST:PORT"),
+        ("127.0.0.1:1", "127.0.0.1:1 is not there"),
+        (":50052", "expected HOST:PORT"),
+    ],
 )
 def test_servers_that_are_not_there(tiny: Path, server: str, said: str) -> None:
     with pytest.raises(ModelLoadError, match=said):

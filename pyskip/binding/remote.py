@@ -29,7 +29,9 @@ def remote_devices(servers: Sequence[str]) -> Any:
         _check(server)
         found = ctypes.c_void_p(rpc.ggml_backend_rpc_add_server(server.encode()))
         if not found:
-            raise ModelLoadError(f"rpc_servers: {server} has no device, expected llama.cpp's rpc-server: start it there")
+            raise ModelLoadError(
+                f"rpc_servers: {server} has no device, expected llama.cpp's rpc-server: start it there"
+            )
         for i in range(base.ggml_backend_reg_dev_count(found)):
             devices.append(base.ggml_backend_reg_dev_get(found, ctypes.c_size_t(i)))
     return (ctypes.c_void_p * (len(devices) + 1))(*devices, None)
@@ -50,4 +52,6 @@ def _check(server: str) -> None:
     try:
         socket.create_connection((host, int(port)), SECONDS).close()
     except (OSError, OverflowError) as error:
-        raise ModelLoadError(f"rpc_servers: {server} is not there ({error}): start llama.cpp's rpc-server there") from None
+        raise ModelLoadError(
+            f"rpc_servers: {server} is not there ({error}): start llama.cpp's rpc-server there"
+        ) from None

@@ -104,7 +104,9 @@ __all__ = ["calibrate"]
 @click.option(
     "-t", "n_threads", type=click.IntRange(1, 512), metavar="N", help="Threads. [default: the physical cores]"
 )
-@click.option("--ray", "on_ray", is_flag=True, help="Gather the sums on a Ray cluster, workers of -t threads (pyskip[ray]).")
+@click.option(
+    "--ray", "on_ray", is_flag=True, help="Gather the sums on a Ray cluster, workers of -t threads (pyskip[ray])."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout instead of a table.")
 def calibrate(
     model: str,

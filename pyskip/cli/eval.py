@@ -56,7 +56,9 @@ N_BATCH = 512  # if nothing but the prompt's end is scored
 @click.option("--profile", metavar="FILE", help="Profile to use instead of the one beside the model.")
 @kernels_option
 @click.option("--resume", metavar="FILE", help="Keep what was scored in this file, and compute only what it lacks.")
-@click.option("--ray", "on_ray", is_flag=True, help="Spread the work over a Ray cluster, workers of -t threads (pyskip[ray]).")
+@click.option(
+    "--ray", "on_ray", is_flag=True, help="Spread the work over a Ray cluster, workers of -t threads (pyskip[ray])."
+)
 @click.option("--no-dense", is_flag=True, help="Of a text: perplexities only, without the dense pass to compare with.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout instead of a table.")
 def eval(

@@ -21,9 +21,15 @@ N_ELSEWHERE = 64  # that are asked of a server that is there
 @click.command()
 @click.argument("model")
 @click.option("-p", "--prompt", metavar="TEXT", help="Text to continue; - reads it from stdin.")
-@click.option("--input", "input_file", metavar="FILE", help="Answer the requests of a file instead, one a line, many at a time.")
-@click.option("--output", "output_file", metavar="FILE", help="Where to, a line each; what is there is not asked for again.")
-@click.option("--url", metavar="URL", help="Ask this server for them, such as one of serve --ray. [env: PYSKIP_API_KEY]")
+@click.option(
+    "--input", "input_file", metavar="FILE", help="Answer the requests of a file instead, one a line, many at a time."
+)
+@click.option(
+    "--output", "output_file", metavar="FILE", help="Where to, a line each; what is there is not asked for again."
+)
+@click.option(
+    "--url", metavar="URL", help="Ask this server for them, such as one of serve --ray. [env: PYSKIP_API_KEY]"
+)
 @common_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout instead of text.")
 def generate(

@@ -53,7 +53,9 @@ class RayGather:
         shares = [windows[i * len(windows) // n : (i + 1) * len(windows) // n] for i in range(n)]
         found: dict[int, LayerSums] = {}
         done = 0
-        for share, one in zip(shares, [task.remote(model, share, kind, warmup, draft) for share in shares], strict=True):
+        for share, one in zip(
+            shares, [task.remote(model, share, kind, warmup, draft) for share in shares], strict=True
+        ):
             for il, more in outcome(self.ray, one).items():
                 found[il] = added(found[il], more) if il in found else more
             done += len(share)

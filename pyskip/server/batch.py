@@ -107,7 +107,9 @@ def answer_all(
             if isinstance(answer, PyskipError):
                 raise answer
             request, status, body = answer
-            _append(path, {"custom_id": request.custom_id, "response": {"status_code": status, "body": body}, "error": None})
+            _append(
+                path, {"custom_id": request.custom_id, "response": {"status_code": status, "body": body}, "error": None}
+            )
             n_done, n_failed = n_done + 1, n_failed + (status != 200)
             progress(n_done, len(wanted))
     finally:
