@@ -1,14 +1,14 @@
-"""What a replica serves: its service times measured, first-token times under load predicted from them (queueing.py), and
-measured, too.
+"""What a replica serves: its service times measured, first-token times under load predicted from them (queueing.py),
+and measured, too.
 
-    python benchmarks/capacity.py [MODEL] [--skip SPEC] [--loads 0.5,0.8] [--requests N] [--slots N] [-t N] [-o FILE.json]
-    python benchmarks/capacity.py --plan FILE.json [--wait SECONDS]
+    python benchmarks/capacity.py [MODEL] [--skip SPEC] [--loads 0.5,0.8] [--requests N] [--slots N] [-t N] [-o FILE]
+    python benchmarks/capacity.py --plan FILE [--wait SECONDS]
 
-Service times: the seconds of a step with 1 to --slots streams, and of a prompt's token, each from the server's own clocks
-without any other request. A load is a share of what the replica can do with all slots busy. Requests come at random, with
-prompts and answers of lengths as in LENGTHS, no two prompts alike; the prediction is the simulation of the same requests.
---plan reads such a file and tells how many requests a replica takes before the 95th percentile of the first-token time is
-longer than --wait (2 s), and how many replicas a thousand and a million users a day need.
+Service times: the seconds of a step with 1 to --slots streams, and of a prompt's token, each from the server's own
+clocks without any other request. A load is a share of what the replica can do with all slots busy. Requests come at
+random, with prompts and answers of lengths as in LENGTHS, no two prompts alike; the prediction is the simulation of
+the same requests. --plan reads such a file and tells how many requests a replica takes before the 95th percentile of
+the first-token time is longer than --wait (2 s), and how many replicas a thousand and a million users a day need.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ WARM = 3  # requests at first that are not counted
 USERS = (1_000, 1_000_000)  # a day
 PER_USER = 10  # requests of a user's day
 PEAK = 3.0  # the busiest hour, in the mean of the day
-WORDS = "time people water place house story river light music garden bread stone winter letter bridge market".split()
+WORDS = ("time", "people", "water", "house", "story", "river", "light", "music", "garden", "bread", "stone", "winter")
 
 
 def prompt(rng: random.Random, n: int) -> str:

@@ -1,9 +1,9 @@
-"""Requests that wait for a server's slots: a simulation of what `pyskip serve` does step by step, fed with times that were
-measured. Used by capacity.py.
+"""Requests that wait for a server's slots: a simulation of what `pyskip serve` does step by step, fed with times that
+were measured. Used by capacity.py.
 
-A replica is a queue with as many servers as it has slots (M/G/k, if requests come at random), whose speed depends on how
-many are busy: a step decodes a token of every slot that generates, and up to a batch of tokens of prompts besides, short
-prompts first. A request's first token comes with the step in which its prompt ends.
+A replica is a queue with as many servers as it has slots (M/G/k, if requests come at random), whose speed depends on
+how many are busy: a step decodes a token of every slot that generates, and up to a batch of tokens of prompts besides,
+short prompts first. A request's first token comes with the step in which its prompt ends.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ __all__ = ["Arrival", "Outcome", "Service", "arrivals", "quantile", "simulate"]
 
 @dataclass(frozen=True)
 class Service:
-    """What a replica's steps take. step_seconds[n]: of one with n streams that generate, up to as many as there are slots;
-    [0] is not used."""
+    """What a replica's steps take. step_seconds[n]: of one with n streams that generate, up to as many as there are
+    slots; [0] is not used."""
 
     step_seconds: Sequence[float]
     prompt_seconds: float  # of a prompt's token

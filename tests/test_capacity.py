@@ -1,5 +1,5 @@
-"""The simulation of a replica (benchmarks/queueing.py) against what queueing theory says in closed form, and the program
-that feeds it (benchmarks/capacity.py)."""
+"""The simulation of a replica (benchmarks/queueing.py) against what queueing theory says in closed form, and the
+program that feeds it (benchmarks/capacity.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""`pyskip generate --input`: a file of requests, answered by a server many at a time, and taken up where it was left."""
+"""`pyskip generate --input`: a file of requests, answered by a server many at a time, and taken up where it was
+left."""
 
 from __future__ import annotations
 
@@ -135,7 +136,7 @@ def test_a_server_that_is_there(cli: Run, tiny: Path, tmp_path: Path) -> None:
 def test_a_server_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyskip.server.batch.WAIT", 0.001)
     requests = [Request(str(i), "/v1/completions", {}) for i in range(3)]
-    with pytest.raises(PyskipError, match="no answer .*: the same command goes on from here"):
+    with pytest.raises(PyskipError, match=r"no answer .*: the same command goes on from here"):
         answer_all("http://127.0.0.1:9", requests, tmp_path / "out", 2, lambda *_: None)
 
 

@@ -1,4 +1,5 @@
-"""Replicas and evaluations on Ray (pyskip[ray]): what is said to Ray without it, and where it is installed, the whole."""
+"""Replicas and evaluations on Ray (pyskip[ray]): what is said to Ray without it, and where it is installed, the
+whole."""
 
 from __future__ import annotations
 
@@ -235,15 +236,15 @@ def words(seed: int, n: int = 24) -> str:
 @pytest.mark.loopback
 @pytest.mark.slow
 def test_two_replicas_and_one_that_dies(tiny: Path, tmp_path: Path) -> None:
-    """64 clients: turns of a conversation reach the replica that holds its prompt; when a replica is killed every request is
-    answered, or gets a 503 that says when to come again."""
+    """64 clients: turns of a conversation reach the replica that holds its prompt; when a replica is killed every
+    request is answered, or gets a 503 that says when to come again."""
     with cluster(tmp_path, tiny, replicas=2) as served:
         assert listening_elsewhere() == []
         histories = [[turn("user", f"w{i} " + words(i))] for i in range(64)]
 
         def talk(history: list[dict[str, str]]) -> list[bool]:
             """Whether the later turns found their prompt cached."""
-            found = []
+            found, n_before = [], 0
             for i in range(3):
                 answer = served.ask(history)
                 assert answer.status_code == 200, answer.text

@@ -1,5 +1,5 @@
-"""`pyskip serve` behind others' routers: what they ask of a server (health, signals, sockets), and examples/routers, each run
-where its program is there."""
+"""`pyskip serve` behind others' routers: what they ask of a server (health, signals, sockets), and examples/routers,
+each run where its program is there."""
 
 from __future__ import annotations
 
@@ -182,7 +182,8 @@ def test_llama_swap(tiny: Path) -> None:
             "off" if before == "--skip" else flag for before, flag in zip(["", *command[3:]], command[3:], strict=False)
         ]
         with program(sys.executable, "-m", "pyskip", "serve", served, *flags, "-t", "1") as process:
-            wait_until(lambda: answers(f"http://127.0.0.1:{port}{model['checkEndpoint'].removesuffix('/health')}"))
+            assert model["checkEndpoint"] == "/health"
+            wait_until(lambda url=f"http://127.0.0.1:{port}": answers(url))
             answer = httpx.post(f"http://127.0.0.1:{port}{CHAT}", json={**SHORT, "model": name})
             assert answer.status_code == 200
             process.send_signal(signal.SIGTERM)

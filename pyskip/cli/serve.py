@@ -63,7 +63,7 @@ class _Passing(click.Command):
 @click.option(
     "--rpc",
     metavar="HOST:PORT,...",
-    help="llama.cpp's rpc-server on other machines, for layers that do not fit here: `-- -ngl N` of them, which run dense.",
+    help="llama.cpp's rpc-server on other machines, for the last layers (`-- -ngl N`), which run dense there.",
 )
 @click.option("--embedding", is_flag=True, help="Serve /v1/embeddings too.")
 @click.option("--max-tokens", type=click.IntRange(1), metavar="N", help="Tokens that a request may generate.")

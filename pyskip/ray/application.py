@@ -1,5 +1,5 @@
-"""The application on Ray Serve: replicas, each with a server of its own (pyskip.server), and a front that passes requests
-on to them. Made by pyskip.ray.app; used by run.py."""
+"""The application on Ray Serve: replicas, each with a server of its own (pyskip.server), and a front that passes
+requests on to them. Made by pyskip.ray.app; used by run.py."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PyskipError
+from .cluster import keep_to_loopback
 from .conversation import conversation
 from .replica import OWN_HEADERS, Replica
 
@@ -100,10 +101,11 @@ def application(settings: Settings) -> Any:
 
 
 class Front:
-    """Passes each request on to a replica, and back what it says as it comes. Until the first byte a replica's death is a
-    503; after it, an error at the end of the stream."""
+    """Passes each request on to a replica, and back what it says as it comes. Until the first byte a replica's death
+    is a 503; after it, an error at the end of the stream."""
 
     def __init__(self, replicas: Any, max_body: int) -> None:
+        keep_to_loopback()
         self._replicas, self._max_body = replicas.options(stream=True, method_name="answer"), max_body
 
     async def __call__(self, request: Request) -> Response:

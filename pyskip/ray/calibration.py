@@ -1,5 +1,5 @@
-"""`pyskip calibrate --ray`: the sums of a calibration, each worker's over windows of its own, added up. What is fitted to
-them is one process's but for the order in which floats are added."""
+"""`pyskip calibrate --ray`: the sums of a calibration, each worker's over windows of its own, added up. What is fitted
+to them is one process's but for the order in which floats are added."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ Windows = Sequence[npt.NDArray[np.int32]]
 
 @dataclass(frozen=True)
 class RayGather:
-    """gather() over a cluster. ray: connected. name: of the model, found by each machine for itself. A worker returns the sums
-    of all layers, which must fit its memory and Ray's store."""
+    """gather() over a cluster. ray: connected. name: of the model, found by each machine for itself. A worker returns
+    the sums of all layers, which must fit its memory and Ray's store."""
 
     ray: Any
     name: str

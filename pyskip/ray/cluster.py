@@ -9,8 +9,10 @@ from typing import Any
 
 from ..errors import PyskipError
 
-__all__ = ["connected", "n_workers", "outcome"]
+__all__ = ["connected", "keep_to_loopback", "n_workers", "outcome"]
 
+ALONE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # 0: on Linux, too, Ray knows this machine by 127.0.0.1 and listens there
+LOOPBACK = "127.0.0.1"
 STORE_BYTES = 512 << 20  # of objects, in shared memory, on this machine alone
 
 
@@ -20,6 +22,9 @@ def connected() -> Iterator[Any]:
     machine's cores, which listens at the loopback and tells nobody. Raises PyskipError if Ray is not installed or the
     cluster not there."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    is_alone = "RAY_ADDRESS" not in os.environ
+    if is_alone:
+        os.environ[ALONE] = "0"
     try:
         import ray
     except ModuleNotFoundError as missing:
@@ -27,8 +32,8 @@ def connected() -> Iterator[Any]:
             f"this needs Ray, which is not installed (no module {missing.name}): pip install 'pyskip[ray]'"
         ) from None
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-    if "RAY_ADDRESS" not in os.environ:
-        quiet |= {"_node_ip_address": "127.0.0.1", "include_dashboard": False, "object_store_memory": STORE_BYTES}
+    if is_alone:
+        quiet |= {"include_dashboard": False, "object_store_memory": STORE_BYTES}
         quiet["num_cpus"] = len(os.sched_getaffinity(0))
     try:
         ray.init(namespace="serve", **quiet)
@@ -39,6 +44,17 @@ def connected() -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def keep_to_loopback() -> None:
+    """In a replica, before it has started: on a cluster of this machine alone have it listen at the loopback, too. Ray
+    Serve binds a port of each replica, for other replicas, to every address, and has no setting for it."""
+    import ray
+    from ray.serve._private import replica
+
+    if ray.util.get_node_ip_address() == LOOPBACK:
+        bind = replica.add_port_to_grpc_server
+        replica.add_port_to_grpc_server = lambda server, address: bind(server, address.replace("[::]", LOOPBACK))
 
 
 def n_workers(ray: Any, n_threads: int) -> int:

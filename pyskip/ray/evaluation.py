@@ -1,6 +1,6 @@
-"""`pyskip eval --ray`: windows and items of an evaluation, each scored by some worker of a Ray cluster. What they score goes
-into the evaluation's journal, from which it goes on as if it had taken it up (--resume): the figures are those of one
-process. Ray starts the workers, spreads the work, and repeats what was lost with one that died."""
+"""`pyskip eval --ray`: windows and items of an evaluation, each scored by some worker of a Ray cluster. What they
+score goes into the evaluation's journal, from which it goes on as if it had taken it up (--resume): the figures are
+those of one process. Ray starts the workers, spreads the work, and repeats what was lost with one that died."""
 
 from __future__ import annotations
 

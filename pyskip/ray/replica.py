@@ -8,6 +8,7 @@ from typing import Any
 
 from pyskip.server.child import Child
 
+from .cluster import keep_to_loopback
 from .cores import Claim, running_on
 
 __all__ = ["OWN_HEADERS", "Replica"]
@@ -21,6 +22,7 @@ class Replica:
     replica's process does, and Ray starts another one."""
 
     def __init__(self, arguments: Sequence[str], n_cores: int) -> None:
+        keep_to_loopback()
         self._claim = Claim(n_cores)
         with running_on(self._claim.cores):
             self._server = Child(arguments, ended=lambda: os._exit(1))  # so that who waits for it hears at once

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from collections.abc import Callable
@@ -28,12 +29,13 @@ def serve_config(path: str, host: str | None, port: int | None, tell: Callable[[
     http["host"] = host or http.get("host", "127.0.0.1")
     http["port"] = port or http.get("port", 8000)
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     with connected():
+        for number in (signal.SIGTERM, signal.SIGINT):  # Ray has put its own there
+            signal.signal(number, lambda *_: stop.set())
         from ray import serve
         from ray.serve.schema import ServeDeploySchema
 
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
         try:
             checked = ServeDeploySchema.model_validate(config)
         except ValueError as error:
@@ -43,6 +45,8 @@ def serve_config(path: str, host: str | None, port: int | None, tell: Callable[[
             if _deploy(path, checked, stop):
                 tell(f"serving at http://{http['host']}:{http['port']}; Ctrl-C stops")
                 stop.wait()
+                for application in checked.applications:
+                    serve.delete(application.name)  # answers what is there; shutdown() would end the connections
         finally:
             serve.shutdown()
 
@@ -61,8 +65,8 @@ def _read(path: str) -> dict[str, Any]:
 
 
 def _deploy(path: str, config: Any, stop: threading.Event) -> bool:
-    """Whether every application runs, once they do; False if it was stopped before. Raises PyskipError with the reason if
-    one cannot."""
+    """Whether every application runs, once they do; False if it was stopped before. Raises PyskipError with the reason
+    if one cannot."""
     from ray import serve
     from ray.serve.context import _get_global_client  # `serve run` deploys a file by it, and by nothing public
 

@@ -71,9 +71,9 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
     mmproj: the path of the model's projector (a GGUF file): messages may then have parts of type image_url, a data: URI
         or a path, and input_audio. Not beside chat_handler.
 
-    rpc_servers: HOST:PORT of llama.cpp's rpc-server on other machines, for a model that is larger than this one: the last
-        n_gpu_layers layers (default: all) lie there and run dense, those that stay here skip (skippable_layers). What
-        goes there and comes back is neither encrypted nor signed: trusted networks only.
+    rpc_servers: HOST:PORT of llama.cpp's rpc-server on other machines, for a model that is larger than this one: the
+        last n_gpu_layers layers (default: all) lie there and run dense, those that stay here skip (skippable_layers).
+        What goes there and comes back is neither encrypted nor signed: trusted networks only.
 
     kernels: "fast", pyskip's own where it has them for a weight's type and the processor, or "upstream", whose logits
         are those of unpatched llama.cpp to the last bit.

@@ -1,9 +1,9 @@
 """Many requests out of a file, answered by a server as fast as it can, into another file: `pyskip generate --input`.
 
-A line of the input is the body of a request, with `prompt` or `messages`, or a line of OpenAI's batch files, which holds
-such a body with a name: {"custom_id", "method", "url", "body"}. A line of the output is one of OpenAI's, in the order in
-which answers come: {"custom_id", "response": {"status_code", "body"}, "error": null}. Without a name a request goes by the
-number of its line. Answers that are there are not asked for again.
+A line of the input is the body of a request, with `prompt` or `messages`, or a line of OpenAI's batch files, which
+holds such a body with a name: {"custom_id", "method", "url", "body"}. A line of the output is one of OpenAI's, in the
+order in which answers come: {"custom_id", "response": {"status_code", "body"}, "error": null}. Without a name a
+request goes by the number of its line. Answers that are there are not asked for again.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Request:
 
 
 def read_requests(path: str | os.PathLike[str], otherwise: Mapping[str, Any]) -> list[Request]:
-    """Those of a file, with fields that a body does not say itself. Empty lines do not count. Raises PyskipError with the
-    line for what is no request."""
+    """Those of a file, with fields that a body does not say itself. Empty lines do not count. Raises PyskipError with
+    the line for what is no request."""
     try:
         lines = Path(path).read_text("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -84,8 +84,8 @@ def answer_all(
     *,
     api_key: str | None = None,
 ) -> int:
-    """Ask the server at this address for what the output lacks, and write each answer as soon as it is there. Returns how
-    many of all answers are errors.
+    """Ask the server at this address for what the output lacks, and write each answer as soon as it is there. Returns
+    how many of all answers are errors.
 
     Raises PyskipError if the output cannot be written, is no such file or another input's, or the server is gone.
     """

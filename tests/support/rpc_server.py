@@ -1,5 +1,5 @@
-"""llama.cpp's RPC server on a free port of the loopback, in a process of its own: `python rpc_server.py` prints the port. The
-program rpc-server is not in llama-cpp-python's sources, but what it calls is in libggml-rpc."""
+"""llama.cpp's RPC server on a free port of the loopback, in a process of its own: `python rpc_server.py` prints the
+port. The program rpc-server is not in llama-cpp-python's sources, but what it calls is in libggml-rpc."""
 
 from __future__ import annotations
 
