@@ -80,10 +80,8 @@ def main() -> int:
     more = statistics.median(b - a for a, b in zip(alone["request"], behind["request"], strict=True))
     share = statistics.median(b / a for a, b in zip(alone["stream"], behind["stream"], strict=True))
     for name, row in rows.items():
-        print(
-            f"{name}: {statistics.median(row['request']) * 1000:.1f} ms a request,
-            {statistics.median(row['stream']):.1f} tokens/s"
-        )
+        seconds, rate = (statistics.median(row[key]) for key in ("request", "stream"))
+        print(f"{name}: {seconds * 1000:.1f} ms a request, {rate:.1f} tokens/s")
     print(f"Ray: {more * 1000:+.1f} ms a request, {share:.3f} of the streaming rate")
     if args.output:
         made = {"build": BUILD, "cpu": cpu_name(), "date": datetime.date.today().isoformat(), "n_threads": args.threads}

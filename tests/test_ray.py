@@ -213,7 +213,8 @@ def cluster(folder: Path, model: Path, **args: Any) -> Iterator[Cluster]:
             break
     else:
         pytest.fail(said)
-    threading.Thread(target=process.stderr.read, daemon=True).start()
+    reader = threading.Thread(target=process.stderr.read)  # so that nothing it says ever waits
+    reader.start()
     try:
         with (served := Cluster(process, found[1])).client:
             yield served
@@ -225,6 +226,9 @@ def cluster(folder: Path, model: Path, **args: Any) -> Iterator[Cluster]:
         except subprocess.TimeoutExpired:
             process.kill()
             pytest.fail("the cluster did not end")
+        finally:
+            reader.join()
+            process.stderr.close()
 
 
 def words(seed: int, n: int = 24) -> str:
