@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from ..errors import PyskipError
@@ -41,7 +42,8 @@ def connected() -> Iterator[Any]:
         where = os.environ.get("RAY_ADDRESS", "this machine")
         raise PyskipError(f"there is no Ray at {where} ({' '.join(str(error).split())[:200]}): start it") from error
     try:
-        yield ray
+        with redirect_stdout(sys.stderr):  # where Ray tells of workers that died
+            yield ray
     finally:
         ray.shutdown()
 

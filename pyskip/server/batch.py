@@ -100,7 +100,8 @@ def answer_all(
     stop = threading.Event()
     for _ in range(min(n_at_a_time, missing.qsize())):
         threading.Thread(target=_work, args=(url, api_key, missing, answers, stop), daemon=True).start()
-    progress(n_done, len(wanted))
+    if n_done:
+        progress(n_done, len(wanted))
     try:
         while n_done < len(wanted):
             answer = answers.get()
