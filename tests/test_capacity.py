@@ -3,6 +3,7 @@ program that feeds it (benchmarks/capacity.py)."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -10,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, make_random
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 try:
@@ -38,16 +39,16 @@ def test_slots_that_do_not_hinder_each_other_are_an_m_m_k_queue() -> None:
     import random
 
     n_slots, seconds, load, rng = 4, 1.0, 0.8, random.Random(2)
-    service = Service([0.0, *[0.001] * n_slots], 0.0)
+    service = Service([0.0, *[0.01] * n_slots], 0.0)
     requests = [
-        Arrival(arrival.at, 1, 1 + round(rng.expovariate(1 / seconds) / 0.001))
+        Arrival(arrival.at, 1, 1 + round(rng.expovariate(1 / seconds) / 0.01))
         for arrival in arrivals(load * n_slots / seconds, 20_000, [(1, 1)], seed=3)
     ]
     waits = [outcome.first for outcome in simulate(service, requests)]
     offered = load * n_slots
     blocked = offered**n_slots / math.factorial(n_slots) / (1 - load)
     erlang_c = blocked / (sum(offered**k / math.factorial(k) for k in range(n_slots)) + blocked)
-    assert mean([wait > 0.002 for wait in waits]) == pytest.approx(erlang_c, rel=0.1)
+    assert mean([wait > 0.02 for wait in waits]) == pytest.approx(erlang_c, rel=0.1)
     assert mean(waits) == pytest.approx(erlang_c * seconds / (n_slots * (1 - load)), rel=0.15)
 
 
@@ -75,13 +76,14 @@ def test_quantiles() -> None:
 
 @pytest.mark.slow
 @pytest.mark.loopback
-def test_it_measures_and_predicts(tiny: Path, tmp_path: Path) -> None:
+def test_it_measures_and_predicts(tmp_path: Path) -> None:
     """Whole, on a tiny model: what comes of it, not how well it agrees, which takes a quiet machine."""
-    out = tmp_path / "capacity.json"
+    model, out = tmp_path / "model.gguf", tmp_path / "capacity.json"
+    make_random.make(model, dataclasses.replace(make_random.SHAPES["tiny"], n_ctx=8192))
     command = [
         sys.executable,
         str(ROOT / "benchmarks" / "capacity.py"),
-        str(tiny),
+        str(model),
         "--loads",
         "0.3",
         "--requests",

@@ -68,10 +68,14 @@ def client_of(path: Path) -> httpx.Client:
     return httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://localhost", timeout=60)
 
 
-def ok(client: httpx.Client) -> bool:
-    with suppress(httpx.TransportError):
+def is_ready(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as sock:
+        try:
+            sock.connect(str(path))
+        except OSError:  # httpx leaves sockets open that cannot be connected
+            return False
+    with client_of(path) as client:
         return client.get("/health").status_code == 200
-    return False
 
 
 # What a router asks for
@@ -106,7 +110,7 @@ def test_a_unix_socket(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     path = tmp_path / "server.sock"
     for _ in range(2):  # the second finds what the first left behind
         with at_socket(tiny, path) as server, client_of(path) as client:
-            wait_until(lambda client=client: ok(client))
+            wait_until(lambda: is_ready(path))
             assert client.post(CHAT, json=SHORT).status_code == 200
             assert run(["serve", str(tiny), "--host", str(path)]) == 1
             assert "another server answers there" in capsys.readouterr().err
@@ -143,8 +147,7 @@ def nginx(tiny: Path, tmp_path: Path) -> Iterator[tuple[str, dict[str, subproces
     with ExitStack() as stack:
         servers = {name: stack.enter_context(at_socket(tiny, tmp_path / f"{name}.sock")) for name in ("a", "b")}
         for name in servers:
-            client = stack.enter_context(client_of(tmp_path / f"{name}.sock"))
-            wait_until(lambda client=client: ok(client))
+            wait_until(lambda path=tmp_path / f"{name}.sock": is_ready(path))
         options = ["-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf"), "-e", str(tmp_path / "error.log")]
         stack.enter_context(program(found, *options, "-g", f"daemon off; pid {tmp_path}/nginx.pid;"))
         wait_until(lambda: answers(f"http://127.0.0.1:{port}"))
@@ -223,8 +226,8 @@ def test_socket_activation(tiny: Path, tmp_path: Path) -> None:
     if not activate or not PROXYD.exists():
         pytest.skip("no systemd-socket-activate and systemd-socket-proxyd (Debian: apt-get install systemd)")
     path, port = tmp_path / "server.sock", free_port()
-    with at_socket(tiny, path), client_of(path) as client:
-        wait_until(lambda: ok(client))
+    with at_socket(tiny, path):
+        wait_until(lambda: is_ready(path))
         with program(activate, "-l", f"127.0.0.1:{port}", str(PROXYD), str(path), stderr=subprocess.DEVNULL):
             url = f"http://127.0.0.1:{port}"
             wait_until(lambda: answers(url))
