@@ -113,7 +113,8 @@ bool pyskip_context_probe(llama_context * ctx, pyskip_state & state, std::string
     }
     std::vector<uint8_t> skippable(state.n_layer, 0);
     std::vector<uint8_t> skippable_attention(state.n_layer, 0);
-    int32_t              n_found = 0, n_elsewhere = 0;
+    int32_t              n_found     = 0;
+    int32_t              n_elsewhere = 0;
     for (const pyskip_block & block : pyskip_graph_find(gf)) {
         if (!block.on_cpu || block.il >= state.n_layer) {
             n_elsewhere += !block.on_cpu; // a layer of another machine: it runs dense
@@ -137,6 +138,7 @@ bool pyskip_context_probe(llama_context * ctx, pyskip_state & state, std::string
                 "that ends in blk.N.ffn_down: run it with skip off";
         return false;
     }
+    state.is_shared           = n_elsewhere > 0;
     state.skippable           = std::move(skippable);
     state.skippable_attention = std::move(skippable_attention);
     return true;

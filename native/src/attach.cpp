@@ -37,6 +37,13 @@ static bool has_gate(const pyskip_state & state, const pyskip_block & block) {
            state.profile->layers[block.il].gate;
 }
 
+// Of a model that lies on other back ends, too: whether the probe left the block out. The one that hands the stream over is
+// not told from what carries it.
+static bool is_left_out(const pyskip_state & state, const pyskip_block & block) {
+    const bool is_ffn = block.sublayer == PYSKIP_SUBLAYER_FFN;
+    return state.is_shared && !(is_ffn ? state.skippable : state.skippable_attention)[block.il];
+}
+
 static void attach_slot(pyskip_state & state, ggml_cgraph * gf, pyskip_slot & slot) {
     const bool has_input = slot.block.input && slot.n_rows > 0 && has_room(gf);
 
@@ -92,8 +99,8 @@ void pyskip_attach(pyskip_state & state, ggml_cgraph * gf, const llama_ubatch & 
         if (block.il >= state.n_layer || !rows_are_tokens(block, ubatch)) {
             continue; // a layer past the model's own (multi-token prediction), or a stream of another shape: dense
         }
-        if (!block.on_cpu) {
-            continue; // another machine's
+        if (!block.on_cpu || is_left_out(state, block)) {
+            continue; // another machine's, or the last one before it
         }
         if (block.sublayer == PYSKIP_SUBLAYER_ATTENTION && !state.has_attention) {
             continue; // nobody skips it
