@@ -381,7 +381,7 @@ def test_an_evaluation_over_two_workers(cli: Run, tiny: Path, tmp_path: Path, ki
 @pytest.mark.slow
 def test_items_over_workers(cli: Run, tiny: Path, tmp_path: Path) -> None:
     task = tmp_path / "task.jsonl"
-    items = [{"context": f"the king found {i}", "continuation": "bread"} for i in range(6)]
+    items: list[dict[str, Any]] = [{"context": f"the king found {i}", "continuation": "bread"} for i in range(6)]
     items += [{"query": "the sailor lost", "choices": ["bread", "a map"], "gold": i % 2} for i in range(6)]
     task.write_text("".join(json.dumps(item) + "\n" for item in items))
     command = ["eval", str(tiny), "--task", str(task), "--skip", "static:2", "-t", "1", "--json"]

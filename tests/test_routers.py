@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ def nginx(tiny: Path, tmp_path: Path) -> Iterator[tuple[str, dict[str, subproces
     with ExitStack() as stack:
         servers = {name: stack.enter_context(at_socket(tiny, tmp_path / f"{name}.sock")) for name in ("a", "b")}
         for name in servers:
-            wait_until(lambda path=tmp_path / f"{name}.sock": is_ready(path))
+            wait_until(partial(is_ready, tmp_path / f"{name}.sock"))
         options = ["-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf"), "-e", str(tmp_path / "error.log")]
         stack.enter_context(program(found, *options, "-g", f"daemon off; pid {tmp_path}/nginx.pid;"))
         wait_until(lambda: answers(f"http://127.0.0.1:{port}"))
@@ -189,7 +190,7 @@ def test_llama_swap(tiny: Path) -> None:
         ]
         with program(sys.executable, "-m", "pyskip", "serve", served, *flags, "-t", "1") as process:
             assert model["checkEndpoint"] == "/health"
-            wait_until(lambda url=f"http://127.0.0.1:{port}": answers(url))
+            wait_until(partial(answers, f"http://127.0.0.1:{port}"))
             answer = httpx.post(f"http://127.0.0.1:{port}{CHAT}", json={**SHORT, "model": name})
             assert answer.status_code == 200
             process.send_signal(signal.SIGTERM)

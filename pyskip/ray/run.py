@@ -86,4 +86,4 @@ def _reason(state: Any) -> str:
     told = [state.message, *(deployment.message for deployment in state.deployments.values())]
     lines = [line.strip() for text in told for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if "Error" in line.split(":")[0]]
-    return (errors or lines or ["Ray does not say why"])[-1][:400]
+    return str((errors or lines or ["Ray does not say why"])[-1])[:400]
