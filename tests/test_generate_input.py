@@ -58,6 +58,8 @@ def test_requests_of_a_file(tmp_path: Path) -> None:
         (["text"], "line 1: a JSON str, expected an object"),
         ([{"prompt": "a"}, {"text": "b"}], 'line 3: found neither "prompt" nor "messages"'),
         ([{"body": 7}], 'line 1: found neither "prompt"'),
+        ([{"url": "/v1/responses", "body": 7}], 'line 1: found neither "prompt"'),
+        ([{"url": 7, "body": {"prompt": "a"}}], 'line 1: "url" is'),
         ([{"url": "http://elsewhere.test/", "body": {"prompt": "a"}}], 'line 1: "url" is'),
         ([{"prompt": "a", "custom_id": "x"}] * 2, "line 3: another request is named 'x'"),
     ],

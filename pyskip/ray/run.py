@@ -25,7 +25,7 @@ def serve_config(path: str, host: str | None, port: int | None, tell: Callable[[
     Raises PyskipError if the file is none, Ray is not installed, or the application does not start.
     """
     config = _read(path)
-    http = config.setdefault("http_options", {})
+    http = config["http_options"] = {**(config.get("http_options") or {})}
     http["host"] = host or http.get("host", "127.0.0.1")
     http["port"] = port or http.get("port", 8000)
     stop = threading.Event()
@@ -59,7 +59,7 @@ def _read(path: str) -> dict[str, Any]:
             config = yaml.safe_load(file)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise PyskipError(f"{path}: {' '.join(str(error).split())}, expected a configuration of Ray Serve") from None
-    if not isinstance(config, dict) or "applications" not in config:
+    if not isinstance(config, dict) or not isinstance(config.get("applications"), list):
         raise PyskipError(f"{path}: found no applications, expected a configuration of Ray Serve: see docs/scale.md")
     return config
 

@@ -24,7 +24,7 @@ from pyskip.errors import PyskipError
 
 __all__ = ["Request", "answer_all", "read_requests"]
 
-PATHS = {"messages": "/v1/chat/completions", "prompt": "/v1/completions", "input": "/v1/embeddings"}
+PATHS = {"messages": "/v1/chat/completions", "prompt": "/v1/completions"}
 TRIES = 30  # of a request that a server does not take (503, 429), or whose connection ends
 WAIT = 1.0  # seconds between two, if the server names none
 
@@ -64,12 +64,13 @@ def _request(where: str, line: str, number: str, otherwise: Mapping[str, Any]) -
     if not isinstance(document, dict):
         raise PyskipError(f"{where}: a JSON {type(document).__name__}, expected an object")
     body = document.get("body", document)
-    kind = next((key for key in PATHS if isinstance(body, dict) and key in body), None)
-    if kind is None:
+    url = document.get("url") if "body" in document else None
+    if url is None:
+        url = next((path for key, path in PATHS.items() if isinstance(body, dict) and key in body), None)
+    if url is None or not isinstance(body, dict):
         raise PyskipError(f'{where}: found neither "prompt" nor "messages", expected the body of a request')
-    url = document.get("url", PATHS[kind]) if body is not document else PATHS[kind]
     if not isinstance(url, str) or not url.startswith("/v1/"):
-        raise PyskipError(f'{where}: "url" is {str(url)[:40]!r}, expected a path such as {PATHS[kind]}')
+        raise PyskipError(f'{where}: "url" is {str(url)[:40]!r}, expected a path such as /v1/completions')
     name = document.get("custom_id", number)
     told = {key: value for key, value in body.items() if key != "custom_id"}
     return Request(str(name), url, {**otherwise, **told, "stream": False})
