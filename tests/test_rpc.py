@@ -3,6 +3,7 @@ process on the loopback."""
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT, open_llm
+from evaluations import Run
 from serving import running
 
 import pyskip
@@ -77,6 +79,21 @@ def test_layers_there_run_dense_and_layers_here_skip(tiny: Path, other: str) -> 
     finally:
         here.close()
         shared.close()
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 6])
+def test_info_tells_which(cli: Run, tiny: Path, other: str, n: int) -> None:
+    done = cli("info", str(tiny), "-ngl", str(n), "--json")
+    told = json.loads(done.stdout)
+    assert told["remote_layers"] == list(range(7 - n, 6))
+    if n == 6:
+        assert told["skippable_layers"] == []
+        assert "none: none is left here" in cli("info", str(tiny), "-ngl", "6").stdout
+        return
+    llm = open_llm(tiny, 64, rpc_servers=[other], n_gpu_layers=n)
+    assert told["skippable_layers"] == list(llm.skippable_layers)
+    assert told["skippable_attention"] == list(llm.skippable_attention)
+    llm.close()
 
 
 def test_with_all_layers_there_only_off_is_left(tiny: Path, other: str) -> None:

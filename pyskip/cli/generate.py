@@ -118,7 +118,8 @@ def _answer_file(model: str, input_file: str, output_file: str, url: str | None,
         if url is not None:
             n_failed = ask(url, N_ELSEWHERE)
         else:
-            server = Child([model, "--grace", "0", *options.serve(), "--", "--parallel", str(N_SLOTS), *options.llama_server()])
+            more = ["--", "--parallel", str(N_SLOTS), *options.llama_server()]
+            server = Child([model, "--grace", "0", *options.serve(), *more])
             try:
                 n_failed = ask(server.url, 2 * N_SLOTS)
             finally:
