@@ -28,7 +28,9 @@ N_ELSEWHERE = 64  # that are asked of a server that is there
     "--output", "output_file", metavar="FILE", help="Where to, a line each; what is there is not asked for again."
 )
 @click.option(
-    "--url", metavar="URL", help="Ask this server for them, such as one of serve --ray. [env: PYSKIP_API_KEY]"
+    "--url",
+    metavar="URL",
+    help="Ask this server for them, such as one of serve --ray; its key is PYSKIP_API_KEY in the environment.",
 )
 @common_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout instead of text.")
