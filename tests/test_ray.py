@@ -242,8 +242,9 @@ def words(seed: int, n: int = 24) -> str:
 def test_two_replicas_and_one_that_dies(tiny: Path, tmp_path: Path) -> None:
     """64 clients: turns of a conversation reach the replica that holds its prompt; when a replica is killed every
     request is answered, or gets a 503 that says when to come again."""
+    others = listening_elsewhere()
     with cluster(tmp_path, tiny, replicas=2) as served:
-        assert listening_elsewhere() == []
+        assert listening_elsewhere() - others == set()
         histories = [[turn("user", f"w{i} " + words(i))] for i in range(64)]
 
         def talk(history: list[dict[str, str]]) -> list[bool]:
@@ -293,13 +294,11 @@ def test_two_replicas_and_one_that_dies(tiny: Path, tmp_path: Path) -> None:
         assert before[0] not in replicas()
 
 
-def listening_elsewhere() -> list[str]:
-    """Addresses other than the loopback's, of this machine's processes that are Ray's or pyskip's."""
-    done = subprocess.run(["ss", "-Hltnp"], capture_output=True, text=True)
-    lines = [
-        line.split() for line in done.stdout.splitlines() if re.search(r'\(\("(ray|raylet|gcs|pyskip|python)', line)
-    ]
-    return [fields[3] for fields in lines if not re.match(r"(127\.|\[::1\]|\[::ffff:127\.)", fields[3])]
+def listening_elsewhere() -> set[str]:
+    """Addresses other than the loopback's that somebody listens at."""
+    done = subprocess.run(["ss", "-Hltn"], capture_output=True, text=True)
+    addresses = {line.split()[3] for line in done.stdout.splitlines()}
+    return {address for address in addresses if not re.match(r"(127\.|\[::1\]|\[::ffff:127\.)", address)}
 
 
 @needs_ray
@@ -323,7 +322,7 @@ def test_streams_errors_and_an_orderly_end(tiny: Path, tmp_path: Path) -> None:
             first, rest = time.monotonic() - began, list(lines)
         assert rest[-1] == "data: [DONE]"
         assert len(rest) > 300
-        assert first < time.monotonic() - began
+        assert first < (time.monotonic() - began) / 2  # it came as it was written
 
         with served.client.stream("POST", CHAT, json={**body, "max_tokens": 1500}) as stream:
             lines = (line for line in stream.iter_lines() if line.startswith("data: "))
