@@ -10,7 +10,7 @@
 #   make check            lint, and the tests that take seconds: before every commit
 #   make test [PYTEST_ARGS=...]       every test
 #   make lint             ruff, mypy, clang-format
-#   make test-extras      install torch, transformers and lm-eval, and run the tests that `make test` skips without them
+#   make test-extras      install torch, transformers, lm-eval and Ray, and run the tests that `make test` skips without them
 #   make invariants       what must hold on every release of llama.cpp
 #   make bump VERSION=x.y.z           pin another release of llama-cpp-python, build it, run the invariants: docs/upstream.md
 #
@@ -90,9 +90,9 @@ test: $(VENV)/.server build/reference/.built build/native-tests/.built $(VENV)/.
 	$(BIN)/ctest --test-dir build/native-tests --output-on-failure
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-test-extras: $(VENV)/.built $(VENV)/.dev
-	@$(PIP) install "pyskip[distill,lm-eval]"
-	$(BIN)/python -m pytest tests/test_distill.py tests/test_lm_eval.py
+test-extras: $(VENV)/.server $(VENV)/.dev
+	@$(PIP) install "pyskip[distill,lm-eval,ray]"
+	$(BIN)/python -m pytest tests/test_distill.py tests/test_lm_eval.py tests/test_ray.py
 
 upstream-test: build/upstream-tests/.built build/reference/.built
 	$(BIN)/python tests/upstream/run.py $(UPSTREAM_TEST_ARGS)

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "pyskip"
 # `import pyskip` offers, and stands above all of that. `entry` is what others call: nothing in pyskip imports it.
 ORDER = (
     "leaves", "binding", "models", "runtime", "pyskip",
-    "evaluation", "chat", "bench", "calibration", "server", "cli", "entry",
+    "evaluation", "chat", "bench", "calibration", "server", "ray", "cli", "entry",
 )  # fmt: skip
 LEAF_PACKAGES = {"policy"}
 ENTRIES = {"pyskip.__main__", "pyskip.llama", "pyskip.llm_plugin", "pyskip.lm_eval"}

@@ -59,6 +59,8 @@ std::string pyskip_metrics::text() const {
     for (const auto & [key, n] : requests) {
         out << "pyskip_requests_total{path=" << quoted(key.first) << ",status=\"" << key.second << "\"} " << n << "\n";
     }
+    head("slots", "gauge", "Requests that are decoded at a time");
+    out << "pyskip_slots " << pyskip_server_places().n_slots() << "\n";
     head("requests_running", "gauge", "Requests for text or embeddings that are there");
     out << "pyskip_requests_running " << pyskip_server_places().n_taken() << "\n";
     head("queue_depth", "gauge", "Requests that wait for a slot");

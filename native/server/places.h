@@ -20,6 +20,7 @@ public:
     std::shared_ptr<void> take(int32_t n, const std::function<bool()> & has_gone);
 
     int32_t n_all() const { return slots + queue; }
+    int32_t n_slots() const { return slots; }
 
     int32_t n_taken() const { return taken; }
     int32_t n_waiting() const;

@@ -113,16 +113,11 @@ bool pyskip_context_probe(llama_context * ctx, pyskip_state & state, std::string
     }
     std::vector<uint8_t> skippable(state.n_layer, 0);
     std::vector<uint8_t> skippable_attention(state.n_layer, 0);
-    int32_t              n_found = 0;
+    int32_t              n_found     = 0;
+    int32_t              n_elsewhere = 0;
     for (const pyskip_block & block : pyskip_graph_find(gf)) {
-        if (!block.on_cpu) {
-            error = "layer " + std::to_string(block.il) + " has its " +
-                    (block.sublayer == PYSKIP_SUBLAYER_FFN ? "FFN" : "attention") +
-                    " on another back end than the CPU, expected all on "
-                    "the CPU: load the model with n_gpu_layers=0";
-            return false;
-        }
-        if (block.il >= state.n_layer) {
+        if (!block.on_cpu || block.il >= state.n_layer) {
+            n_elsewhere += !block.on_cpu; // a layer of another machine: it runs dense
             continue;
         }
         if (block.sublayer == PYSKIP_SUBLAYER_ATTENTION) {
@@ -132,12 +127,18 @@ bool pyskip_context_probe(llama_context * ctx, pyskip_state & state, std::string
             n_found++;
         }
     }
+    if (n_found == 0 && n_elsewhere > 0) {
+        error = "every layer is on another back end than the CPU, expected some on the CPU: load the model with fewer "
+                "n_gpu_layers, or run it with skip off";
+        return false;
+    }
     if (n_found == 0) {
         error = "found no feed-forward block in the graph of this " + ctx->get_model().arch_name() +
                 " model, expected one "
                 "that ends in blk.N.ffn_down: run it with skip off";
         return false;
     }
+    state.is_shared           = n_elsewhere > 0;
     state.skippable           = std::move(skippable);
     state.skippable_attention = std::move(skippable_attention);
     return true;

@@ -49,6 +49,13 @@ static bool has_rows_to_pack(const pyskip_slot & slot) {
     return slot.block.sublayer == PYSKIP_SUBLAYER_FFN && slot.block.is_rowwise && slot.n_rows > 1;
 }
 
+// Of a model that lies on other back ends, too: whether the probe left the block out. The one that hands the stream over is
+// not told from what carries it.
+static bool is_left_out(const pyskip_state & state, const pyskip_block & block) {
+    const bool is_ffn = block.sublayer == PYSKIP_SUBLAYER_FFN;
+    return state.is_shared && !(is_ffn ? state.skippable : state.skippable_attention)[block.il];
+}
+
 static void attach_slot(pyskip_state & state, ggml_cgraph * gf, pyskip_slot & slot) {
     const bool has_input = slot.block.input && slot.n_rows > 0 && has_room(gf);
 
@@ -106,6 +113,9 @@ void pyskip_attach(pyskip_state & state, ggml_cgraph * gf, const llama_ubatch & 
         }
         if (!is_wanted(state, block)) {
             continue;
+        }
+        if (!block.on_cpu || is_left_out(state, block)) {
+            continue; // another machine's, or the last one before it
         }
         pyskip_slot & slot = state.slots.emplace_back();
         slot.k             = (int32_t) state.slots.size() - 1;

@@ -171,6 +171,7 @@ struct pyskip_state {
     // which layers can be skipped, and of which the attention; empty until somebody asked
     std::vector<uint8_t> skippable;
     std::vector<uint8_t> skippable_attention;
+    bool                 is_shared = false; // layers lie on other back ends than the CPU, too
 
 private:
     void         change_profile(std::shared_ptr<const pyskip_profile> next);

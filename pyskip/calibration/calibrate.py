@@ -39,6 +39,7 @@ SAMPLE_SHARE = 0.3  # of the time; the passes over what is written, and measurin
 DRAFT_POINT = Point(0.5, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 F32 = npt.NDArray[np.float32]
+Gather = Callable[..., None]  # as gather()
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,14 @@ class Fitted:
 
 
 def calibrate(
-    model: str | os.PathLike[str], settings: Settings, progress: Progress, n_threads: int | None = None
+    model: str | os.PathLike[str],
+    settings: Settings,
+    progress: Progress,
+    n_threads: int | None = None,
+    gather: Gather = gather,
 ) -> Calibration:
-    """Make the model's profile and write it. Raises PyskipError (text), PolicyError (model), ProfileError (target)."""
+    """Make the model's profile and write it. gather: of the closed form, here or elsewhere. Raises PyskipError (text),
+    PolicyError (model), ProfileError (target)."""
     start = time.monotonic()
     target = settings.output or path_beside(model)
     _check_target(target)
@@ -124,7 +130,7 @@ def calibrate(
         if not llm.skippable_layers:
             raise PolicyError(f"{model}: no layer can be skipped")
         with tempfile.TemporaryDirectory(prefix="pyskip-") as folder:
-            return Run(llm, settings, progress, Path(folder) / "draft.skip.gguf").run(target, start)
+            return Run(llm, settings, progress, Path(folder) / "draft.skip.gguf", gather).run(target, start)
 
 
 def write_tokens(model: str | os.PathLike[str], settings: Settings, path: Path, n_threads: int | None = None) -> int:
@@ -170,8 +176,10 @@ def _check_target(target: Path) -> None:
 
 
 class Run:
-    def __init__(self, llm: Llama, settings: Settings, progress: Progress, draft: Path) -> None:
-        self.llm, self.settings, self.progress, self.draft = llm, settings, progress, draft
+    def __init__(
+        self, llm: Llama, settings: Settings, progress: Progress, draft: Path, gather: Gather = gather
+    ) -> None:
+        self.llm, self.settings, self.progress, self.draft, self.gather = llm, settings, progress, draft, gather
         self.n_embd, self.n_layer = llm.n_embd(), llm.engine.skip.n_layer
         self.info = llm.engine.info
         self.rank = min(settings.rank or self.n_embd, self.n_embd)
@@ -234,7 +242,7 @@ class Run:
         sublayer: Sublayer = Sublayer.FFN,
     ) -> None:
         profile = self._draft() if kind in (Kind.HIDDEN, Kind.ERRORS) else None
-        gather(
+        self.gather(
             self.llm, windows, kind, visit, warmup=WARMUP, sublayer=sublayer, profile=profile,
             progress=self._stage(sublayer.named(stage)),
         )  # fmt: skip

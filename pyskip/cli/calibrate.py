@@ -13,7 +13,7 @@ import click
 from . import ui
 
 if TYPE_CHECKING:
-    from pyskip.calibration.calibrate import Settings
+    from pyskip.calibration.calibrate import Calibration, Gather, Settings
     from pyskip.calibration.depth import StaticSet
 
 __all__ = ["calibrate"]
@@ -117,6 +117,9 @@ __all__ = ["calibrate"]
 @click.option(
     "-t", "n_threads", type=click.IntRange(1, 512), metavar="N", help="Threads. [default: the physical cores]"
 )
+@click.option(
+    "--ray", "on_ray", is_flag=True, help="Gather the sums on a Ray cluster, workers of -t threads (pyskip[ray])."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout instead of a table.")
 def calibrate(
     model: str,
@@ -136,6 +139,7 @@ def calibrate(
     width: int | None,
     seed: int,
     n_threads: int | None,
+    on_ray: bool,
     as_json: bool,
 ) -> None:
     """Make the profile of MODEL.
@@ -148,10 +152,12 @@ def calibrate(
 
     if distill and attention:
         raise click.UsageError("--attention with --distill: found both, expected one: attention is fitted, not trained")
-    if n_static and (distill or attention or output):
-        raise click.UsageError("--static makes no profile: leave -o, --attention and --distill out")
+    if n_static and (distill or attention or output or on_ray):
+        raise click.UsageError("--static makes no profile: leave -o, --attention, --distill and --ray out")
     if tokens and not distill:
         raise click.UsageError("--tokens without --distill: found none, expected the seconds to train: add --distill")
+    if on_ray and distill:
+        raise click.UsageError("--ray is for the closed form, --distill trains on one machine: leave one out.")
     settings = Settings(
         text=tuple(map(Path, text)),
         rank=rank,
@@ -176,7 +182,10 @@ def calibrate(
         click.echo(f"{tokens}: {n_tokens} tokens")
         return
     with ui.stage_line() as show:
-        made = ui.in_thread(lambda: run(path, settings, show, n_threads))
+        if on_ray:
+            made = _run_on_ray(model, lambda gather: run(path, settings, show, n_threads, gather), n_threads)
+        else:
+            made = ui.in_thread(lambda: run(path, settings, show, n_threads))
     if as_json:
         document = asdict(made) | {"profile": str(made.profile)}
         click.echo(json.dumps(document))
@@ -215,3 +224,12 @@ def _find_static(path: Path, settings: Settings, n: int, n_threads: int | None, 
             click.echo(f"{one.n:3}  {one.kld_mean:10.4f}  {one.ppl_ratio:18.4f}  {one.skip}")
     if as_json:
         click.echo(json.dumps({"sets": [asdict(one) for one in found]}))
+
+
+def _run_on_ray(model: str, run: Callable[[Gather], Calibration], n_threads: int | None) -> Calibration:
+    from pyskip.ray.calibration import RayGather
+    from pyskip.ray.cluster import connected
+    from pyskip.system import physical_cores
+
+    with connected() as ray:
+        return run(RayGather(ray, model, n_threads or physical_cores()))

@@ -56,6 +56,9 @@ N_BATCH = 512  # if nothing but the prompt's end is scored
 @click.option("--profile", metavar="FILE", help="Profile to use instead of the one beside the model.")
 @kernels_option
 @click.option("--resume", metavar="FILE", help="Keep what was scored in this file, and compute only what it lacks.")
+@click.option(
+    "--ray", "on_ray", is_flag=True, help="Spread the work over a Ray cluster, workers of -t threads (pyskip[ray])."
+)
 @click.option("--no-dense", is_flag=True, help="Of a text: perplexities only, without the dense pass to compare with.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout instead of a table.")
 def eval(
@@ -70,6 +73,7 @@ def eval(
     profile: str | None,
     kernels: str,
     resume: str | None,
+    on_ray: bool,
     no_dense: bool,
     as_json: bool,
 ) -> None:
@@ -84,14 +88,18 @@ def eval(
         raise click.UsageError("--no-dense goes with --text only.", click.get_current_context())
     from pyskip.evaluation.tasks import Article, read_task, read_text
     from pyskip.policy import parse_skip
+    from pyskip.runtime.llama import Llama
 
     for spec in skips:
         parse_skip(spec)  # these, and the file, before a model is loaded
     start = time.monotonic()
     content = read_task(path, chunks) if text is None else read_text(path)
     kind = "text" if isinstance(content, str) else "articles" if isinstance(content[0], Article) else "items"
-    llm = _load(model, kind, n_ctx, n_threads, profile, kernels)
+    path_of_model, arguments = _arguments(model, kind, n_ctx, n_threads, profile, kernels)
+    llm = ui.in_thread(lambda: Llama(path_of_model, verbose=False, **arguments))
     journal = _journal(resume, llm, kind, path, {"n_predict": n_predict} if kind == "articles" else {})
+    if on_ray:
+        _score_on_ray(model, arguments, llm, content, skips, chunks, n_predict, not no_dense, journal)
     with ui.progress_line() as show:
         given: dict[str, Any] = {"journal": journal, "progress": _shown(show, FIGURE[kind])}
         if no_dense:
@@ -103,11 +111,12 @@ def eval(
         _print_table(results)
 
 
-def _load(model: str, kind: str, n_ctx: int | None, n_threads: int | None, profile: str | None, kernels: str) -> Llama:
-    """With one batch for a whole window."""
+def _arguments(
+    model: str, kind: str, n_ctx: int | None, n_threads: int | None, profile: str | None, kernels: str
+) -> tuple[Path, dict[str, Any]]:
+    """The model's file, and what Llama takes beside it: one batch for a whole window."""
     from pyskip.errors import PyskipError
     from pyskip.models.gguf_info import inspect
-    from pyskip.runtime.llama import Llama
 
     path = ui.resolve(model)
     info = inspect(path)
@@ -118,7 +127,36 @@ def _load(model: str, kind: str, n_ctx: int | None, n_threads: int | None, profi
     sizes: dict[str, Any] = {"n_ctx": n_ctx, "n_batch": n_batch, "n_ubatch": n_batch}
     threads: dict[str, Any] = {"n_threads": n_threads, "n_threads_batch": n_threads}
     chosen: dict[str, Any] = {"kernels": kernels} if profile is None else {"kernels": kernels, "profile": profile}
-    return ui.in_thread(lambda: Llama(path, verbose=False, **sizes, **threads, **chosen))
+    return path, {**sizes, **threads, **chosen}
+
+
+def _score_on_ray(
+    model: str,
+    arguments: dict[str, Any],
+    llm: Llama,
+    content: str | Sequence[TaskItem] | Sequence[Article],
+    skips: Sequence[str],
+    chunks: int | None,
+    n_predict: int,
+    dense: bool,
+    journal: Journal,
+) -> None:
+    """What the journal lacks, so that nothing is left to be computed here."""
+    from pyskip.evaluation import arm_names, windows_of
+    from pyskip.ray.cluster import connected
+    from pyskip.ray.evaluation import Evaluation, score_on
+    from pyskip.ray.worker import WorkerModel
+    from pyskip.runtime.decoding import distinct
+
+    with distinct(llm, skips) as policies:
+        arms = arm_names(llm, policies, skips, dense=dense)
+    items = windows_of(llm, content, llm.n_ctx())[:chunks] if isinstance(content, str) else content
+    n_threads = llm.n_threads_batch
+    alike = tuple({**arguments, "n_threads": n_threads, "n_threads_batch": n_threads}.items())
+    of_workers = WorkerModel(model, llm.engine.info.fingerprint, alike)
+    told = Evaluation(of_workers, n_threads, tuple(skips), dense, n_predict)
+    with connected() as ray, ui.progress_line() as show:
+        score_on(ray, told, items, arms, journal, lambda done, total: show(done, total, " on Ray"))
 
 
 def _journal(resume: str | None, llm: Llama, kind: str, path: str, more: dict[str, int]) -> Journal:

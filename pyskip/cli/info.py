@@ -20,8 +20,16 @@ RATES = (0.1, 0.2, 0.3, 0.4, 0.5)  # of the blocks that can be skipped
 
 @click.command()
 @click.argument("model")
+@click.option(
+    "-ngl",
+    "n_elsewhere",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="Layers elsewhere, as serve --rpc.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout instead of a table.")
-def info(model: str, as_json: bool) -> None:
+def info(model: str, n_elsewhere: int, as_json: bool) -> None:
     """Tell what MODEL is, and how much of it skipping can reach.
 
     MODEL is a path, demo, a name of pyskip list, or hf:REPO[:FILE]. Tells its shape, the share of its FFN weights, the
@@ -41,6 +49,12 @@ def info(model: str, as_json: bool) -> None:
         layers, attention = list(skippable.layers), list(skippable.attention)
     except PolicyError as error:
         layers, attention, reason = [], [], str(error)
+    here = gguf.n_layer if n_elsewhere == 0 else max(gguf.n_layer + 1 - n_elsewhere, 0)  # the output counts as one
+    remote = list(range(here, gguf.n_layer))
+    if n_elsewhere:
+        layers = [il for il in layers if il < here - 1]  # the last one hands the stream over
+        attention = [il for il in attention if il < here]
+        reason = reason or "none is left here"
     n_ctx = gguf.default_n_ctx
     memory = Memory(gguf.bytes, n_ctx, n_ctx * gguf.kv_bytes_per_token, total_memory(), available_memory())
     share = len(layers) / gguf.n_layer if gguf.n_layer else 0.0
@@ -58,6 +72,7 @@ def info(model: str, as_json: bool) -> None:
         "ffn_share": round(gguf.ffn_share, 4),
         "skippable_layers": layers,
         "skippable_attention": attention,
+        "remote_layers": remote,
         "ideal_speedup": {str(rate): round(gguf.ideal_speedup(rate * share), 4) for rate in RATES},
         "memory": asdict(memory) | {"fits": memory.fits},
         "profile": _describe(profile) if profile else None,
@@ -71,6 +86,7 @@ def info(model: str, as_json: bool) -> None:
     rows["skippable_layers"] = _ranges(layers) if layers else f"none: {reason}"
     rows["skippable_attention"] = _ranges(attention) if attention else "none"
     rows["memory"] = str(memory)
+    rows["remote_layers"] = f"{_ranges(remote)}, dense" if remote else "none"
     rows["profile"] = str(profile.path) if profile else "none"
     del rows["ffn_share"], rows["ideal_speedup"]
     click.echo(ui.plain(str(path)))

@@ -47,6 +47,16 @@ class ModelOptions:
         """More of what Llama takes."""
         return {}
 
+    def serve(self) -> list[str]:
+        """The same as flags of `pyskip serve`."""
+        names = {"n_ctx": "-c", "n_threads": "-t"}
+        flags: list[str] = []
+        for field in dataclasses.fields(ModelOptions):
+            value = getattr(self, field.name)
+            flag = names.get(field.name, "--" + field.name.replace("_", "-"))
+            flags += [flag] if value is True else [] if value in (None, False) else [flag, str(value)]
+        return flags
+
 
 @dataclass(frozen=True)
 class Options(ModelOptions):
@@ -88,6 +98,23 @@ class Options(ModelOptions):
         names = [field.name for field in dataclasses.fields(Sampling)]
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return Sampling(**{**otherwise, **given})
+
+    def request(self) -> dict[str, Any]:
+        """How it generates, as fields of a request to the server."""
+        names = {"n_predict": "max_tokens", "temp": "temperature"}
+        from pyskip.runtime.sampling import Sampling
+
+        fields = [field.name for field in dataclasses.fields(Sampling)]
+        told = {"n_predict": self.n_predict, "temp": self.temp or 0.0, "seed": self.seed}
+        told |= {name: getattr(self, name) for name in fields if name != "temp"}
+        return {names.get(name, name): value for name, value in told.items() if value is not None}
+
+    def llama_server(self) -> list[str]:
+        """How it is loaded besides, as llama-server's own flags."""
+        told = {"flash-attn": self.flash_attn, "cache-type-k": self.cache_type_k, "cache-type-v": self.cache_type_v}
+        told |= {"lora": self.lora, "mmproj": self.mmproj}
+        told |= {"model-draft": None if self.draft is None else str(ui.resolve(self.draft))}
+        return [item for name, value in told.items() if value is not None for item in (f"--{name}", value)]
 
     def engine(self) -> dict[str, Any]:
         return {

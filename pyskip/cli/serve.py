@@ -8,6 +8,7 @@ import ipaddress
 import os
 import re
 import socket
+import stat
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,14 +40,32 @@ class _Passing(click.Command):
 
 @click.command(cls=_Passing)
 @click.argument("models", nargs=-1, metavar="[[NAME=]MODEL]...")
-@click.option("--host", default="127.0.0.1", show_default=True, metavar="HOST", help="Address to listen at.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    metavar="HOST",
+    help="Address to listen at, or a path that ends in .sock: a Unix socket.",
+)
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, metavar="N", help="Port; 0: any free one."
+)
+@click.option(
+    "--ray",
+    "config",
+    metavar="FILE",
+    help="Serve replicas on Ray Serve, as its configuration file says (needs pyskip[ray]); of the other flags only "
+    "--host and --port count.",
 )
 @click.option(
     "--api-key", envvar="PYSKIP_API_KEY", metavar="KEY", help="Key that requests must bear. [env: PYSKIP_API_KEY]"
 )
 @model_options
+@click.option(
+    "--rpc",
+    metavar="HOST:PORT,...",
+    help="llama.cpp's rpc-server on other machines, for the last layers (`-- -ngl N`), which run dense there.",
+)
 @click.option("--embedding", is_flag=True, help="Serve /v1/embeddings too.")
 @click.option("--max-tokens", type=click.IntRange(1), metavar="N", help="Tokens that a request may generate.")
 @click.option(
@@ -75,8 +94,10 @@ def serve(
     models: tuple[str, ...],
     host: str,
     port: int,
+    config: str | None,
     api_key: str | None,
     options: ModelOptions,
+    rpc: str | None,
     embedding: bool,
     **limits: Any,
 ) -> int:
@@ -86,14 +107,17 @@ def serve(
     by the file's name. They may carry "skip", which is a specification as --skip takes it. The server is llama.cpp's:
     its own flags follow `--`, as in `pyskip serve MODEL -- --parallel 8`.
     """
+    if config is not None:
+        return _serve_replicas(config)
     names = _named(models or ("demo",))
     _check(options)
     if options.lossless and options.skip is None:
         options = dataclasses.replace(options, skip="off")
     if api_key is not None and not (api_key and api_key.isascii() and api_key.isprintable() and "," not in api_key):
         raise click.BadParameter("expected printable ASCII without commas.", param_hint="--api-key")
-    address, port = _free(host, port)
-    if api_key is None and not ipaddress.ip_address(address).is_loopback:
+    is_socket = host.endswith(".sock")
+    address, port = (_free_socket(host), port) if is_socket else _free(host, port)
+    if api_key is None and not is_socket and not ipaddress.ip_address(address).is_loopback:
         ui.note(f"warning: {address} is open to others, and there is no --api-key")
 
     from pyskip.server.program import command, program
@@ -111,6 +135,8 @@ def serve(
         flags += ["--embeddings", "--pooling", "mean", "--batch-size", n, "--ubatch-size", n]
     else:
         flags += ["--batch-size", str(PROMPT_STEP)]
+    if rpc is not None:
+        flags += ["--rpc", rpc]
     if options.low_memory:
         flags += ["--low-memory", "1"]
     if options.lossless:
@@ -121,6 +147,24 @@ def serve(
         os.environ["LLAMA_API_KEY"] = api_key  # which no list of processes shows
     args = command(served, [*flags, *click.get_current_context().meta["pyskip.rest"]])
     os.execv(args[0], args)
+
+
+def _serve_replicas(config: str) -> int:
+    """By Ray, which takes all but the address from the file."""
+    from click.core import ParameterSource
+
+    from pyskip.ray.run import serve_config
+
+    context = click.get_current_context()
+    given = {
+        name: context.params.get(name, True)
+        for name in (parameter.name for parameter in context.command.params)
+        if name is not None and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    if context.meta["pyskip.rest"] or set(given) - {"config", "host", "port"}:
+        raise click.UsageError("With --ray the file says what is served: only --host and --port go with it.")
+    serve_config(config, given.get("host"), given.get("port"), ui.note)
+    return 0
 
 
 def _threads(options: ModelOptions) -> list[str]:
@@ -203,6 +247,26 @@ def _free(host: str, port: int) -> tuple[str, int]:
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise OSError(f"cannot listen at {host}:{port} ({reason}): choose another --host or --port") from error
+
+
+def _free_socket(path: str) -> str:
+    """The path, where a server that is gone has left nothing. Raises OSError."""
+    reason = "another server answers there"
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as sock:
+        try:
+            sock.connect(path)
+        except ConnectionRefusedError:  # of a file that is no socket, too
+            if stat.S_ISSOCK(os.stat(path).st_mode):
+                os.unlink(path)
+                return path
+            reason = "a file is there"
+        except FileNotFoundError:
+            if os.access(os.path.dirname(path) or ".", os.W_OK):
+                return path
+            reason = "its folder is not there or cannot be written"
+        except OSError as error:
+            reason = error.strerror or str(error)
+    raise OSError(f"cannot listen at {path} ({reason}): choose another --host")
 
 
 def _named(models: tuple[str, ...]) -> dict[str, str]:

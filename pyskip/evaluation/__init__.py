@@ -7,6 +7,7 @@ from .evaluate import (
     Scores,
     TaskResult,
     TextResult,
+    arm_names,
     evaluate_task,
     evaluate_text,
     evaluate_windows,
@@ -15,6 +16,7 @@ from .evaluate import (
     paired_fields,
     score,
     skip_fields,
+    windows_of,
 )
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "Scores",
     "TaskResult",
     "TextResult",
+    "arm_names",
     "evaluate_task",
     "evaluate_text",
     "evaluate_windows",
@@ -30,4 +33,5 @@ __all__ = [
     "paired_fields",
     "score",
     "skip_fields",
+    "windows_of",
 ]

@@ -35,6 +35,7 @@ __all__ = [
     "Scores",
     "TaskResult",
     "TextResult",
+    "arm_names",
     "evaluate_task",
     "evaluate_text",
     "evaluate_windows",
@@ -43,6 +44,7 @@ __all__ = [
     "paired_fields",
     "score",
     "skip_fields",
+    "windows_of",
 ]
 
 Progress = Callable[[int, int, float], None]
@@ -74,7 +76,7 @@ def evaluate_text(
     Returns one result for each policy. Raises PyskipError if the text is too short or the context too small,
     PolicyError for a policy that does not fit, DecodeError if llama.cpp fails.
     """
-    windows = _windows(llm, text, n_ctx)[:chunks]
+    windows = windows_of(llm, text, n_ctx)[:chunks]
     return evaluate_windows(llm, windows, skips, n_ctx=n_ctx, dense=dense, journal=journal, progress=progress)
 
 
@@ -91,10 +93,9 @@ def evaluate_windows(
     """evaluate_text() of windows of n_ctx tokens each."""
     first, journal = n_ctx // 2, journal or Journal()
     with decoding_arms(llm, skips, n_ctx) as (decoder, every):
-        if not dense and not any(parse_skip(skip).is_dense for skip in skips or ("off",)):
-            every = every[1:]
-        alone = "" if dense else ", alone"  # another arm in a journal: it has no distances
-        keys = {arm: journal_key(llm, arm.policy) + alone for arm in every}
+        names = arm_names(llm, [arm.policy for arm in every], skips, dense=dense)
+        every = every[-len(names) :]
+        keys = dict(zip(every, names, strict=True))
         log_p = np.empty((n_ctx - 1 - first, llm.n_vocab()), np.float32) if dense else None  # the dense ones
         for i, window in enumerate(windows):
             missing = [arm for arm in every if (keys[arm], i) not in journal]
@@ -146,8 +147,19 @@ def evaluate_task(
         ]
 
 
-def _windows(llm: Llama, text: str, n_ctx: int) -> list[list[int]]:
-    """The whole text's tokens in windows of n_ctx, the first of each being BOS if the vocabulary wants one."""
+def arm_names(
+    llm: Llama, policies: Sequence[Policy], skips: Sequence[str | float | Policy], *, dense: bool = True
+) -> list[str]:
+    """The arms in a journal of an evaluation of these policies, the first of which is `off`. Without the dense pass
+    others, which have no distances; then `off` is one only if `skips` ask for it."""
+    if not dense and not any(parse_skip(skip).is_dense for skip in skips or ("off",)):
+        policies = policies[1:]
+    return [journal_key(llm, policy) + ("" if dense else ", alone") for policy in policies]
+
+
+def windows_of(llm: Llama, text: str, n_ctx: int) -> list[list[int]]:
+    """The whole text's tokens in windows of n_ctx, the first of each being BOS if the vocabulary wants one. Raises
+    PyskipError for a text that is too short."""
     if n_ctx < 8:
         raise PyskipError(f"a window is {n_ctx} tokens, expected at least 8 (--ctx)")
     tokens = llm.tokenize(text.removesuffix("\n").encode(), add_bos=True, special=False)

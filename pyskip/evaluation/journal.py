@@ -71,6 +71,10 @@ class Journal:
         """Those of windows (items) 0 to n - 1, all of which must be there."""
         return [self._records[arm, i] for i in range(n)]
 
+    def arms(self, i: int) -> dict[str, Record]:
+        """Those of window (item) i, by arm."""
+        return {arm: record for (arm, at), record in self._records.items() if at == i}
+
     # The file
 
     def _open(self, path: Path, header: Header) -> None:

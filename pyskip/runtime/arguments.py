@@ -68,9 +68,10 @@ FOR_GPUS: dict[str, Any] = {
 }
 
 
-def check_names(given: Mapping[str, Any], own: Iterable[str]) -> None:
+def check_names(given: Mapping[str, Any], own: Iterable[str], *, is_local: bool = True) -> None:
     """Raises TypeError, as for a function of Python, for an argument that neither llama_cpp.Llama nor pyskip.Llama
-    (own) takes: upstream drops what it does not know. Warns of those that are about a GPU."""
+    (own) takes: upstream drops what it does not know. Warns of those that are about a GPU if there is no device but the
+    CPU (is_local)."""
     known = TAKEN | set(own)
     for name in given:
         if name not in known:
@@ -80,7 +81,7 @@ def check_names(given: Mapping[str, Any], own: Iterable[str]) -> None:
                 if near
                 else f"Llama has no argument {name!r}, expected one of llama_cpp.Llama's or pyskip's: leave it out"
             )
-    unused = [name for name, none in FOR_GPUS.items() if given.get(name, none) != none]
+    unused = [name for name, none in FOR_GPUS.items() if is_local and given.get(name, none) != none]
     if unused:
         warnings.warn(
             f"{' and '.join(unused)}: pyskip decodes on the CPU, expected nothing for a GPU: leave it out",

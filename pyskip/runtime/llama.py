@@ -13,6 +13,7 @@ from ..binding.kernels import check_kernels, kernels_chosen
 from ..binding.library import llama_cpp
 from ..binding.media import Projector
 from ..binding.pieces import token_bytes, tokenize
+from ..binding.remote import remote_devices
 from ..errors import DecodeError, ModelLoadError
 from ..models import resolve
 from ..models.gguf_info import check_context, inspect
@@ -38,7 +39,7 @@ __all__ = ["Llama"]
 
 OWN_ARGUMENTS = (
     "skip", "profile", "target_tps", "max_skip", "low_memory", "kernels", "flash_attn", "chat_template", "mmproj",
-    "lossless",
+    "lossless", "rpc_servers",
 )  # fmt: skip
 
 
@@ -74,6 +75,10 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
 
     mmproj: the path of the model's projector (a GGUF file): messages may then have parts of type image_url, a data: URI
         or a path, and input_audio. Not beside chat_handler.
+
+    rpc_servers: HOST:PORT of llama.cpp's rpc-server on other machines, for a model that is larger than this one: the
+        last n_gpu_layers layers (default: all) lie there and run dense, those that stay here skip (skippable_layers).
+        What goes there and comes back is neither encrypted nor signed: trusted networks only.
 
     kernels: "fast", pyskip's own where it has them for a weight's type and the processor, or "upstream", whose logits
         are those of unpatched llama.cpp to the last bit.
@@ -112,13 +117,14 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
         chat_template: str | None = None,
         mmproj: str | os.PathLike[str] | None = None,
         lossless: bool | Literal["always"] = False,
+        rpc_servers: Sequence[str] = (),
         n_ctx: int = 512,
         n_threads: int | None = None,
         n_threads_batch: int | None = None,
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
-        check_names(kwargs, OWN_ARGUMENTS)
+        check_names(kwargs, OWN_ARGUMENTS, is_local=not rpc_servers)
         policy = parse_skip(skip)
         check_kernels(kernels)
         check_template(chat_template)
@@ -145,6 +151,9 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
         self._policy = parse_skip("off")
         self._low_memory, self._kernels = low_memory, kernels
         self._lossless = None
+        self._devices = remote_devices(rpc_servers) if rpc_servers else None
+        if rpc_servers:
+            kwargs.setdefault("n_gpu_layers", -1)
         self._pace = None
         self._pace_from: Paced = Profiled(rate=0.0)
         log.forget()
@@ -239,6 +248,8 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
     def model_params(self, params: Any) -> None:
         if self._low_memory:
             params.use_extra_bufts = False  # repacked weights are copies in memory
+        if self._devices is not None:
+            params.devices = ctypes.cast(self._devices, ctypes.c_void_p)
         self._model_params = params
 
     @property

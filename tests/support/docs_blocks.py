@@ -22,6 +22,7 @@ REASONS = {
     "needs a projector",
     "needs another build",
     "needs another machine",
+    "needs Ray",
     "needs root",
     "needs the network",
     "takes hours",

@@ -1,0 +1,177 @@
+"""What a replica serves: its service times measured, first-token times under load predicted from them (queueing.py),
+and measured, too.
+
+    python benchmarks/capacity.py [MODEL] [--skip SPEC] [--loads 0.5,0.8] [--requests N] [--slots N] [-t N] [-o FILE]
+    python benchmarks/capacity.py --plan FILE [--wait SECONDS]
+
+Service times: the seconds of a step with 1 to --slots streams, and of a prompt's token, each from the server's own
+clocks without any other request. A load is a share of what the replica can do with all slots busy. Requests come at
+random, with prompts and answers of lengths as in LENGTHS, no two prompts alike; the prediction is the simulation of
+the same requests. --plan reads such a file and tells how many requests a replica takes before the 95th percentile of
+the first-token time is longer than --wait (2 s), and how many replicas a thousand and a million users a day need.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import random
+import statistics
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import httpx
+from queueing import Arrival, Service, arrivals, quantile, simulate
+
+from pyskip.binding.library import BUILD
+from pyskip.server.child import Child
+from pyskip.system import cpu_name, physical_cores
+
+LENGTHS = ((40, 60), (120, 80), (300, 120), (80, 30))  # tokens of prompt and answer
+N_STEPS = 48  # tokens of a stream that is measured
+N_PROMPT = 384
+WARM = 3  # requests at first that are not counted
+USERS = (1_000, 1_000_000)  # a day
+PER_USER = 10  # requests of a user's day
+PEAK = 3.0  # the busiest hour, in the mean of the day
+WORDS = ("time", "people", "water", "house", "story", "river", "light", "music", "garden", "bread", "stone", "winter")
+
+
+def prompt(rng: random.Random, n: int) -> str:
+    """About n tokens of no sense, unlike any other."""
+    return " ".join(rng.choice(WORDS) for _ in range(n))
+
+
+def ask(url: str, text: str, n: int, more: dict[str, Any]) -> tuple[float, dict[str, Any]]:
+    """Seconds to the first token, and the server's timings. Raises SystemExit."""
+    body = {"prompt": text, "n_predict": n, "temperature": 0, "ignore_eos": True, "stream": True, **more}
+    began, first, timings = time.perf_counter(), 0.0, {}
+    with httpx.stream("POST", f"{url}/completion", json=body, timeout=None) as answer:
+        if answer.status_code != 200:
+            raise SystemExit(f"capacity: the server answers {answer.status_code} {answer.read().decode()[:200]}")
+        for line in answer.iter_lines():
+            if line.startswith("data: {"):
+                event = json.loads(line[6:])
+                first = first or (time.perf_counter() - began if event.get("tokens") or event.get("content") else 0.0)
+                timings = event.get("timings", timings)
+    return first or time.perf_counter() - began, timings
+
+
+def service_times(url: str, n_slots: int, more: dict[str, Any], n_rounds: int) -> Service:
+    rng = random.Random(1)
+    for _ in range(WARM):
+        ask(url, prompt(rng, 16), 8, more)
+    steps: list[float] = [0.0]
+    for n in range(1, n_slots + 1):
+        samples = []
+        for _ in range(n_rounds):
+            with ThreadPoolExecutor(n) as pool:
+                answers = list(pool.map(lambda text: ask(url, text, N_STEPS, more), [prompt(rng, 4) for _ in range(n)]))
+            samples.append(statistics.median(timings["predicted_per_token_ms"] for _, timings in answers) / 1000)
+        steps.append(max(statistics.median(samples), steps[-1]))
+    told = [ask(url, prompt(rng, N_PROMPT), 1, more)[1] for _ in range(n_rounds)]
+    return Service(steps, statistics.median(t["prompt_ms"] / t["prompt_n"] for t in told) / 1000)
+
+
+def capacity(service: Service) -> float:
+    """Requests a second with all slots busy."""
+    n_prompt, n_generated = (statistics.mean(length) for length in zip(*LENGTHS, strict=True))
+    step = service.step_seconds[-1] / service.n_slots
+    return 1 / (n_prompt * service.prompt_seconds + (n_generated - 1) * step)
+
+
+def load_run(url: str, requests: list[Arrival], more: dict[str, Any]) -> tuple[list[float], list[Arrival]]:
+    """First-token times of requests that come when they should, and what they were in tokens."""
+    rng, began = random.Random(2), time.perf_counter()
+    texts = [prompt(rng, request.n_prompt) for request in requests]
+    found: list[tuple[float, dict[str, Any]]] = [(0.0, {})] * len(requests)
+
+    def one(i: int) -> None:
+        found[i] = ask(url, texts[i], requests[i].n_generated, more)
+
+    threads = []
+    for i, request in enumerate(requests):
+        time.sleep(max(0.0, began + request.at - time.perf_counter()))
+        threads.append(threading.Thread(target=one, args=(i,)))
+        threads[-1].start()
+    for thread in threads:
+        thread.join()
+    counted = [
+        Arrival(request.at, timings["prompt_n"], timings["predicted_n"])
+        for request, (_, timings) in zip(requests, found, strict=True)
+    ]
+    return [first for first, _ in found], counted
+
+
+def percentiles(firsts: list[float]) -> dict[str, float]:
+    return {"p50": quantile(firsts, 0.5), "p95": quantile(firsts, 0.95)}
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    more = {"skip": args.skip, "cache_prompt": False}
+    n_ctx = ["-c", str(args.context)] if args.context else []
+    server = Child([args.model, "-t", str(args.threads), *n_ctx, "--", "--parallel", str(args.slots)])
+    rows = []
+    try:
+        service = service_times(server.url, args.slots, more, args.rounds)
+        for load in map(float, args.loads.split(",")):
+            wanted = arrivals(load * capacity(service), args.requests, LENGTHS, seed=int(100 * load))
+            measured, counted = load_run(server.url, wanted, more)
+            predicted = [outcome.first for outcome in simulate(service, counted)]
+            sides = {"measured": percentiles(measured), "predicted": percentiles(predicted)}
+            rows.append({"load": load, "per_second": load * capacity(service), "n": len(counted), **sides})
+    finally:
+        server.stop()
+    made = {"build": BUILD, "cpu": cpu_name(), "date": datetime.date.today().isoformat(), "n_threads": args.threads}
+    return {"model": args.model, "skip": args.skip, "service": asdict(service), "rows": rows, **made}
+
+
+def plan(service: Service, wait: float) -> dict[str, Any]:
+    """The rate at which the 95th percentile comes to `wait`, by halving, and replicas for USERS."""
+    low, high = 0.0, capacity(service)
+    for _ in range(12):
+        middle = (low + high) / 2
+        firsts = [outcome.first for outcome in simulate(service, arrivals(middle, 4000, LENGTHS, seed=5))]
+        low, high = (middle, high) if quantile(firsts, 0.95) <= wait else (low, middle)
+    peaks = {n: n * PER_USER * PEAK / 86400 for n in USERS}
+    needed = {str(n): max(1, -int(-peak // low)) if low else None for n, peak in peaks.items()}
+    return {"per_second": low, "capacity": capacity(service), "replicas": needed}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default="demo")
+    parser.add_argument("--skip", default="off", help="of every request")
+    parser.add_argument("--loads", default="0.5,0.8", help="shares of what the replica can do")
+    parser.add_argument("--requests", type=int, default=100, help="of each load")
+    parser.add_argument("--slots", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3, help="samples of each service time")
+    parser.add_argument("--context", type=int, help="tokens of a request's context")
+    parser.add_argument("-t", "--threads", type=int, default=physical_cores())
+    parser.add_argument("--plan", type=Path, metavar="FILE.json", help="what a file of measurements means for users")
+    parser.add_argument("--wait", type=float, default=2.0, help="seconds that a first token may take, for 95 of 100")
+    parser.add_argument("-o", "--output", type=Path)
+    args = parser.parse_args()
+    if args.plan:
+        document = json.loads(args.plan.read_text())
+        print(json.dumps({"skip": document["skip"], **plan(Service(**document["service"]), args.wait)}))
+        return 0
+    document = measure(args)
+    for row in document["rows"]:
+        times = "  ".join(
+            f"{side} p50 {row[side]['p50']:.3f} p95 {row[side]['p95']:.3f} s" for side in ("measured", "predicted")
+        )
+        print(f"load {row['load']}  {row['per_second']:.2f} requests/s  {times}")
+    if args.output:
+        args.output.write_text(json.dumps(document, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
