@@ -17,7 +17,7 @@ from .cgroup import cpu_quota, memory_free, memory_limit
 
 __all__ = ["available_memory", "cpu_name", "governor", "physical_cores", "total_memory"]
 
-IS_LINUX = sys.platform == "linux"
+IS_LINUX = hasattr(os, "sched_getaffinity")  # which neither Windows nor macOS has
 ROOT = Path("/")
 
 
@@ -46,7 +46,7 @@ def physical_cores(root: Path = ROOT, allowed: Iterable[int] | None = None) -> i
     if allowed is None and not IS_LINUX:
         return _performance_cores() or _psutil().cpu_count(logical=False) or os.cpu_count() or 1
     if allowed is None:
-        allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+        allowed = os.sched_getaffinity(0)
     cpus = set(allowed)
     cores = {_core(root, cpu) for cpu in _fast(root, cpus)}
     quota = cpu_quota(root)

@@ -65,7 +65,7 @@ def run(args: list[str] | None = None) -> int:
     """The command line's exit code. Prints errors."""
     try:
         startup.hear_interrupts()
-        result: Any = cli.main(args=args, prog_name="pyskip", standalone_mode=False)
+        result: Any = cli.main(args=args, prog_name="pyskip", standalone_mode=False, windows_expand_args=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as error:
