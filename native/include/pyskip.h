@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#if defined(_WIN32)
+#if defined(_WIN32) && !defined(__MINGW32__) // which exports all, as ggml.h has it
 #    define PYSKIP_API __declspec(dllexport)
 #else
 #    define PYSKIP_API __attribute__((visibility("default")))
