@@ -325,7 +325,7 @@ build/upstream-server/.built: $(SDIST) CMakeLists.txt cmake/server.cmake tools/u
 build/windows/.built: $(VENV)/.built $(NATIVE) $(wildcard native/server/*) cmake/x86_64-w64-mingw32.cmake
 	@echo "pyskip: compiling for Windows (ten minutes the first time)" >&2
 	@mkdir -p $(@D)
-	@$(BIN)/cmake -S . -B $(@D)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja $(WINDOWS) -DPYSKIP_EXTENSION=OFF \
+	@$(BIN)/cmake -S . -B $(@D)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja $(WINDOWS) -DPYSKIP_EXTENSION=OFF -DPYSKIP_SERVER=ON \
 	  -DGGML_NATIVE=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python >$(@D)/log || { cat $(@D)/log; exit 1; }
 	@$(BIN)/cmake --build $(@D)/cmake --target pyskip >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
 	@$(BIN)/cmake -S native/tests -B $(@D)/tests $(NATIVE_TESTS) $(WITH_TINY) $(WINDOWS) \
@@ -339,7 +339,7 @@ build/macos/.built: $(VENV)/.built $(NATIVE) $(wildcard native/server/*) cmake/a
 	@$(PIP) install "ziglang>=0.15"
 	@mkdir -p $(@D)
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake -S . -B $(@D)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
-	  -DCMAKE_TOOLCHAIN_FILE=$(abspath cmake/aarch64-macos.cmake) -DPYSKIP_EXTENSION=OFF -DPYSKIP_PORTABLE=ON \
+	  -DCMAKE_TOOLCHAIN_FILE=$(abspath cmake/aarch64-macos.cmake) -DPYSKIP_EXTENSION=OFF -DPYSKIP_SERVER=ON -DPYSKIP_PORTABLE=ON \
 	  -DPython_EXECUTABLE=$(abspath $(BIN))/python >$(@D)/log || { cat $(@D)/log; exit 1; }
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake --build $(@D)/cmake --target pyskip >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
 	@touch $@

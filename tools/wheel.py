@@ -148,7 +148,7 @@ def repair_linux(wheel: Path) -> Path:
 
 
 def check(wheel: Path) -> str:
-    """The architecture, as the wheel's name spells it. Raises Failure if something is missing that the name promises."""
+    """The architecture, as the wheel's name spells it. Raises Failure if something is not as the name promises."""
     for system in SYSTEMS:
         for arch, (head, _) in system.machines.items():
             tag = system.tag.format(arch=arch)
@@ -175,8 +175,8 @@ def check_files(wheel: Path, wanted: set[str], head: bytes) -> None:
                 found = file.read(1024)
             if not re.match(head, found, re.DOTALL):
                 raise Failure(
-                    f"{name} in {wheel.name} begins with {found[:20].hex(' ')}, which is another system's or processor's: "
-                    "build it for the one of the wheel's name"
+                    f"{name} in {wheel.name} begins with {found[:20].hex(' ')}, which is another system's or "
+                    "processor's: build it for the one of the wheel's name"
                 )
 
 

@@ -79,6 +79,7 @@ def _no_echo() -> Iterator[None]:
     except ImportError:  # Windows, whose console shows what is typed when it is read
         yield
         return
+    assert sys.platform != "win32"
     try:
         before = termios.tcgetattr(sys.stdin)
     except (termios.error, OSError, ValueError):  # no terminal

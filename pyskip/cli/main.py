@@ -101,7 +101,9 @@ def _open_closed_streams() -> None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 for as long as the process lives
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            encoding = "utf-8" if sys.platform == "win32" and not stream.isatty() else None  # else it is the code page's
+            encoding = (
+                "utf-8" if sys.platform == "win32" and not stream.isatty() else None
+            )  # else it is the code page's
             stream.reconfigure(encoding=encoding, errors="replace")
 
 

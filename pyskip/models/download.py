@@ -59,7 +59,7 @@ def download(repo: str, file: RepoFile, revision: str, store: Path, tell: Callab
 
 
 def _share(copy: Path, blob: Path) -> None:
-    """Where there are no symbolic links (Windows, unless it is told to) huggingface-hub copies the blob: one file again."""
+    """One file again: without symbolic links (Windows, if nobody allows them) huggingface-hub copies the blob."""
     linked = blob.with_name(f"{blob.name}.linked")
     with suppress(OSError):
         os.link(copy, linked)

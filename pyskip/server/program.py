@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,8 +40,8 @@ def program() -> Path:
 
 
 def run(models: Mapping[str, ServedModel], flags: Sequence[str]) -> int:
-    """Serve these models by name until the program ends; `flags` are pyskip-server's own and llama-server's. Returns its
-    exit status, or never: on Linux it takes this process's place, with the files that it reads in memory."""
+    """Serve these models by name until the program ends; `flags` are pyskip-server's own and llama-server's. Its exit
+    status, or none: on Linux it takes this process's place, with the files that it reads in memory."""
     if hasattr(os, "memfd_create"):
         args = _command(models, flags, _in_memory)
         os.execv(args[0], args)
@@ -56,6 +57,7 @@ def run(models: Mapping[str, ServedModel], flags: Sequence[str]) -> int:
 
 def _in_memory(name: str, text: str) -> str:
     """It goes with the last process that has it open."""
+    assert sys.platform == "linux"
     file = os.memfd_create(f"pyskip-{name}", 0)
     os.write(file, text.encode())
     return f"/proc/self/fd/{file}"
@@ -77,7 +79,14 @@ def _command(models: Mapping[str, ServedModel], flags: Sequence[str], text_file:
         ((name, model),) = models.items()
         own = [item for key, value in _options(model, text_file).items() for item in (f"--{key}", value)]
         return [str(program()), "--model", str(model.path), "--alias", name, *own, *flags]
-    return [str(program()), "--models-preset", _preset(models, text_file), "--default-model", next(iter(models)), *flags]
+    return [
+        str(program()),
+        "--models-preset",
+        _preset(models, text_file),
+        "--default-model",
+        next(iter(models)),
+        *flags,
+    ]
 
 
 def _options(model: ServedModel, text_file: TextFile) -> dict[str, str]:
