@@ -139,6 +139,8 @@ lint: $(VENV)/.built $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32 pyskip
+	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin pyskip
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 
 fuzz: $(VENV)/.built $(VENV)/.dev
@@ -334,12 +336,12 @@ build/windows/.built: $(VENV)/.built $(NATIVE) $(wildcard native/server/*) cmake
 	@touch $@
 
 # For macOS on ARM. It cannot be run here.
-build/macos/.built: $(VENV)/.built $(NATIVE) $(wildcard native/server/*) cmake/aarch64-macos.cmake
+build/macos/.built: $(VENV)/.built $(NATIVE) cmake/aarch64-macos.cmake
 	@echo "pyskip: compiling for macOS (ten minutes the first time)" >&2
 	@$(PIP) install "ziglang>=0.15"
 	@mkdir -p $(@D)
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake -S . -B $(@D)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
-	  -DCMAKE_TOOLCHAIN_FILE=$(abspath cmake/aarch64-macos.cmake) -DPYSKIP_EXTENSION=OFF -DPYSKIP_SERVER=ON -DPYSKIP_PORTABLE=ON \
+	  -DCMAKE_TOOLCHAIN_FILE=$(abspath cmake/aarch64-macos.cmake) -DPYSKIP_EXTENSION=OFF -DPYSKIP_PORTABLE=ON \
 	  -DPython_EXECUTABLE=$(abspath $(BIN))/python >$(@D)/log || { cat $(@D)/log; exit 1; }
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake --build $(@D)/cmake --target pyskip >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
 	@touch $@

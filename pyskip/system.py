@@ -43,9 +43,9 @@ def governor() -> str:
 def physical_cores(root: Path = ROOT, allowed: Iterable[int] | None = None) -> int:
     """Physical cores that the process may use, at least 1: decoding collapses when threads outnumber them, and when
     fast ones wait for slow ones. Where a processor has both, the performance cores (as llama.cpp counts on x86)."""
-    if allowed is None and not IS_LINUX:
-        return _performance_cores() or _psutil().cpu_count(logical=False) or os.cpu_count() or 1
     if allowed is None:
+        if not hasattr(os, "sched_getaffinity"):
+            return _performance_cores() or _psutil().cpu_count(logical=False) or os.cpu_count() or 1
         allowed = os.sched_getaffinity(0)
     cpus = set(allowed)
     cores = {_core(root, cpu) for cpu in _fast(root, cpus)}

@@ -24,14 +24,12 @@ def joules() -> float | None:
 
 def peak_memory() -> int:
     """Bytes of this process, at most so far."""
-    try:
-        import resource
-    except ImportError:  # Windows
+    if sys.platform == "win32":
         import psutil
 
-        memory = psutil.Process().memory_info()
-        return int(getattr(memory, "peak_wset", memory.rss))
-    assert sys.platform != "win32"
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

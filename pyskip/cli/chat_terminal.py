@@ -74,12 +74,11 @@ class RichView(PlainView):
 @contextmanager
 def _no_echo() -> Iterator[None]:
     """What is typed ahead is kept for the next prompt, and not shown among the lines of an answer."""
-    try:
-        import termios
-    except ImportError:  # Windows, whose console shows what is typed when it is read
+    if sys.platform == "win32":  # whose console shows what is typed when it is read
         yield
         return
-    assert sys.platform != "win32"
+    import termios
+
     try:
         before = termios.tcgetattr(sys.stdin)
     except (termios.error, OSError, ValueError):  # no terminal

@@ -57,7 +57,8 @@ def run(models: Mapping[str, ServedModel], flags: Sequence[str]) -> int:
 
 def _in_memory(name: str, text: str) -> str:
     """It goes with the last process that has it open."""
-    assert sys.platform == "linux"
+    if sys.platform != "linux":
+        raise NotImplementedError("only Linux has files in memory")
     file = os.memfd_create(f"pyskip-{name}", 0)
     os.write(file, text.encode())
     return f"/proc/self/fd/{file}"
