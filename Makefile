@@ -73,6 +73,9 @@ SANITIZED_SERVER := $(addprefix tests/test_server,.py _draft.py _schemas.py _too
 WINDOWS := -DCMAKE_TOOLCHAIN_FILE=$(abspath cmake/x86_64-w64-mingw32.cmake)
 
 # Tests that run without what Windows lacks.
+PORTABLE_NAMES := arguments batches bench calibration chat chat_session cli completion cosine custom draft errors eval_cli \
+  eval_tasks eval_text exports formatter guard hold hub hub_broken hub_refused hub_trust import interrupt kernels llama \
+  models policy profile profile_files quantisations reasoning reuse sampling schema server server_limits session static
 PORTABLE := $(PORTABLE_NAMES:%=tests/test_%.py)
 
 # What must hold on every release of llama.cpp.
@@ -327,7 +330,7 @@ build/upstream-server/.built: $(SDIST) CMakeLists.txt cmake/server.cmake tools/u
 build/windows/.built: $(VENV)/.built $(NATIVE) $(wildcard native/server/*) cmake/x86_64-w64-mingw32.cmake
 	@echo "pyskip: compiling for Windows (ten minutes the first time)" >&2
 	@mkdir -p $(@D)
-	@$(BIN)/cmake -S . -B $(@D)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja $(WINDOWS) -DPYSKIP_EXTENSION=OFF -DPYSKIP_SERVER=ON \
+	@$(BIN)/cmake -S . -B $(@D)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja $(WINDOWS) -DPYSKIP_EXTENSION=OFF -DPYSKIP_SERVER=$(or $(SERVER),OFF) \
 	  -DGGML_NATIVE=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python >$(@D)/log || { cat $(@D)/log; exit 1; }
 	@$(BIN)/cmake --build $(@D)/cmake --target pyskip >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
 	@$(BIN)/cmake -S native/tests -B $(@D)/tests $(NATIVE_TESTS) $(WITH_TINY) $(WINDOWS) \

@@ -149,9 +149,7 @@ def test_windows_server_says_what_is_wrong(tmp_path_factory: pytest.TempPathFact
 
 
 @on_macos
-@pytest.mark.parametrize(
-    "name", ["libllama.dylib", "libggml.dylib", "libggml-base.dylib", "libggml-cpu-apple_m1.so"]
-)
+@pytest.mark.parametrize("name", ["libllama.dylib", "libggml.dylib", "libggml-base.dylib", "libggml-cpu-apple_m1.so"])
 def test_macos_loads(name: str) -> None:
     """From its own folder and from the system, on macOS 11 and newer, on ARM."""
     heads = dump(MACOS / name, "--macho", "--private-headers")

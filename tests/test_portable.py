@@ -114,9 +114,28 @@ def _says_encoding(call: ast.Call) -> bool:
         return len(call.args) >= least or any(word.arg == "encoding" for word in call.keywords)
     if name != "open" or (isinstance(call.func, ast.Attribute) and ast.unparse(call.func.value) == "os"):
         return True
-    modes = [value.value for value in (*call.args, *(word.value for word in call.keywords)) if _is_mode(value)]
-    return any("b" in str(mode) for mode in modes) or any(word.arg == "encoding" for word in call.keywords)
+    constants = [
+        str(one.value) for one in (*call.args, *(word.value for word in call.keywords)) if isinstance(one, ast.Constant)
+    ]
+    modes = [text for text in constants if set(text) <= set("rwxabt+")]
+    return any("b" in mode for mode in modes) or any(word.arg == "encoding" for word in call.keywords)
 
 
-def _is_mode(value: ast.expr) -> bool:
-    return isinstance(value, ast.Constant) and isinstance(value.value, str) and set(value.value) <= set("rwxabt+")
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("open(path)", False),
+        ("open(path, 'w')", False),
+        ("path.open('w')", False),
+        ("path.open('rb')", True),
+        ("open(path, 'w', encoding='utf-8')", True),
+        ("os.open(path, flags)", True),
+        ("path.read_text()", False),
+        ("path.read_text('utf-8')", True),
+        ("path.write_text(text)", False),
+        ("path.write_text(text, encoding='utf-8')", True),
+    ],
+)
+def test_of_which_calls_that_speaks(source: str, expected: bool) -> None:
+    (call,) = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    assert _says_encoding(call) is expected

@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -267,6 +268,29 @@ def test_built_wheel(wheel: ModuleType, path: Path) -> None:
     assert any(re.fullmatch(r"pyskip-[^/]+\.dist-info/licenses/LICENSE", name) for name in names)
     assert not [name for name in names if not name.startswith(("pyskip/", "pyskip.libs/", "pyskip-"))]
     assert f"Requires-Dist: llama-cpp-python=={wheel.upstream.pin()['llama_cpp_python']}" in metadata.splitlines()
+
+
+def test_list_of_what_is_in_it(wheel: ModuleType) -> None:
+    """CycloneDX, valid by its own schema: the pin, with its hash, and the libraries that llama.cpp brings."""
+    pytest.importorskip("cyclonedx")
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        sbom = importlib.import_module("sbom")
+    finally:
+        sys.path.remove(str(ROOT / "tools"))
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    pin = wheel.upstream.pin()
+    found = sbom.versions(wheel.upstream.sdist(ROOT / "build" / "sdist"))
+    project = {"version": "0.1.0", "dependencies": [f"llama-cpp-python=={pin['llama_cpp_python']}", "numpy>=1.24"]}
+    text = sbom.document(project, pin, found)
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    components = {one["name"]: one for one in json.loads(text)["components"]}
+    assert set(components) == {"llama-cpp-python", "llama.cpp", "numpy", *(part.name for part in sbom.PARTS)}
+    assert components["llama-cpp-python"]["hashes"] == [{"alg": "SHA-256", "content": pin["sha256"]}]
+    assert components["llama.cpp"]["version"] == pin["llama_cpp_commit"]
+    assert all(re.fullmatch(r"\d+(\.\d+)+", version) for version in found.values())
 
 
 @pytest.fixture
