@@ -49,10 +49,21 @@ target_compile_definitions(pyskip-server PRIVATE
     CPPHTTPLIB_FORM_URL_ENCODED_PAYLOAD_MAX_LENGTH=1048576)
 set_source_files_properties(${server} ${common} ${httplib} PROPERTIES COMPILE_OPTIONS "-w") # upstream's warnings
 target_compile_options(pyskip-server PRIVATE -ffunction-sections -fdata-sections)
-target_link_options(pyskip-server PRIVATE -Wl,--gc-sections)
+if(APPLE)
+    target_link_options(pyskip-server PRIVATE -Wl,-dead_strip)
+else()
+    target_link_options(pyskip-server PRIVATE -Wl,--gc-sections)
+endif()
+if(WIN32)
+    if(NOT PYSKIP_REFERENCE)
+        enable_language(RC)
+        target_sources(pyskip-server PRIVATE ${server_dir}/pyskip-server.rc)
+    endif()
+    target_link_libraries(pyskip-server PRIVATE ws2_32)
+endif()
 target_link_libraries(pyskip-server PRIVATE
     mtmd llama ggml vendor::hash vendor::sheredom vendor::nlohmann Threads::Threads)
-set_target_properties(pyskip-server PROPERTIES INSTALL_RPATH "$ORIGIN" BUILD_WITH_INSTALL_RPATH ON)
+set_target_properties(pyskip-server PROPERTIES INSTALL_RPATH "${PYSKIP_ORIGIN}" BUILD_WITH_INSTALL_RPATH ON)
 
 if(PYSKIP_REFERENCE)
     set_target_properties(pyskip-server PROPERTIES OUTPUT_NAME llama-server)

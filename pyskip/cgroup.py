@@ -104,6 +104,6 @@ def _upwards(root: Path, top: str, where: str, path: str) -> Iterator[Path]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text().strip()
+        return path.read_text("utf-8", "surrogateescape").strip()
     except (OSError, ValueError):
         return ""

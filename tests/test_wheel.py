@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -27,10 +28,11 @@ from packaging.version import Version
 
 from pyskip import BuildMismatchError
 from pyskip.binding import library
+from pyskip.binding.files import library_file
 
 WHEELS = sorted((ROOT / "dist").glob("pyskip-*.whl"))
 CROSS = ("aarch64-linux-gnu-g++", "qemu-aarch64-static")
-NAME = "pyskip-0.1.0-cp310-abi3-manylinux_2_35_{arch}.whl"
+NAME = "pyskip-0.1.0-cp310-abi3-{platform}.whl"
 
 
 @pytest.fixture(scope="module")
@@ -124,52 +126,102 @@ def test_companion_of_the_pin_is_what_is_installed(wheel: ModuleType, tmp_path: 
     assert pinned.specifier.contains(parse_wheel_filename(path.name)[1])
 
 
-def make_wheel(
-    wheel: ModuleType, folder: Path, arch: str, *, without: str = "", name: str = NAME, machine: int = 0
-) -> Path:
-    files = ["pyskip/_native.abi3.so", "pyskip/lib/libllama.so", "pyskip.libs/libgomp-0123abcd.so.1.0.0"]
-    files += ["pyskip/lib/libmtmd.so", "pyskip/lib/pyskip-server"]
-    files += [f"pyskip/lib/libggml-cpu-{level}.so" for level in wheel.BACKENDS[arch].split()]
-    head = b"\x7fELF" + bytes(14) + (machine or wheel.ELF_MACHINES[arch]).to_bytes(2, "little")
-    path = folder / name.format(arch=arch)
+HEADS = {
+    "manylinux_2_35_x86_64": b"\x7fELF" + bytes(14) + b"\x3e\0",
+    "manylinux_2_28_aarch64": b"\x7fELF" + bytes(14) + b"\xb7\0",
+    "musllinux_1_2_x86_64": b"\x7fELF" + bytes(14) + b"\x3e\0",
+    "win_amd64": b"MZ" + bytes(90) + b"PE\0\0\x64\x86",
+    "win_arm64": b"MZ" + bytes(90) + b"PE\0\0\x64\xaa",
+    "macosx_11_0_arm64": b"\xcf\xfa\xed\xfe\x0c\0\0\x01",
+    "macosx_11_0_x86_64": b"\xcf\xfa\xed\xfe\x07\0\0\x01",
+}
+
+
+def make_wheel(wheel: ModuleType, folder: Path, platform: str, *, without: str = "", head: bytes = b"") -> Path:
+    """One that has what a wheel of this platform promises."""
+    (names,) = [
+        system.files(arch)
+        for system in wheel.SYSTEMS
+        for arch in system.machines
+        if re.fullmatch(system.tag.format(arch=arch), platform)
+    ]
+    path = folder / NAME.format(platform=platform)
     with zipfile.ZipFile(path, "w") as archive:
-        for file in files:
-            if file != without:
-                archive.writestr(file, head)
+        for name in names - {without}:
+            archive.writestr(f"pyskip/{name}", head or HEADS[platform])
+        if "linux" in platform:
+            archive.writestr("pyskip.libs/libgomp-0123abcd.so.1.0.0", HEADS[platform])
         archive.writestr("pyskip/__init__.py", "")
     return path
 
 
-@pytest.mark.parametrize("arch", ["x86_64", "aarch64"])
-def test_check(wheel: ModuleType, tmp_path: Path, arch: str) -> None:
-    wheel.check(make_wheel(wheel, tmp_path, arch), arch)
+@pytest.mark.parametrize("platform", HEADS)
+def test_check(wheel: ModuleType, tmp_path: Path, platform: str) -> None:
+    arch = wheel.check(make_wheel(wheel, tmp_path, platform))
+    assert platform.endswith(f"_{arch}")
 
 
-def test_check_misses_a_back_end(wheel: ModuleType, tmp_path: Path) -> None:
-    path = make_wheel(wheel, tmp_path, "x86_64", without="pyskip/lib/libggml-cpu-haswell.so")
-    with pytest.raises(
-        wheel.Failure, match=r"has no pyskip/lib/libggml-cpu-haswell\.so: build with PYSKIP_PORTABLE=ON"
-    ):
-        wheel.check(path, "x86_64")
+@pytest.mark.parametrize(
+    ("platform", "without"),
+    [
+        ("manylinux_2_35_x86_64", "lib/libggml-cpu-haswell.so"),
+        ("macosx_11_0_arm64", "lib/libggml-cpu-apple_m1.so"),
+        ("macosx_11_0_arm64", "lib/libllama.dylib"),
+        ("win_amd64", "lib/ggml-cpu-zen4.dll"),
+        ("win_amd64", "_native.pyd"),
+        ("win_arm64", "lib/ggml-cpu.dll"),
+        ("win_arm64", "lib/pyskip-server.exe"),
+    ],
+)
+def test_check_misses_a_file(wheel: ModuleType, tmp_path: Path, platform: str, without: str) -> None:
+    path = make_wheel(wheel, tmp_path, platform, without=without)
+    with pytest.raises(wheel.Failure, match=rf"has no pyskip/{re.escape(without)}: build with PYSKIP_PORTABLE=ON"):
+        wheel.check(path)
 
 
-def test_check_finds_another_machine(wheel: ModuleType, tmp_path: Path) -> None:
-    path = make_wheel(wheel, tmp_path, "aarch64", machine=62)
-    with pytest.raises(wheel.Failure, match="is for ELF machine 62, expected 183"):
-        wheel.check(path, "aarch64")
+@pytest.mark.parametrize(
+    ("platform", "other"),
+    [
+        ("manylinux_2_28_aarch64", "manylinux_2_35_x86_64"),
+        ("win_arm64", "win_amd64"),
+        ("macosx_11_0_x86_64", "macosx_11_0_arm64"),
+        ("macosx_11_0_x86_64", "manylinux_2_35_x86_64"),
+    ],
+)
+def test_check_finds_another_machine(wheel: ModuleType, tmp_path: Path, platform: str, other: str) -> None:
+    path = make_wheel(wheel, tmp_path, platform, head=HEADS[other])
+    with pytest.raises(wheel.Failure, match="another system's or processor's"):
+        wheel.check(path)
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "pyskip-0.1.0-cp310-abi3-linux_{arch}.whl",
-        "pyskip-0.1.0-cp311-cp311-manylinux_2_35_{arch}.whl",
+        "pyskip-0.1.0-cp310-abi3-linux_x86_64.whl",
+        "pyskip-0.1.0-cp311-cp311-manylinux_2_35_x86_64.whl",
         "pyskip-0.1.0-cp310-abi3-manylinux_2_35_other.whl",
+        "pyskip-0.1.0-cp310-abi3-macosx_14_0_arm64.whl",
+        "pyskip-0.1.0-cp310-abi3-win32.whl",
     ],
 )
 def test_check_finds_another_name(wheel: ModuleType, tmp_path: Path, name: str) -> None:
-    with pytest.raises(wheel.Failure, match="expected pyskip-VERSION-cp310-abi3-manylinux"):
-        wheel.check(make_wheel(wheel, tmp_path, "x86_64", name=name), "x86_64")
+    path = make_wheel(wheel, tmp_path, "manylinux_2_35_x86_64").rename(tmp_path / name)
+    with pytest.raises(wheel.Failure, match="expected pyskip-VERSION-cp310-abi3-PLATFORM"):
+        wheel.check(path)
+
+
+@pytest.mark.parametrize("platform", ["win_amd64", "macosx_11_0_x86_64"])
+def test_repair_of_what_needs_none(
+    wheel: ModuleType, tmp_path: Path, platform: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes the place of an older one of its platform, and of no other."""
+    monkeypatch.setattr(wheel, "BUILD", tmp_path / "build")
+    (tmp_path / "dist").mkdir()
+    old = [tmp_path / "dist" / f"pyskip-0.0.1-cp310-abi3-{tag}.whl" for tag in ("manylinux_2_35_x86_64", platform)]
+    for path in old:
+        path.touch()
+    made = wheel.repair(make_wheel(wheel, tmp_path, platform), tmp_path / "dist")
+    assert sorted((tmp_path / "dist").iterdir()) == sorted([old[0], made])
 
 
 def test_no_cross_compiler(wheel: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,6 +238,7 @@ def test_back_ends_are_upstreams(wheel: ModuleType) -> None:
     names = re.findall(r"^ +ggml_add_cpu_backend_variant\(([\w.]+)", text, re.MULTILINE)
     assert wheel.BACKENDS["x86_64"].split() == names[: names.index("armv8.0_1")]
     assert wheel.BACKENDS["aarch64"].split() == [name for name in names if name.startswith("armv8")]
+    assert wheel.BACKENDS["apple"].split() == [name for name in names if name.startswith("apple")]
 
 
 @pytest.mark.skipif(
@@ -206,7 +259,7 @@ def test_on_arm_processors(tmp_path: Path, name: str) -> None:
 @pytest.mark.skipif(not WHEELS, reason="`make wheel` builds what is looked at here")
 @pytest.mark.parametrize("path", WHEELS, ids=lambda path: path.name)
 def test_built_wheel(wheel: ModuleType, path: Path) -> None:
-    wheel.check(path, "aarch64" if path.stem.endswith("aarch64") else "x86_64")
+    wheel.check(path)
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         (metadata,) = [archive.read(name).decode() for name in names if name.endswith(".dist-info/METADATA")]
@@ -215,6 +268,29 @@ def test_built_wheel(wheel: ModuleType, path: Path) -> None:
     assert any(re.fullmatch(r"pyskip-[^/]+\.dist-info/licenses/LICENSE", name) for name in names)
     assert not [name for name in names if not name.startswith(("pyskip/", "pyskip.libs/", "pyskip-"))]
     assert f"Requires-Dist: llama-cpp-python=={wheel.upstream.pin()['llama_cpp_python']}" in metadata.splitlines()
+
+
+def test_list_of_what_is_in_it(wheel: ModuleType) -> None:
+    """CycloneDX, valid by its own schema: the pin, with its hash, and the libraries that llama.cpp brings."""
+    pytest.importorskip("cyclonedx")
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        sbom = importlib.import_module("sbom")
+    finally:
+        sys.path.remove(str(ROOT / "tools"))
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    pin = wheel.upstream.pin()
+    found = sbom.versions(wheel.upstream.sdist(ROOT / "build" / "sdist"))
+    project = {"version": "0.1.0", "dependencies": [f"llama-cpp-python=={pin['llama_cpp_python']}", "numpy>=1.24"]}
+    text = sbom.document(project, pin, found)
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    components = {one["name"]: one for one in json.loads(text)["components"]}
+    assert set(components) == {"llama-cpp-python", "llama.cpp", "numpy", *(part.name for part in sbom.PARTS)}
+    assert components["llama-cpp-python"]["hashes"] == [{"alg": "SHA-256", "content": pin["sha256"]}]
+    assert components["llama.cpp"]["version"] == pin["llama_cpp_commit"]
+    assert all(re.fullmatch(r"\d+(\.\d+)+", version) for version in found.values())
 
 
 @pytest.fixture
@@ -241,7 +317,7 @@ class Ggml:
 @pytest.mark.usefixtures("quiet")
 def test_back_ends_are_loaded_from_beside_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ggml = Ggml(1)
-    monkeypatch.setattr(ctypes, "CDLL", {str(tmp_path / "libggml.so"): ggml}.__getitem__)
+    monkeypatch.setattr(ctypes, "CDLL", {str(library_file(tmp_path, "ggml")): ggml}.__getitem__)
     library._load_backends(tmp_path)
     library._load_backends(tmp_path)  # by now there is one
     assert ggml.folders == [str(tmp_path).encode()]
@@ -250,5 +326,5 @@ def test_back_ends_are_loaded_from_beside_the_library(tmp_path: Path, monkeypatc
 @pytest.mark.usefixtures("quiet")
 def test_no_back_end_runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda path: Ggml(0))
-    with pytest.raises(BuildMismatchError, match=r"no libggml-cpu-\*\.so in .* runs on this processor: install"):
+    with pytest.raises(BuildMismatchError, match=r"no back end \(ggml-cpu-\*\) in .* runs on this processor: install"):
         library._load_backends(tmp_path)

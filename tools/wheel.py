@@ -2,7 +2,8 @@
 
     wheel.py build --out DIST [--arch ARCH]  compile pyskip for x86_64 or aarch64 with a back end for every level of the
                                              instruction set, and give the wheel its manylinux tag
-    wheel.py repair WHEEL DIST               its second half alone, for the wheel that cibuildwheel has built
+    wheel.py repair WHEEL DIST               its second half alone, for the wheel that cibuildwheel has built, on any
+                                             system
     wheel.py companion --out DIST            llama-cpp-python's Python part from the pinned sdist
 
 Run by the Makefile and by cibuildwheel. Every failure is one line on stderr that names the cure, and exit 1. Needs
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import upstream
@@ -29,14 +31,57 @@ from upstream import Failure
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "wheel"
-ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
 # The back ends that every wheel of an architecture has, by upstream's names. Those for SME (armv9.2) need GCC 13 or
 # newer, and differ from armv8.6_2 if KleidiAI is built in, which it is not.
 BACKENDS = {
     "x86_64": "x64 sse42 sandybridge ivybridge piledriver haswell skylakex cannonlake cascadelake icelake cooperlake "
     "zen4 alderlake sapphirerapids",
     "aarch64": "armv8.0_1 armv8.2_1 armv8.2_2 armv8.2_3 armv8.6_1 armv8.6_2",
+    "apple": "apple_m1 apple_m2_m3 apple_m4",
 }
+
+
+@dataclass(frozen=True)
+class System:
+    """What a wheel of it looks like. tag: of the platform, as a pattern with the architecture in it; machines: the
+    architecture as the tag spells it -> how the head of each of its libraries begins, and its back ends."""
+
+    tag: str
+    machines: dict[str, tuple[bytes, tuple[str, ...]]]
+    library: str = "lib{}.so"
+    backend: str = "lib{}.so"
+    extension: str = "_native.abi3.so"
+    program: str = "pyskip-server"
+
+    def files(self, arch: str) -> set[str]:
+        """In pyskip/."""
+        backends = [f"ggml-cpu-{name}" for name in self.machines[arch][1]]
+        names = {self.library.format(name) for name in ("llama", "ggml", "ggml-base", "mtmd")}
+        names |= {self.backend.format(name) for name in backends} or {self.library.format("ggml-cpu")}
+        return {f"lib/{name}" for name in (*names, self.program)} | {self.extension}
+
+
+def elf(machine: int) -> bytes:
+    return rb"\x7fELF.{14}" + re.escape(machine.to_bytes(2, "little"))
+
+
+X86, ARM = tuple(BACKENDS["x86_64"].split()), tuple(BACKENDS["aarch64"].split())
+SYSTEMS = (
+    System(r"(manylinux_2_\d+|musllinux_1_\d+)_{arch}", {"x86_64": (elf(62), X86), "aarch64": (elf(183), ARM)}),
+    System(
+        r"macosx_11_0_{arch}",
+        {
+            "x86_64": (rb"\xcf\xfa\xed\xfe\x07\x00\x00\x01", X86),
+            "arm64": (rb"\xcf\xfa\xed\xfe\x0c\x00\x00\x01", tuple(BACKENDS["apple"].split())),
+        },
+        library="lib{}.dylib",
+    ),
+    System(
+        r"win_{arch}",
+        {"amd64": (rb"MZ.*PE\0\0\x64\x86", X86), "arm64": (rb"MZ.*PE\0\0\x64\xaa", ())},
+        library="{}.dll", backend="{}.dll", extension="_native.pyd", program="pyskip-server.exe",
+    ),
+)  # fmt: skip
 LOCAL = "+pyskip"  # PEP 440: satisfies ==VERSION, and no index takes it
 
 
@@ -74,7 +119,22 @@ def build(arch: str, out: Path) -> Path:
 
 
 def repair(wheel: Path, out: Path) -> Path:
-    """Bundle what a manylinux system need not have (libgomp), and name the wheel after the oldest glibc it runs on."""
+    """On Linux bundle what a system need not have (libgomp), and name the wheel after the oldest libc that it runs on.
+    On Windows and macOS its libraries need nothing but the system's, and it keeps its name."""
+    if "-linux_" in wheel.name:
+        repaired = repair_linux(wheel)
+    else:
+        BUILD.mkdir(parents=True, exist_ok=True)
+        repaired = Path(shutil.copy(wheel, BUILD / wheel.name))
+    arch = check(repaired)
+    out.mkdir(parents=True, exist_ok=True)
+    system = repaired.stem.rpartition("-")[2].partition("_")[0]
+    for old in out.glob(f"pyskip-*-{system}_*{arch}.whl"):
+        old.unlink()
+    return Path(shutil.move(repaired, out / repaired.name))
+
+
+def repair_linux(wheel: Path) -> Path:
     arch = "aarch64" if wheel.stem.endswith("aarch64") else "x86_64"
     fresh = BUILD / arch / "repaired"
     shutil.rmtree(fresh, ignore_errors=True)
@@ -84,34 +144,40 @@ def repair(wheel: Path, out: Path) -> Path:
     cross = {} if arch == platform.machine() else {"AUDITWHEEL_LD_LIBRARY_PATH": f"/usr/{arch}-linux-gnu/lib"}
     run("auditwheel", command, **cross)
     (repaired,) = fresh.glob("*.whl")
-    check(repaired, arch)
-    out.mkdir(parents=True, exist_ok=True)
-    for old in out.glob(f"pyskip-*{arch}.whl"):
-        old.unlink()
-    return Path(shutil.move(repaired, out / repaired.name))
+    return repaired
 
 
-def check(wheel: Path, arch: str) -> None:
-    """Raise if something is missing that the wheel's name promises."""
-    if not re.fullmatch(rf"pyskip-[^-]+-cp310-abi3-manylinux_2_\d+_{arch}\.whl", wheel.name):
-        raise Failure(f"{wheel.name} was built, expected pyskip-VERSION-cp310-abi3-manylinux_2_N_{arch}.whl")
+def check(wheel: Path) -> str:
+    """The architecture, as the wheel's name spells it. Raises Failure if something is not as the name promises."""
+    for system in SYSTEMS:
+        for arch, (head, _) in system.machines.items():
+            tag = system.tag.format(arch=arch)
+            if re.fullmatch(rf"pyskip-[^-]+-cp310-abi3-{tag}\.whl", wheel.name):
+                check_files(wheel, {f"pyskip/{name}" for name in system.files(arch)}, head)
+                return arch
+    raise Failure(
+        f"{wheel.name} was built, expected pyskip-VERSION-cp310-abi3-PLATFORM.whl with manylinux_2_N_x86_64 or another "
+        "platform of SYSTEMS in tools/wheel.py"
+    )
+
+
+def check_files(wheel: Path, wanted: set[str], head: bytes) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        libraries = [name for name in archive.namelist() if re.search(r"\.so(\.[\d.]+)?$|/pyskip-server$", name)]
-        wanted = [f"pyskip/lib/libggml-cpu-{name}.so" for name in BACKENDS[arch].split()]
-        wanted += ["pyskip/_native.abi3.so"]
-        wanted += [f"pyskip/lib/{name}" for name in ("libllama.so", "libmtmd.so", "pyskip-server")]
-        missing = set(wanted) - set(libraries)
+        missing = wanted - set(archive.namelist())
         if missing:
             raise Failure(
                 f"{wheel.name} has no {min(missing)}: build with PYSKIP_PORTABLE=ON and a compiler that knows all "
                 "levels (GCC 12 or newer), or correct BACKENDS in tools/wheel.py"
             )
-        for name in libraries:
+        bundled = {name for name in archive.namelist() if name.startswith("pyskip.libs/")}
+        for name in sorted(wanted | bundled):
             with archive.open(name) as file:
-                head = file.read(20)
-            machine = int.from_bytes(head[18:20], "little")
-            if head[:4] != b"\x7fELF" or machine != ELF_MACHINES[arch]:
-                raise Failure(f"{name} in {wheel.name} is for ELF machine {machine}, expected {ELF_MACHINES[arch]}")
+                found = file.read(1024)
+            if not re.match(head, found, re.DOTALL):
+                raise Failure(
+                    f"{name} in {wheel.name} begins with {found[:20].hex(' ')}, which is another system's or "
+                    "processor's: build it for the one of the wheel's name"
+                )
 
 
 def record(files: dict[str, bytes], name: str) -> str:
@@ -168,7 +234,7 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("build")
     command.add_argument("--out", type=Path, required=True)
-    command.add_argument("--arch", choices=sorted(ELF_MACHINES), default=platform.machine())
+    command.add_argument("--arch", choices=("aarch64", "x86_64"), default=platform.machine())
     command = commands.add_parser("repair")
     command.add_argument("wheel", type=Path)
     command.add_argument("out", type=Path)

@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#if defined(_WIN32)
+#if defined(_WIN32) && !defined(__MINGW32__) // which exports all, as ggml.h has it
 #    define PYSKIP_API __declspec(dllexport)
 #else
 #    define PYSKIP_API __attribute__((visibility("default")))
@@ -252,9 +252,10 @@ PYSKIP_API size_t pyskip_seq_take_trace(struct llama_context * ctx, int32_t seq_
 // it was called with false before.
 PYSKIP_API enum pyskip_status pyskip_set_abort(struct llama_context * ctx, bool abort);
 
-// Between (ctx, true) and (ctx, false) SIGINT makes the llama_decode() of this context stop, as pyskip_set_abort() does; the
-// handler that was there before gets it then. For one context at a time, once pyskip_set_abort(ctx, false) was called.
-PYSKIP_API void pyskip_watch_interrupt(struct llama_context * ctx, bool begin);
+// Between (ctx, true) and (ctx, false) SIGINT makes the llama_decode() of this context stop, as pyskip_set_abort() does, and
+// nothing else; the second call tells whether it came, for the caller to raise it again. For one context at a time, once
+// pyskip_set_abort(ctx, false) was called.
+PYSKIP_API bool pyskip_watch_interrupt(struct llama_context * ctx, bool begin);
 
 // For models larger than memory, mapped from their file: under a policy other than off, from the next llama_decode() on,
 // nothing is read around a page that is missing, and the weights of a block are asked for when it was decided to run.
@@ -341,8 +342,8 @@ PYSKIP_API void pyskip_grammar_limit(int32_t n);
 // Drop llama.cpp's log from now on: whoever receives it is about to go.
 PYSKIP_API void pyskip_log_drop(void);
 
-// For command lines: from now on a crash in native code (SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT) ends the process with
-// exit code 1 and one line on the file descriptor fd. A stack that ran over is heard of in the thread that called this, and
+// For command lines: from now on a crash in native code (SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT; what Windows calls
+// exceptions) ends the process with exit code 1 and one line on the file descriptor fd, on Windows on that handle. A stack that ran over is heard of in the thread that called this, and
 // in those that decode or tokenize.
 PYSKIP_API void pyskip_exit_on_crash(int32_t fd);
 

@@ -8,7 +8,12 @@
 #include <mutex>
 #include <thread>
 
-#include <sys/socket.h>
+#if defined(_WIN32)
+#    include <winsock2.h>
+#    define SHUT_RD SD_RECEIVE
+#else
+#    include <sys/socket.h>
+#endif
 
 namespace {
 

@@ -6,6 +6,7 @@
 #include "settings.h"
 #include "shutdown.h"
 #include "spec.h"
+#include "system.h"
 
 #include <cerrno>
 #include <climits>
@@ -15,8 +16,6 @@
 #include <functional>
 #include <string>
 #include <vector>
-
-#include <unistd.h>
 
 int llama_server(int argc, char ** argv); // upstream's server.cpp
 
@@ -128,7 +127,7 @@ std::vector<std::string> read(int argc, char ** argv) {
         }
         const std::string value = equals == std::string::npos ? argv[++i] : arg.substr(equals + 1);
         found->read(found->name, value);
-        setenv(found->env, value.c_str(), 1);
+        pyskip_set_env(found->env, value.c_str());
     }
     return rest;
 }
@@ -170,12 +169,12 @@ void keep_mapped(std::vector<std::string> & args) {
 
 int main(int argc, char ** argv) {
     if (!std::getenv("PYSKIP_DEBUG")) {
-        pyskip_exit_on_crash(STDERR_FILENO);
+        pyskip_exit_on_crash(pyskip_stderr());
     }
     for (const char * name :
          { "LLAMA_ARG_TOOLS", "LLAMA_ARG_AGENT", "LLAMA_ARG_UI_MCP_PROXY", "LLAMA_ARG_STATIC_PATH",
            "LLAMA_ARG_MCP_SERVERS_CONFIG", "LLAMA_ARG_MCP_SERVERS_JSON", "LLAMA_ARG_TOOLS_RUNTIME" }) {
-        unsetenv(name);
+        pyskip_set_env(name, nullptr);
     }
     std::vector<std::string> args;
     try {
@@ -198,6 +197,9 @@ int main(int argc, char ** argv) {
     standard({ "--cors-origins" }, { "--cors-origins", "localhost" });
     if (!is_child) {
         standard({ "--port" }, { "--port", "8000" });
+    }
+    if (pyskip_is_retaken(argc, args.size() + 1)) {
+        args.insert(args.begin(), { "-lv", "1" }); // one more, which the next one overrules
     }
     pyskip_grammar_limit(MAX_STACKS);
     std::vector<char *> pointers = { argv[0] };

@@ -3,14 +3,14 @@
 #include "llama.h"
 #include "policy.h"
 #include "settings.h"
+#include "system.h"
 #include "turn-pace.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
-
-#include <unistd.h>
 
 namespace fs = std::filesystem;
 
@@ -31,7 +31,7 @@ static fs::path path_beside(const fs::path & model) {
 static std::vector<fs::path> bundled() {
     std::vector<fs::path> found;
     std::error_code       ignored;
-    const fs::path        self = fs::read_symlink("/proc/self/exe", ignored);
+    const fs::path        self = pyskip_program_path();
     for (const auto & entry : fs::directory_iterator(self.parent_path().parent_path() / "profiles", ignored)) {
         if (entry.path().extension() == ".gguf") {
             found.push_back(entry.path());
@@ -148,7 +148,7 @@ void pyskip_server_load(const std::string & path, const std::string & name, llam
     std::string error;
     if (!pyskip_server_model().load(path, name, ctx, n_ctx, error)) {
         std::fprintf(stderr, "pyskip: %s\n", error.c_str());
-        _exit(1);
+        std::_Exit(1);
     }
 }
 

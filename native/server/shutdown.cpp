@@ -5,10 +5,9 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstdlib>
 #include <mutex>
 #include <thread>
-
-#include <unistd.h>
 
 void llama_server_terminate(); // upstream's server.cpp
 
@@ -27,7 +26,7 @@ void wait_for_signal() {
         pause();
     }
     if (n_signals > 1) {
-        _exit(130);
+        std::_Exit(130);
     }
     llama_server_terminate();
 }
@@ -41,7 +40,7 @@ void pyskip_shutdown_watch() {
 
 bool pyskip_shutdown_signal(int) {
     if (++n_signals > 2) {
-        _exit(130);
+        std::_Exit(130);
     }
     return true;
 }

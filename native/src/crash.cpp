@@ -3,20 +3,16 @@
 
 #include "crash.h"
 
+#include "crash-system.h"
 #include "ggml.h"
 #include "llama.h"
 #include "pyskip.h"
 
-#include <csignal>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <exception>
-#include <memory>
 #include <mutex>
 #include <stdexcept>
-
-#include <unistd.h>
 
 namespace {
 
@@ -26,8 +22,8 @@ std::mutex            mutex;
 int                   n_catching = 0; // threads
 ggml_abort_callback_t before     = nullptr;
 
-char aborted_with[512]; // for the line of a process that ends on a crash
-int  crash_fd = -1;
+char    aborted_with[512]; // for the line of a process that ends on a crash
+int32_t crash_to = -1;
 
 // Called by ggml_abort(), whose frames and those of its callers are unwound: compilers emit the tables for C too.
 void on_abort(const char * message) {
@@ -35,12 +31,12 @@ void on_abort(const char * message) {
         throw std::runtime_error(message);
     }
     std::snprintf(aborted_with, sizeof(aborted_with), "%s", message);
-    if (crash_fd < 0) {
+    if (crash_to < 0) {
         std::fprintf(stderr, "%s\n", message);
     }
 }
 
-// Called when nobody catches an exception; abort() goes on to on_crash().
+// Called when nobody catches an exception; abort() goes on to pyskip_crashed().
 void on_terminate() {
     try {
         if (const std::exception_ptr thrown = std::current_exception()) {
@@ -51,46 +47,6 @@ void on_terminate() {
     } catch (...) {
     }
     std::abort();
-}
-
-// A stack for on_crash() in a thread whose own ran over.
-struct crash_stack {
-    static constexpr size_t SIZE = 64 * 1024;
-
-    crash_stack() : memory(new char[SIZE]) {
-        stack_t stack{};
-        stack.ss_sp   = memory.get();
-        stack.ss_size = SIZE;
-        sigaltstack(&stack, &before);
-    }
-
-    ~crash_stack() { sigaltstack(&before, nullptr); }
-
-    std::unique_ptr<char[]> memory;
-    stack_t                 before{};
-};
-
-// Only what a signal handler may call.
-void on_crash(int signal) {
-    const auto say = [](const char * text) { (void) !write(crash_fd, text, std::strlen(text)); };
-    switch (signal) {
-        case SIGABRT:
-            say("pyskip: llama.cpp stopped (");
-            say(aborted_with[0] ? aborted_with : "SIGABRT");
-            say("): the model file is damaged, memory is out, or this is a bug: PYSKIP_DEBUG=1 leaves a core dump\n");
-            break;
-        case SIGBUS:
-            say("pyskip: a part of the model file can no longer be read (SIGBUS): it was cut off while it was in use, "
-                "or its "
-                "disk failed: download it again\n");
-            break;
-        default:
-            say("pyskip: llama.cpp crashed (");
-            say(signal == SIGFPE ? "SIGFPE" : signal == SIGILL ? "SIGILL" : "SIGSEGV");
-            say("): the model file is damaged, a text is nested too deep, or this is a bug: PYSKIP_DEBUG=1 leaves a "
-                "core dump\n");
-    }
-    _exit(1);
 }
 
 } // namespace
@@ -114,23 +70,40 @@ void pyskip_log_drop(void) {
 }
 
 void pyskip_exit_on_crash(int32_t fd) {
-    crash_fd = fd;
+    crash_to = fd;
     ggml_set_abort_callback(on_abort);
     std::set_terminate(on_terminate);
-    struct sigaction action{};
-    action.sa_handler = on_crash;
-    action.sa_flags   = SA_ONSTACK;
-    for (const int signal : { SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT }) {
-        sigaction(signal, &action, nullptr);
-    }
+    pyskip_crash_listen();
     pyskip_crash_stack();
 }
 
 void pyskip_crash_stack() {
-    if (crash_fd >= 0) {
-        static thread_local const crash_stack own;
-        (void) own;
+    if (crash_to >= 0) {
+        pyskip_crash_make_room();
     }
+}
+
+void pyskip_crashed(pyskip_crash what, const char * name) {
+    const auto say = [](const char * text) { pyskip_crash_write(crash_to, text); };
+    switch (what) {
+        case pyskip_crash::stopped:
+            say("pyskip: llama.cpp stopped (");
+            say(aborted_with[0] ? aborted_with : name);
+            say("): the model file is damaged, memory is out, or this is a bug: PYSKIP_DEBUG=1 leaves a core dump\n");
+            break;
+        case pyskip_crash::unreadable:
+            say("pyskip: a part of the model file can no longer be read (");
+            say(name);
+            say("): it was cut off while it was in use, or its disk failed: download it again\n");
+            break;
+        case pyskip_crash::crashed:
+            say("pyskip: llama.cpp crashed (");
+            say(name);
+            say("): the model file is damaged, a text is nested too deep, or this is a bug: PYSKIP_DEBUG=1 leaves a "
+                "core dump\n");
+            break;
+    }
+    pyskip_crash_exit();
 }
 
 pyskip_aborts_caught::pyskip_aborts_caught() : before(catches) {

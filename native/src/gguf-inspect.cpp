@@ -188,8 +188,8 @@ struct hasher {
 
 // Names, types and sizes of all tensors, and some bytes from the middle of every FFN weight.
 bool add_fingerprint(const piece & part, hasher & hash, std::string & error) {
-    const gguf_context *                                   gguf = part.gguf.get();
-    const std::unique_ptr<std::FILE, int (*)(std::FILE *)> file(std::fopen(part.path.c_str(), "rb"), std::fclose);
+    const gguf_context *  gguf = part.gguf.get();
+    const pyskip_file_ptr file = pyskip_file_open(part.path.c_str());
     for (int64_t i = 0; i < gguf_get_n_tensors(gguf); ++i) {
         const char *  name = gguf_get_tensor_name(gguf, i);
         const int32_t type = gguf_get_tensor_type(gguf, i);
@@ -203,8 +203,7 @@ bool add_fingerprint(const piece & part, hasher & hash, std::string & error) {
         char         sample[64] = {};
         const size_t n          = (size_t) std::min<int64_t>(size, sizeof(sample));
         const size_t offset     = gguf_get_data_offset(gguf) + gguf_get_tensor_offset(gguf, i) + (size - n) / 2;
-        if (!file || std::fseek(file.get(), (long) offset, SEEK_SET) != 0 ||
-            std::fread(sample, 1, n, file.get()) != n) {
+        if (!pyskip_file_read(file.get(), (int64_t) offset, sample, n)) {
             return fail(error, part.path, "cannot be read at tensor " + std::string(name) + ": download it again");
         }
         hash.add(sample, n);

@@ -353,14 +353,13 @@ private:
     // Reads the weights, checks each and hands it to where it lies: in packed buffers they are not as in the file.
     bool load() {
         pyskip_profile_alloc(profile);
-        const std::unique_ptr<std::FILE, int (*)(std::FILE *)> file(std::fopen(path, "rb"), std::fclose);
-        std::vector<char>                                      data;
+        const pyskip_file_ptr file = pyskip_file_open(path);
+        std::vector<char>     data;
         for (int64_t i = 0; i < gguf_get_n_tensors(gguf.get()); ++i) {
             ggml_tensor * t      = ggml_get_tensor(profile.tensors.get(), gguf_get_tensor_name(gguf.get(), i));
             const size_t  offset = gguf_get_data_offset(gguf.get()) + gguf_get_tensor_offset(gguf.get(), i);
             data.resize(ggml_nbytes(t));
-            if (!file || std::fseek(file.get(), (long) offset, SEEK_SET) != 0 ||
-                std::fread(data.data(), 1, data.size(), file.get()) != data.size()) {
+            if (!pyskip_file_read(file.get(), (int64_t) offset, data.data(), data.size())) {
                 return fail("tensor " + std::string(t->name), "data that cannot be read",
                             std::to_string(data.size()) + " bytes");
             }

@@ -29,6 +29,18 @@ static void advise_soon(const ggml_tensor * weight) {
 static void advise_normal(const ggml_tensor * weight) {
     advise(weight, MADV_NORMAL);
 }
+#elif defined(_WIN32)
+#    define WIN32_LEAN_AND_MEAN
+#    include <windows.h>
+
+static void advise_soon(const ggml_tensor * weight) {
+    WIN32_MEMORY_RANGE_ENTRY range = { weight->data, ggml_nbytes(weight) };
+    PrefetchVirtualMemory(GetCurrentProcess(), 1, &range, 0);
+}
+
+// How much is read around a page that is missing cannot be said of a part of a file.
+static void advise_alone(const ggml_tensor *) {}
+static void advise_normal(const ggml_tensor *) {}
 #else
 static void advise_alone(const ggml_tensor *) {}
 static void advise_soon(const ggml_tensor *) {}

@@ -100,8 +100,9 @@ class _Worker:
                 env={**os.environ, **arm.env},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                text=True,
+                encoding="utf-8",
                 start_new_session=True,  # Ctrl-C is for us
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the same on Windows
             )
         except OSError as error:
             raise PyskipError(f"{arm.python}: cannot be run ({error.strerror}), expected a Python") from error
@@ -115,7 +116,7 @@ class _Worker:
             stdin.write(json.dumps(question) + "\n")
             stdin.flush()
             line = stdout.readline()
-        except BrokenPipeError:
+        except OSError:  # a broken pipe, which Windows calls an invalid argument
             line = ""
         if not line:
             raise PyskipError(f"arm {self.arm.name}: {self.arm.python} died with status {self.process.wait()}")

@@ -6,22 +6,32 @@ Started by run.py under any Python that has llama_cpp; pyskip is imported only f
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 RAPL = [p for p in Path("/sys/class/powercap").glob("intel-rapl:[0-9]*") if p.name.count(":") == 1]  # packages
-RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 def joules() -> float | None:
     """What the processor packages have used so far, None if the kernel does not tell. Wraps now and then."""
     try:
-        return sum(int((p / "energy_uj").read_text()) for p in RAPL) / 1e6 if RAPL else None
+        return sum(int((p / "energy_uj").read_text("ascii")) for p in RAPL) / 1e6 if RAPL else None
     except OSError:
         return None
+
+
+def peak_memory() -> int:
+    """Bytes of this process, at most so far."""
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 class Worker:
@@ -126,7 +136,7 @@ def main() -> None:
             answer = getattr(worker, job.pop("do"))(**job)
         except Exception as error:
             answer = {"error": one_line(error)}
-        answer["peak_rss"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
+        answer["peak_rss"] = peak_memory()
         print(json.dumps(answer), flush=True)
 
 

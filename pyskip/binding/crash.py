@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,4 +24,8 @@ def aborts_caught() -> Iterator[None]:
 
 def exit_on_crash(fd: int) -> None:
     """For command lines: a crash in native code ends the process with exit code 1 and one line on this descriptor."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        fd = msvcrt.get_osfhandle(fd)  # the C library that the native code is linked with need not be Python's
     lib.pyskip_exit_on_crash(fd)

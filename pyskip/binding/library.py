@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BuildMismatchError
+from .files import library_file, looking_in
 from .media_library import find_media_library
 
 __all__ = ["BUILD", "LIB_DIR", "ffi", "lib", "llama_cpp"]
@@ -61,29 +62,23 @@ def _installed_version() -> str:
 def _load_backends(lib_dir: Path) -> None:
     """In a build with a back end for every level of the instruction set (the wheels): load the one that fits best. By
     itself llama.cpp would look for one beside the Python interpreter and in the working directory."""
-    ggml = ctypes.CDLL(str(lib_dir / "libggml.so"))
+    ggml = ctypes.CDLL(str(library_file(lib_dir, "ggml")))
     if ggml.ggml_backend_reg_count() == 0:
         lib.pyskip_log_drop()  # it reports what it loads; log.py takes the rest
         ggml.ggml_backend_load_all_from_path(ctypes.c_char_p(os.fsencode(lib_dir)))
     if ggml.ggml_backend_reg_count() == 0:
-        raise BuildMismatchError(f"no libggml-cpu-*.so in {lib_dir} runs on this processor: install pyskip again")
+        raise BuildMismatchError(f"no back end (ggml-cpu-*) in {lib_dir} runs on this processor: install pyskip again")
 
 
 def _import_llama_cpp(lib_dir: Path) -> Any:
-    before = os.environ.get("LLAMA_CPP_LIB_PATH")
-    os.environ["LLAMA_CPP_LIB_PATH"] = str(lib_dir)
     try:
-        module = importlib.import_module("llama_cpp")
+        with looking_in(lib_dir, "LLAMA_CPP_LIB_PATH"):
+            module = importlib.import_module("llama_cpp")
     except (ImportError, OSError, MemoryError) as error:  # numpy's runs over a page: its last line has the reason
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise BuildMismatchError(
             f"llama_cpp cannot be imported ({reason}): make room, or install pyskip again"
         ) from error
-    finally:
-        if before is None:
-            del os.environ["LLAMA_CPP_LIB_PATH"]
-        else:
-            os.environ["LLAMA_CPP_LIB_PATH"] = before
     if not hasattr(module.llama_cpp._lib, "pyskip_build"):
         raise BuildMismatchError(f"llama_cpp loaded another library than {lib_dir}: import pyskip in a new process")
     return module
@@ -91,6 +86,8 @@ def _import_llama_cpp(lib_dir: Path) -> Any:
 
 LIB_DIR = _find_library()
 _refuse_stock(LIB_DIR)
+if hasattr(os, "add_dll_directory"):  # Windows, which looks nowhere else, and not in the working directory or on PATH
+    os.add_dll_directory(str(LIB_DIR))
 
 try:
     from .._native import ffi as _ffi

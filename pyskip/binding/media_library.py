@@ -6,7 +6,6 @@ it and whenever: llama-cpp-python's chat handlers of images do when they are mad
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
@@ -16,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from ..errors import BuildMismatchError
+from .files import library_file, looking_in
 
 __all__ = ["find_media_library"]
 
@@ -49,17 +49,10 @@ class _Loader(Loader):
         return None
 
     def exec_module(self, module: ModuleType) -> None:
-        if not (self._lib_dir / "libmtmd.so").is_file():
+        if not library_file(self._lib_dir, "mtmd").is_file():
             raise BuildMismatchError(
                 f"images and audio need libmtmd, and {self._lib_dir} has none: this pyskip was built without its "
                 "server: install a wheel, or `make serve` in its source tree"
             )
-        before = os.environ.get(VARIABLE)
-        os.environ[VARIABLE] = str(self._lib_dir)
-        try:
+        with looking_in(self._lib_dir, VARIABLE):
             self._loader.exec_module(module)
-        finally:
-            if before is None:
-                del os.environ[VARIABLE]
-            else:
-                os.environ[VARIABLE] = before

@@ -10,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..system import physical_cores
+from .files import library_file
 from .library import LIB_DIR
 
 __all__ = ["quantise_rows"]
 
 ROWS = 256  # that a thread takes at a time
 
-_ggml = ctypes.CDLL(str(LIB_DIR / "libggml-base.so"))  # loaded already, with libllama
+_ggml = ctypes.CDLL(str(library_file(LIB_DIR, "ggml-base")))  # loaded already, with libllama
 _ggml.ggml_quantize_chunk.restype = ctypes.c_size_t
 _ggml.ggml_quantize_chunk.argtypes = [
     ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p,

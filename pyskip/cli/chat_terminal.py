@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+import click
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
@@ -73,6 +74,9 @@ class RichView(PlainView):
 @contextmanager
 def _no_echo() -> Iterator[None]:
     """What is typed ahead is kept for the next prompt, and not shown among the lines of an answer."""
+    if sys.platform == "win32":  # whose console shows what is typed when it is read
+        yield
+        return
     import termios
 
     try:
@@ -154,13 +158,16 @@ class _FileHistory(FileHistory):
 
 
 def history() -> History:
-    """In the user's state directory ($XDG_STATE_HOME), for the user only."""
+    """In the user's state directory ($XDG_STATE_HOME, on Windows where programs keep their data), for the user only."""
     home = os.environ.get("XDG_STATE_HOME", "")
     try:
-        folder = (Path(home) if os.path.isabs(home) else Path.home() / ".local" / "state") / "pyskip"
+        if sys.platform == "win32":
+            folder = Path(click.get_app_dir("pyskip", roaming=False))
+        else:
+            folder = (Path(home) if os.path.isabs(home) else Path.home() / ".local" / "state") / "pyskip"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = folder / "chat-history"
-        os.close(os.open(file, os.O_CREAT | os.O_APPEND | os.O_RDWR | os.O_NONBLOCK, 0o600))
+        os.close(os.open(file, os.O_CREAT | os.O_APPEND | os.O_RDWR | getattr(os, "O_NONBLOCK", 0), 0o600))
         return _FileHistory(str(file)) if file.is_file() else InMemoryHistory()
     except (OSError, RuntimeError):  # RuntimeError: no home
         return InMemoryHistory()

@@ -65,7 +65,7 @@ def run(args: list[str] | None = None) -> int:
     """The command line's exit code. Prints errors."""
     try:
         startup.hear_interrupts()
-        result: Any = cli.main(args=args, prog_name="pyskip", standalone_mode=False)
+        result: Any = cli.main(args=args, prog_name="pyskip", standalone_mode=False, windows_expand_args=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as error:
@@ -98,10 +98,13 @@ def _open_closed_streams() -> None:
     takes for a locale that was left out, and writes UTF-8.)"""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 for as long as the process lives
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 for as long as the process lives
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+            encoding = (
+                "utf-8" if sys.platform == "win32" and not stream.isatty() else None
+            )  # else it is the code page's
+            stream.reconfigure(encoding=encoding, errors="replace")
 
 
 def _crash_in_one_line() -> None:

@@ -9,7 +9,6 @@ import os
 import re
 import socket
 import stat
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +119,7 @@ def serve(
     if api_key is None and not is_socket and not ipaddress.ip_address(address).is_loopback:
         ui.note(f"warning: {address} is open to others, and there is no --api-key")
 
-    from pyskip.server.program import command, program
+    from pyskip.server.program import program, run
 
     program()  # before anything is downloaded
     served = {name: _served(model, options) for name, model in names.items()}
@@ -145,8 +144,7 @@ def serve(
         flags += ["--log-verbosity", "3"]
     if api_key is not None:
         os.environ["LLAMA_API_KEY"] = api_key  # which no list of processes shows
-    args = command(served, [*flags, *click.get_current_context().meta["pyskip.rest"]])
-    os.execv(args[0], args)
+    return run(served, [*flags, *click.get_current_context().meta["pyskip.rest"]])
 
 
 def _serve_replicas(config: str) -> int:
@@ -215,23 +213,14 @@ def _served(model: str, options: ModelOptions) -> ServedModel:
         policy = parse_skip(options.skip or "off")
         if isinstance(policy, Profiled):
             profile.threshold(policy)  # raises beyond the curve
-    return ServedModel(path, options.n_ctx or info.default_n_ctx, _template_file(options.chat_template))
+    return ServedModel(path, options.n_ctx or info.default_n_ctx, _template(options.chat_template))
 
 
-def _template_file(given: str | None) -> Path | None:
-    """A file of the chat template."""
-    if given is None:
-        return None
-    if "{" not in given:
-        if not os.path.isfile(given):
-            raise click.BadParameter(f"{given}: no such file.", param_hint="--chat-template")
-        return Path(given)
-    with tempfile.TemporaryFile() as file:
-        file.write(given.encode())
-        file.flush()
-        copy = os.dup(file.fileno())
-    os.set_inheritable(copy, True)
-    return Path(f"/proc/self/fd/{copy}")
+def _template(given: str | None) -> str | None:
+    """What --chat-template gives: Jinja, or a file of it that is there."""
+    if given is not None and "{" not in given and not os.path.isfile(given):
+        raise click.BadParameter(f"{given}: no such file.", param_hint="--chat-template")
+    return given
 
 
 def _free(host: str, port: int) -> tuple[str, int]:
@@ -241,7 +230,8 @@ def _free(host: str, port: int) -> tuple[str, int]:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         with contextlib.closing(socket.socket(family, kind, proto)) as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if os.name == "posix":  # on Windows it lets two listen
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(address)
             return str(sock.getsockname()[0]), port
     except (OSError, UnicodeError) as error:

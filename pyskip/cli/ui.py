@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
@@ -58,12 +58,20 @@ def error(line: str) -> None:
 
 def is_plain(stream: TextIO) -> bool:
     """Whether it is no terminal that can do more than print lines, or no more is wanted (https://no-color.org)."""
-    return not stream.isatty() or bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM", "dumb") == "dumb"
+    kind = os.environ.get("TERM", "dumb" if os.name == "posix" else "")  # Windows has no such variable
+    return not stream.isatty() or bool(os.environ.get("NO_COLOR")) or kind == "dumb"
 
 
 def note(line: str) -> None:
     text = f"pyskip: {line}"
     click.echo(text if is_plain(sys.stderr) else click.style(text, dim=True), err=True)
+
+
+def _take(arrivals: queue.Queue[T]) -> T:
+    """The next of them. KeyboardInterrupt comes out here; on Windows Python does not hear Ctrl-C while it waits."""
+    while True:
+        with suppress(queue.Empty):
+            return arrivals.get(timeout=0.1 if os.name == "nt" else None)
 
 
 def in_thread(work: Callable[[], T]) -> T:
@@ -79,7 +87,7 @@ def in_thread(work: Callable[[], T]) -> T:
 
     threading.Thread(target=body, daemon=True).start()
     try:
-        value, failure = result.get()
+        value, failure = _take(result)
     except KeyboardInterrupt:
         must_exit_now = True
         raise
@@ -118,7 +126,7 @@ def stream(llm: Llama, pieces: Iterable[str]) -> Generator[str, None, None]:
     try:
         while True:
             try:
-                piece = arrived.get()
+                piece = _take(arrived)
             except KeyboardInterrupt:
                 interrupted = True
                 stop.set()

@@ -8,22 +8,21 @@ hf_hub_download finds the blob and makes the rest of its cache's layout.
 from __future__ import annotations
 
 import errno
-import fcntl
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from filelock import Timeout
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import build_hf_headers
+from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
 from ..errors import ModelLoadError
 from .quantisations import RepoFile, size_text
-from .verify import has_sha256
+from .verify import has_sha256, sha256_of
 
 __all__ = ["download"]
 
@@ -36,7 +35,7 @@ def download(repo: str, file: RepoFile, revision: str, store: Path, tell: Callab
     """
     url = hf_hub_url(repo, file.path, revision=revision)
     found = get_hf_file_metadata(url)
-    if found.etag is None or os.sep in found.etag or found.size != file.size:
+    if found.etag is None or {os.sep, "/"} & set(found.etag) or found.size != file.size:
         raise ModelLoadError(
             f"{url}: found ETag {found.etag} and {found.size} bytes, expected {file.size} as the repository lists it: "
             "check HF_ENDPOINT, or try again in a while"
@@ -46,42 +45,50 @@ def download(repo: str, file: RepoFile, revision: str, store: Path, tell: Callab
     if file.sha256 and blob.exists() and not has_sha256(blob, file.sha256, store):
         tell(f"{file.path}: what is in the cache is damaged, and got again")
         blob.unlink()
-    with _locked(blob, tell) as partial:
-        if partial is not None:
-            _fill(partial, url, file, tell)
-            _verify(partial, file)
-            os.replace(partial.name, blob)
+    if not blob.exists():
+        with _locked(blob, tell):
+            _get(blob, url, file, tell)
     path = Path(hf_hub_download(repo, file.path, revision=revision))
     if file.sha256 and path.resolve() != blob.resolve() and not has_sha256(path, file.sha256, store):
         raise ModelLoadError(
             f"{file.path}: {path} is not the file that was checked (sha256 {file.sha256}): delete it, and try again"
         )
+    if file.sha256 and not path.is_symlink() and not path.samefile(blob):
+        _share(path, blob)
     return path
 
 
+def _share(copy: Path, blob: Path) -> None:
+    """One file again: without symbolic links (Windows, if nobody allows them) huggingface-hub copies the blob."""
+    linked = blob.with_name(f"{blob.name}.linked")
+    with suppress(OSError):
+        os.link(copy, linked)
+        os.replace(linked, blob)
+
+
 @contextmanager
-def _locked(blob: Path, tell: Callable[[str], None]) -> Iterator[BinaryIO | None]:
-    """The blob's bytes so far, which no other process writes to meanwhile; None if the blob is there already."""
-    path = blob.with_name(f"{blob.name}.incomplete")
-    while not blob.exists():
-        with path.open("ab+") as partial:
-            try:
-                fcntl.flock(partial, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                tell("another process downloads this file: waiting for it")
-                fcntl.flock(partial, fcntl.LOCK_EX)
-            # the process that held it may have finished the blob, or thrown away the bytes
-            if not blob.exists() and _is_at(partial, path):
-                yield partial
-                return
-    yield None
+def _locked(blob: Path, tell: Callable[[str], None]) -> Iterator[None]:
+    """By the lock that huggingface-hub itself takes: no other process gets the blob meanwhile."""
+    path = blob.parents[2] / ".locks" / blob.parents[1].name / f"{blob.name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        try:
+            held.enter_context(WeakFileLock(path, timeout=0.1))
+        except Timeout:
+            tell("another process downloads this file: waiting for it")
+            held.enter_context(WeakFileLock(path))
+        yield
 
 
-def _is_at(file: BinaryIO, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
+def _get(blob: Path, url: str, file: RepoFile, tell: Callable[[str], None]) -> None:
+    """While it is locked. Windows neither moves nor deletes a file that is open."""
+    if blob.exists():  # by the process that had the lock before
+        return
+    partial = blob.with_name(f"{blob.name}.incomplete")
+    with partial.open("ab+") as bytes_so_far:
+        _fill(bytes_so_far, url, file, tell)
+    _verify(partial, file)
+    os.replace(partial, blob)
 
 
 def _fill(partial: BinaryIO, url: str, file: RepoFile, tell: Callable[[str], None]) -> None:
@@ -117,17 +124,12 @@ def _no_room(file: RepoFile, folder: Path, found: str) -> ModelLoadError:
     )
 
 
-def _verify(partial: BinaryIO, file: RepoFile) -> None:
+def _verify(partial: Path, file: RepoFile) -> None:
     """Raises ModelLoadError, and drops the bytes, if they are not the file's."""
-    if file.sha256 is None:
-        return
-    partial.seek(0)
-    digest = hashlib.sha256()
-    while chunk := partial.read(1 << 20):
-        digest.update(chunk)
-    if digest.hexdigest() != file.sha256:
-        os.unlink(partial.name)
+    found = file.sha256 and sha256_of(partial)
+    if found != file.sha256:
+        partial.unlink()
         raise ModelLoadError(
-            f"{file.path}: sha256 is {digest.hexdigest()}, expected {file.sha256}: what came was damaged on the way "
+            f"{file.path}: sha256 is {found}, expected {file.sha256}: what came was damaged on the way "
             "and is thrown away; try again"
         )

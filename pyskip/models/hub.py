@@ -102,7 +102,7 @@ def _remember(repo: str, revision: str) -> None:
     refs = _store(repo) / "refs"
     refs.mkdir(parents=True, exist_ok=True)
     with replacing(refs / constants.DEFAULT_REVISION) as name:
-        Path(name).write_text(revision)
+        Path(name).write_text(revision, "utf-8")
 
 
 def in_cache(repo: str, file: str) -> bool:
@@ -114,7 +114,7 @@ def in_cache(repo: str, file: str) -> bool:
 def _snapshot(repo: str) -> Path | None:
     """The folder of the files that were got last."""
     try:
-        snapshot = _store(repo) / "snapshots" / (_store(repo) / "refs" / "main").read_text()
+        snapshot = _store(repo) / "snapshots" / (_store(repo) / "refs" / "main").read_text("utf-8")
     except (OSError, HFValidationError):
         return None
     return snapshot if snapshot.is_dir() else None

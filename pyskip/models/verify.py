@@ -13,7 +13,7 @@ from typing import Any
 
 from ..replace import replacing
 
-__all__ = ["has_sha256"]
+__all__ = ["has_sha256", "sha256_of"]
 
 NAME = ".pyskip-sha256.json"
 
@@ -25,21 +25,22 @@ def has_sha256(path: Path, sha256: str, store: Path) -> bool:
     identity = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
     known = _read(store)
     if known.get(real.name, [None])[:-1] != identity:
-        known[real.name] = [*identity, _sha256(real)]
+        known[real.name] = [*identity, sha256_of(real)]
         with suppress(OSError), replacing(store / NAME) as name:  # OSError: a cache that may only be read
-            Path(name).write_text(json.dumps(known))
+            Path(name).write_text(json.dumps(known), "utf-8")
     return bool(known[real.name][-1] == sha256)
 
 
 def _read(store: Path) -> dict[str, Any]:
     try:
-        known = json.loads((store / NAME).read_text())
+        known = json.loads((store / NAME).read_text("utf-8"))
     except (OSError, ValueError):
         return {}
     return known if isinstance(known, dict) and all(isinstance(value, list) for value in known.values()) else {}
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """In hexadecimal. Raises OSError."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):

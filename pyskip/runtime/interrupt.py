@@ -28,4 +28,5 @@ def interruptible(native: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        lib.pyskip_watch_interrupt(native, False)
+        if lib.pyskip_watch_interrupt(native, False):
+            signal.raise_signal(signal.SIGINT)  # only now: a callback of llama.cpp's would swallow the exception

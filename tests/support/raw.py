@@ -11,11 +11,12 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
+from pyskip.binding.files import library_file
 from pyskip.binding.library import LIB_DIR
 from pyskip.policy import parse_skip
 from pyskip.runtime.context import SkipContext
 
-ggml = ctypes.CDLL(str(LIB_DIR / "libggml-base.so"))
+ggml = ctypes.CDLL(str(library_file(LIB_DIR, "ggml-base")))
 ggml.ggml_get_name.restype = ctypes.c_char_p
 ggml.ggml_get_name.argtypes = [ctypes.c_void_p]
 ggml.ggml_nbytes.restype = ctypes.c_size_t

@@ -61,5 +61,6 @@ if args.exact:
     llm = pyskip.Llama(args.exact, skip="off", type_k=0, type_v=0, **kwargs)
     llm.eval(prompt[:N_EXACT])
     exact = llm.scores[:N_EXACT].copy()
-back_ends = set(re.findall(r"/libggml-(cpu[\w.-]*)\.so", Path("/proc/self/maps").read_text()))
+maps = Path("/proc/self/maps")  # Linux tells which one was loaded
+back_ends = set(re.findall(r"/libggml-(cpu[\w.-]*)\.so", maps.read_text() if maps.exists() else ""))
 np.savez(args.out, tokens=tokens, text=text, rate=rate, exact=exact, back_end=" ".join(sorted(back_ends)))
