@@ -89,8 +89,9 @@ def test_every_attention_that_is_found_has_a_gate(collected: Collected) -> None:
 def test_gates_that_always_run_are_dense(collected: Collected) -> None:
     """Invariant 3, under the cosine policy and under a profile."""
     for key in ("cosine_never", "profile_never", "attention_never"):
-        able = collected.able().items()
-        assert [name for name, record in able if record.get(key, record["off"]) != record["off"]] == []
+        assert [
+            name for name, record in collected.able().items() if record.get(key, record["off"]) != record["off"]
+        ] == []
 
 
 def test_one_batch_equals_single_steps(collected: Collected) -> None:

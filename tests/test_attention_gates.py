@@ -1,4 +1,4 @@
-"""Attention under a profile: gates and stand-ins against NumPy, the invariants, rates that hold, bad files."""
+"""Attention under a profile: gates and stand-ins against NumPy, invariants, rates that hold, files that are none."""
 
 from __future__ import annotations
 

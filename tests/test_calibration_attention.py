@@ -55,7 +55,7 @@ def test_native_sums_equal_numpy(tiny_llm: pyskip.Llama, tiny: Path, profile: Pr
             raw.clear()
             raw.decode([(int(t), i, 0) for i, t in enumerate(window)])
             for il, kept in rows.items():
-                names = (f"l_out-{il - 1}", f"ffn_inp-{il}")
+                names = f"l_out-{il - 1}", f"ffn_inp-{il}"
                 entering, leaving = (raw.tapped[name].reshape(40, -1)[4:] for name in names)
                 kept.append((entering, leaving))
     for il, kept in rows.items():
