@@ -3,15 +3,16 @@
 #include <algorithm>
 #include <cmath>
 
-static constexpr double LOSS        = 0.005; // of all time, that rounds may lose
-static constexpr double LOAN        = 2.0;   // dense steps that they may lose before anything is known
-static constexpr double CREDIT      = 16.0;  // dense steps of what they won, that they may lose again
-static constexpr double WORTH       = 1.02;  // gain below which a round is not worth it
-static constexpr double FORGET      = 0.99;  // of what is known, for each token tried; a set's last 100 tokens count
-static constexpr double FADE        = 0.999; // and for each dense step
-static constexpr double LEAST_KNOWN = 4.0;   // tokens that are always known of a set
-static constexpr double MOST_HOPED  = 0.97;  // share accepted that may be hoped for
-static constexpr double NEWEST      = 0.1;   // weight of what took place last, in seconds
+static constexpr double  LOSS        = 0.005; // of all time, that rounds may lose
+static constexpr double  LOAN        = 2.0;   // dense steps that they may lose before anything is known
+static constexpr double  CREDIT      = 16.0;  // dense steps of what they won, that they may lose again
+static constexpr double  WORTH       = 1.02;  // gain below which a round is not worth it
+static constexpr double  FORGET      = 0.99;  // of what is known, for each token tried; a set's last 100 tokens count
+static constexpr double  FADE        = 0.999; // and for each dense step
+static constexpr double  LEAST_KNOWN = 4.0;   // tokens that are always known of a set
+static constexpr double  MOST_HOPED  = 0.97;  // share accepted that may be hoped for
+static constexpr int32_t IN_A_ROW    = 16;    // rounds; then a dense step tells again what one takes
+static constexpr double  NEWEST      = 0.1;   // weight of what took place last, in seconds
 
 pyskip_draft_plan::pyskip_draft_plan(size_t n_sets) : sets(n_sets) {}
 
@@ -21,6 +22,10 @@ static void average(double & seconds, double newest) {
 
 void pyskip_draft_plan::took_batch(int32_t n_tokens, double seconds) {
     average(batches[n_tokens], seconds);
+    for (int32_t n = 1; n < n_tokens;
+         ++n) { // fewer tokens take no longer: it was a stall, or the machine is faster now
+        batches[n] = std::min(batches[n], batches[n_tokens]);
+    }
 }
 
 void pyskip_draft_plan::took_step(size_t set, double seconds) {
@@ -79,6 +84,9 @@ bool pyskip_draft_plan::may_lose(const outcomes & set, int32_t n) const {
 }
 
 int32_t pyskip_draft_plan::choose() const {
+    if (n_rounds >= IN_A_ROW) {
+        return -1;
+    }
     int32_t best = -1;
     double  most = WORTH;
     for (size_t i = 0; i < sets.size(); ++i) {
@@ -107,11 +115,13 @@ void pyskip_draft_plan::drafted(size_t set, int32_t n_drafted, int32_t n_accepte
     const bool is_whole = n_accepted == n_drafted; // behind a token that is wrong none was tried
     tried(set, n_accepted, n_accepted + (!is_whole || was_given_up));
     const double dense = batch_seconds(1);
+    n_rounds++;
     total += seconds;
     balance = std::min(balance + (n_accepted + 1) * dense - seconds, CREDIT * dense);
 }
 
 void pyskip_draft_plan::stepped() {
+    n_rounds = 0;
     total += batch_seconds(1);
     for (outcomes & set : sets) {
         set.n *= FADE;

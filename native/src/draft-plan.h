@@ -63,4 +63,6 @@ private:
 
     double balance = 0.0; // seconds that rounds saved
     double total   = 0.0; // seconds of rounds and of dense steps
+
+    int32_t n_rounds = 0; // since the last dense step
 };

@@ -249,7 +249,7 @@ void pyskip_lossless::measure_step(size_t set, const std::vector<int32_t> & toke
         least = std::min(least, state.timed.seconds);
         take_back(0, 0);
     }
-    plan.took_step(set, least);
+    plan.took_step(set, std::max(least, LEAST_STEP * plan.batch_seconds(1)));
 }
 
 // Each set's step, and how often its likeliest token is the model's. The set that gains most.

@@ -143,7 +143,25 @@ static void test_a_draft_ends_where_a_token_more_costs_more() {
     CHECK(plan.is_worth(1, 0.1) && !plan.is_worth(1, 0.04));
 }
 
+static void test_a_stall_does_not_last() {
+    const machine     one{ 0.9, { 0.6 }, { 0.5 } };
+    pyskip_draft_plan plan(1);
+    plan.took_batch(1, 5.0); // while the machine did something else
+    plan.took_batch(2, one.batch(2));
+    CHECK(plan.batch_seconds(1) == one.batch(2));
+
+    pyskip_draft_plan steady = machine{ 0.0, { 0.5 }, { 1.0 } }.plan({ 1.0 });
+    for (int i = 0; i < 16; ++i) {
+        CHECK(steady.choose() == 0);
+        steady.drafted(0, 4, 4, false, 3.0);
+    }
+    CHECK(steady.choose() == -1); // a dense step, whose time everything is compared with
+    steady.stepped();
+    CHECK(steady.choose() == 0);
+}
+
 int main() {
+    test_a_stall_does_not_last();
     test_batches_between_and_beyond();
     test_gain();
     test_drafts_where_it_pays();
