@@ -21,8 +21,7 @@
 #   make upstream-test    upstream's own tests on unpatched llama.cpp and on pyskip's (half an hour)
 #   make upstream-server-test         upstream's tests of its server, likewise
 #   make upstream-python-test         llama-cpp-python's own tests, on its Llama and on pyskip's (a minute)
-#   make windows-test     cross-built by MinGW, native tests and a server under Wine; g++-mingw-w64-x86-64 and wine64
-#   make macos-check      cross-built by zig: what the libraries need and offer, by llvm-objdump
+#   make windows-test     cross-built by MinGW-w64, native tests under Wine; needs g++-mingw-w64-x86-64, wine64
 #   make portable-test    tests without what Windows lacks of Python: tests/no_posix
 #   make wheel-test [PYTHONS="python3.10 ..."], make wheel-aarch64-test    install and run the wheels, also under QEMU
 #
@@ -83,7 +82,7 @@ INVARIANTS := off static cosine profile batches session bad_input patches
 
 .PHONY: chat serve check test test-extras upstream-test upstream-server-test upstream-python-test bump invariants sanitize \
         lint fuzz faults bench results frontier screenshots architectures compatibility docs wheel wheel-aarch64 wheel-test \
-        wheel-aarch64-test windows-test macos-check portable-test clean help FORCE
+        wheel-aarch64-test windows-test portable-test clean help FORCE
 
 chat: $(VENV)/.built
 	@$(BIN)/pyskip chat
@@ -204,10 +203,7 @@ wheel-aarch64-test: $(VENV)/.built
 
 windows-test: build/windows/.built build/tiny/.built
 	WINEDEBUG=-all $(BIN)/ctest --test-dir build/windows/tests --output-on-failure
-	$(BIN)/python -m pytest -q tests/test_cross.py -k windows
-
-macos-check: build/macos/.built
-	$(BIN)/python -m pytest -q tests/test_cross.py -k macos
+	$(BIN)/python -m pytest -q tests/test_cross.py
 
 # What Windows has no word for is left out: sessions on a terminal, limits of the kernel's, the demo model.
 portable-test: $(VENV)/.server $(VENV)/.dev
@@ -327,26 +323,15 @@ build/upstream-server/.built: $(SDIST) CMakeLists.txt cmake/server.cmake tools/u
 	@touch $@
 
 # For Windows on this processor: kernels and all are run.
-build/windows/.built: $(VENV)/.built $(NATIVE) $(wildcard native/server/*) cmake/x86_64-w64-mingw32.cmake
+build/windows/.built: $(VENV)/.built $(NATIVE) cmake/x86_64-w64-mingw32.cmake
 	@echo "pyskip: compiling for Windows (ten minutes the first time)" >&2
 	@mkdir -p $(@D)
-	@$(BIN)/cmake -S . -B $(@D)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja $(WINDOWS) -DPYSKIP_EXTENSION=OFF -DPYSKIP_SERVER=$(or $(SERVER),OFF) \
+	@$(BIN)/cmake -S . -B $(@D)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja $(WINDOWS) -DPYSKIP_EXTENSION=OFF \
 	  -DGGML_NATIVE=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python >$(@D)/log || { cat $(@D)/log; exit 1; }
 	@$(BIN)/cmake --build $(@D)/cmake --target pyskip >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
 	@$(BIN)/cmake -S native/tests -B $(@D)/tests $(NATIVE_TESTS) $(WITH_TINY) $(WINDOWS) \
 	  -DPYSKIP_LIB_DIR=$(abspath $(@D)/cmake/bin) >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
 	@$(BIN)/cmake --build $(@D)/tests >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
-	@touch $@
-
-# For macOS on ARM. It cannot be run here.
-build/macos/.built: $(VENV)/.built $(NATIVE) cmake/aarch64-macos.cmake
-	@echo "pyskip: compiling for macOS (ten minutes the first time)" >&2
-	@$(PIP) install "ziglang>=0.15"
-	@mkdir -p $(@D)
-	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake -S . -B $(@D)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
-	  -DCMAKE_TOOLCHAIN_FILE=$(abspath cmake/aarch64-macos.cmake) -DPYSKIP_EXTENSION=OFF -DPYSKIP_PORTABLE=ON \
-	  -DPython_EXECUTABLE=$(abspath $(BIN))/python >$(@D)/log || { cat $(@D)/log; exit 1; }
-	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake --build $(@D)/cmake --target pyskip >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
 	@touch $@
 
 build/native-tests/.built: $(VENV)/.built $(NATIVE)

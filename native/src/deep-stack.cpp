@@ -37,9 +37,10 @@ unsigned __stdcall thread_main(void * data) {
 }
 
 bool run_in_thread(size_t n_bytes, deep_task & todo) {
-    const bool      fits = n_bytes <= 0xffff0000u;
-    const uintptr_t thread =
-        fits ? _beginthreadex(nullptr, (unsigned) n_bytes, thread_main, &todo, STACK_SIZE_PARAM_IS_A_RESERVATION, nullptr) : 0;
+    const bool      fits   = n_bytes <= 0xffff0000u;
+    const uintptr_t thread = fits ? _beginthreadex(nullptr, (unsigned) n_bytes, thread_main, &todo,
+                                                   STACK_SIZE_PARAM_IS_A_RESERVATION, nullptr)
+                                  : 0;
     if (thread == 0) {
         return false;
     }
