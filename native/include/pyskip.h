@@ -178,7 +178,7 @@ PYSKIP_API enum pyskip_status pyskip_check_generates(struct llama_context * ctx,
 
 // Which layers have an FFN that can be skipped, found by building the context's decode graph once: skippable[il] = 1,
 // else 0. n is the length of skippable, at least pyskip_n_layer(). UNSUPPORTED with the reason in error if there is
-// none (encoders, models without an FFN, layers on another back end than the CPU).
+// none (encoders, models without an FFN, all layers on another back end than the CPU).
 PYSKIP_API enum pyskip_status pyskip_skippable(struct llama_context * ctx, uint8_t * skippable, size_t n, char * error,
                                                size_t n_error);
 
