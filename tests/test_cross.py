@@ -1,5 +1,5 @@
-"""What `make windows-test` has compiled here for Windows: what each library needs and offers. Skipped where that was not
-done; what they do the native tests try under Wine."""
+"""What `make windows-test` has compiled here for Windows: what each library needs and offers. Skipped where that was
+not done; what they do the native tests try under Wine."""
 
 from __future__ import annotations
 
