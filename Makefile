@@ -72,9 +72,7 @@ SANITIZED_SERVER := $(addprefix tests/test_server,.py _draft.py _schemas.py _too
 WINDOWS := -DCMAKE_TOOLCHAIN_FILE=$(abspath cmake/x86_64-w64-mingw32.cmake)
 
 # Tests that run without what Windows lacks.
-PORTABLE_NAMES := arguments batches bench calibration chat chat_session cli completion cosine custom draft errors eval_cli \
-  eval_tasks eval_text exports formatter guard hold hub hub_broken hub_refused hub_trust import interrupt kernels llama \
-  models policy profile profile_files quantisations reasoning reuse sampling schema server server_limits session static
+PORTABLE_NAMES := errors exports llama policy profile portable
 PORTABLE := $(PORTABLE_NAMES:%=tests/test_%.py)
 
 # What must hold on every release of llama.cpp.
