@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import stat
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -241,6 +242,8 @@ def _free(host: str, port: int) -> tuple[str, int]:
 
 def _free_socket(path: str) -> str:
     """The path, where a server that is gone has left nothing. Raises OSError."""
+    if sys.platform == "win32":
+        raise OSError(f"cannot listen at {path} (Python has no Unix sockets on Windows): choose another --host")
     reason = "another server answers there"
     with contextlib.closing(socket.socket(socket.AF_UNIX)) as sock:
         try:

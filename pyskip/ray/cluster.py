@@ -22,6 +22,8 @@ def connected() -> Iterator[Any]:
     """Ray, connected to the cluster that RAY_ADDRESS names, else to one that begins and ends with the block: of this
     machine's cores, which listens at the loopback and tells nobody. Raises PyskipError if Ray is not installed or the
     cluster not there."""
+    if sys.platform != "linux":
+        raise PyskipError(f"pyskip runs on Ray under Linux alone, found {sys.platform}: leave --ray out")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     is_alone = "RAY_ADDRESS" not in os.environ
     if is_alone:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from ..errors import PyskipError
 
 __all__ = ["Claim", "running_on"]
 
@@ -20,6 +22,10 @@ class Claim:
     """
 
     def __init__(self, n: int, folder: Path | None = None) -> None:
+        if sys.platform != "linux":
+            raise PyskipError(f"replicas claim cores under Linux alone, found {sys.platform}: use pyskip serve")
+        import fcntl
+
         folder = folder or Path(tempfile.gettempdir()) / f"pyskip-cores-{os.getuid()}"
         folder.mkdir(mode=0o700, exist_ok=True)
         self._files: list[int] = []
@@ -47,6 +53,9 @@ class Claim:
 @contextmanager
 def running_on(cores: frozenset[int]) -> Iterator[None]:
     """This thread, and processes that it starts meanwhile, on these cores; on all if there are none."""
+    if sys.platform != "linux":
+        yield
+        return
     before = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, cores or before)

@@ -18,8 +18,8 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Child:
-    """`pyskip serve` with these arguments, on a free port of the loopback. It does not outlive this process, nor the
-    thread that made it.
+    """`pyskip serve` with these arguments, on a free port of the loopback. Under Linux it does not outlive this
+    process, nor the thread that made it.
 
     ended: called in a thread of its own if it ends though nobody stopped it. What it says goes to stderr.
 
@@ -31,7 +31,8 @@ class Child:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "pyskip", "serve", "--port", "0", *arguments],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            text=True, errors="replace", start_new_session=True, preexec_fn=_die_with_the_parent,
+            text=True, errors="replace", start_new_session=True,
+            preexec_fn=_die_with_the_parent if sys.platform == "linux" else None,
         )  # fmt: skip
         self.url = self._address()
         threading.Thread(target=self._watch, daemon=True).start()
@@ -62,4 +63,5 @@ class Child:
 
 
 def _die_with_the_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if sys.platform != "win32":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
