@@ -95,8 +95,8 @@ void pack_strips(const kernel & k, const ggml_tensor * tensor, const char * data
 class file_pages {
 public:
     void read(const void * data, size_t size) {
-        const uintptr_t first = (uintptr_t) data;
-        const uintptr_t last  = first + size;
+        const uintptr_t                   first = (uintptr_t) data;
+        const uintptr_t                   last  = first + size;
         const std::lock_guard<std::mutex> lock(mutex);
         if (first < end || first > end + MOST) { // not what follows in the file
             give_back();

@@ -21,6 +21,8 @@ class Claim:
     folder: of the lock files, one a core; by default one of the user's own among temporary files.
     """
 
+    cores: frozenset[int]
+
     def __init__(self, n: int, folder: Path | None = None) -> None:
         if sys.platform != "linux":
             raise PyskipError(f"replicas claim cores under Linux alone, found {sys.platform}: use pyskip serve")
