@@ -41,8 +41,7 @@ void decide(pyskip_slot & slot, int32_t t, const float * x, const float * xn, in
     pyskip_state &       state    = *slot.state;
     const pyskip_token & token    = state.tokens[t];
     const auto           sublayer = slot.block.sublayer;
-    if (slot.own == nullptr || !token.rule->has_gates() ||
-        pyskip_rule_needs(*token.rule, token) != PYSKIP_NEED_GATES ||
+    if (slot.own == nullptr || !token.rule->has_gates() || pyskip_rule_needs(*token.rule, token) != PYSKIP_NEED_GATES ||
         !pyskip_rule_covers(*token.rule, sublayer, slot.block.il)) {
         return;
     }
