@@ -91,7 +91,7 @@ void pack_strips(const kernel & k, const ggml_tensor * tensor, const char * data
 }
 
 // Pages of a mapped file, read for the last time when weights were packed: they need not count as this process's memory any
-// more. Given back some megabytes at a time, since finding the mapping takes longer than packing a small matrix.
+// more. Given back a megabyte at a time, since finding the mapping takes longer than packing a small matrix.
 class file_pages {
 public:
     void read(const void * data, size_t size) {
@@ -112,7 +112,7 @@ public:
 private:
     static constexpr uintptr_t PAGE  = 4096;
     static constexpr uintptr_t LEAST = 16 * PAGE; // not worth looking for
-    static constexpr uintptr_t MOST  = 4 << 20;
+    static constexpr uintptr_t MOST  = 1 << 20;
 
     std::mutex mutex;
     uintptr_t  begin = 0;
