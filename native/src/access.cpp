@@ -106,6 +106,9 @@ bool pyskip_context_generates(llama_context * ctx, std::string & error) {
 }
 
 bool pyskip_context_probe(llama_context * ctx, pyskip_state & state, std::string & error) {
+    if (!state.skippable.empty()) {
+        return true;
+    }
     const ggml_cgraph * gf = decode_graph(ctx, error);
     if (!gf) {
         error += ": skipping is for models that generate text, run this one with skip off";

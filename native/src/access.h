@@ -27,6 +27,6 @@ int32_t pyskip_context_n_embd(const llama_context * ctx);
 // Whether the context generates text, token by token: no encoder and no diffusion model. Else false with the reason.
 bool pyskip_context_generates(llama_context * ctx, std::string & error);
 
-// Build the context's decode graph once and fill state.skippable and skippable_attention from it. False with a line in `error` if nothing
-// of it can be skipped.
+// Build the context's decode graph once, the first time, and fill state.skippable and skippable_attention from it. False with
+// a line in `error` if nothing of it can be skipped.
 bool pyskip_context_probe(llama_context * ctx, pyskip_state & state, std::string & error);

@@ -74,7 +74,7 @@ static pyskip_status get_skippable(llama_context * ctx, pyskip_flags pyskip_stat
                           error, n_error);
         }
         std::string line;
-        if (state.skippable.empty() && !pyskip_context_probe(ctx, state, line)) {
+        if (!pyskip_context_probe(ctx, state, line)) {
             return report(PYSKIP_STATUS_UNSUPPORTED, line, error, n_error);
         }
         std::copy((state.*own).begin(), (state.*own).end(), skippable);
@@ -107,7 +107,7 @@ static bool pyskip_profile_fits(const pyskip_profile & profile, const llama_cont
 // Whether the model has what the rule asks for.
 static pyskip_status check_rule(llama_context * ctx, pyskip_state & state, const pyskip_rule & rule,
                                 std::string & line) {
-    if (rule.type != PYSKIP_POLICY_OFF && state.skippable.empty() && !pyskip_context_probe(ctx, state, line)) {
+    if (rule.type != PYSKIP_POLICY_OFF && !pyskip_context_probe(ctx, state, line)) {
         return PYSKIP_STATUS_UNSUPPORTED;
     }
     for (int32_t il = 0; rule.type == PYSKIP_POLICY_STATIC && il < state.n_layer; ++il) {
@@ -282,7 +282,7 @@ pyskip_status pyskip_lossless_new(llama_context * ctx, bool always, pyskip_lossl
                           "without lossless",
                           error, n_error);
         }
-        if (state.skippable.empty() && !pyskip_context_probe(ctx, state, line)) {
+        if (!pyskip_context_probe(ctx, state, line)) {
             return report(PYSKIP_STATUS_UNSUPPORTED, line, error, n_error);
         }
         if (llama_memory_seq_pos_max(llama_get_memory(ctx), 0) >= 0) {
@@ -425,7 +425,7 @@ pyskip_status pyskip_gather_start(llama_context * ctx, pyskip_gather_kind kind, 
         if (profile && !pyskip_profile_fits(*profile, ctx, line)) {
             return report(PYSKIP_STATUS_INVALID, line, error, n_error);
         }
-        if (state.skippable.empty() && !pyskip_context_probe(ctx, state, line)) {
+        if (!pyskip_context_probe(ctx, state, line)) {
             return report(PYSKIP_STATUS_UNSUPPORTED, line, error, n_error);
         }
         *gather = new pyskip_gather(kind, sublayer, state.n_layer, pyskip_context_n_embd(ctx), warmup,

@@ -57,7 +57,8 @@ static bool is_left_out(const pyskip_state & state, const pyskip_block & block) 
 }
 
 static void attach_slot(pyskip_state & state, ggml_cgraph * gf, pyskip_slot & slot) {
-    const bool has_input = slot.block.input && slot.n_rows > 0 && has_room(gf);
+    const bool              has_input = slot.block.input && slot.n_rows > 0 && has_room(gf);
+    const pyskip_stand_in * own       = find_stand_in(state, slot.block);
 
     std::vector<ggml_tensor *> group;
     const auto                 expand = [&](const std::vector<ggml_tensor *> & made) {
@@ -75,8 +76,8 @@ static void attach_slot(pyskip_state & state, ggml_cgraph * gf, pyskip_slot & sl
             expand(pyskip_gather_build(state.extra.get(), *state.gather, slot));
             pyskip_graph_place(gf, slot.block.join, group);
         }
-    } else if (has_input && (find_stand_in(state, slot.block) || has_rows_to_pack(slot))) {
-        slot.own = find_stand_in(state, slot.block);
+    } else if (has_input && (own || has_rows_to_pack(slot))) {
+        slot.own = own;
         for (ggml_tensor * node : slot.block.prelude) {
             slot.governed.erase(std::find(slot.governed.begin(), slot.governed.end(), node));
         }

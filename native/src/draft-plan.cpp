@@ -22,8 +22,8 @@ static void average(double & seconds, double newest) {
 
 void pyskip_draft_plan::took_batch(int32_t n_tokens, double seconds) {
     average(batches[n_tokens], seconds);
-    for (int32_t n = 1; n < n_tokens;
-         ++n) { // fewer tokens take no longer: it was a stall, or the machine is faster now
+    // fewer tokens take no longer: it was a stall, or the machine is faster now
+    for (int32_t n = 1; n < n_tokens; ++n) {
         batches[n] = std::min(batches[n], batches[n_tokens]);
     }
 }

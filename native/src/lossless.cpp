@@ -162,10 +162,9 @@ void pyskip_lossless::add(std::vector<sublayer> & found) const {
             it = found.end() - 1;
         }
         for (size_t t = 0; t < state.tokens.size(); ++t) {
-            const size_t i = (size_t) slot.k * state.tokens.size() + t;
-            if (!std::isnan(state.sims[i])) {
-                it->value += state.sims[i];
-                it->scale += state.scales[i];
+            if (!std::isnan(state.sim(slot.k, (int32_t) t))) {
+                it->value += state.sim(slot.k, (int32_t) t);
+                it->scale += state.scale(slot.k, (int32_t) t);
                 it->n_tokens++;
             }
         }
@@ -222,34 +221,27 @@ void pyskip_lossless::make_sets(std::vector<sublayer> & found) {
     }
 }
 
-// Batches as they verify drafts, dense.
-void pyskip_lossless::measure_batches(const std::vector<int32_t> & tokens) {
-    const drafting guard(state, rule_of(PYSKIP_POLICY_OFF, state.n_layer), nullptr, 0);
-    for (const int32_t n : SIZES) {
-        double least = std::numeric_limits<double>::infinity();
-        for (int32_t i = 0; i < N_TIMES && n <= std::min(n_batch, (int32_t) tokens.size()); ++i) {
-            if (!decode(tokens.data(), n, 0, 0)) {
-                throw std::runtime_error("a batch of " + std::to_string(n) + " tokens failed");
-            }
-            least = std::min(least, state.timed.seconds);
-            take_back(0, 0);
-        }
-        if (std::isfinite(least)) {
-            plan.took_batch(n, least);
-        }
-    }
-}
-
-void pyskip_lossless::measure_step(size_t set, const std::vector<int32_t> & tokens) {
+// Of N_TIMES batches of the first n tokens.
+double pyskip_lossless::least_seconds(const std::vector<int32_t> & tokens, int32_t n) {
     double least = std::numeric_limits<double>::infinity();
     for (int32_t i = 0; i < N_TIMES; ++i) {
-        if (!decode(tokens.data(), 1, 0, 0)) {
-            throw std::runtime_error("a batch of 1 token failed");
+        if (!decode(tokens.data(), n, 0, 0)) {
+            throw std::runtime_error("a batch of " + std::to_string(n) + (n == 1 ? " token" : " tokens") + " failed");
         }
         least = std::min(least, state.timed.seconds);
         take_back(0, 0);
     }
-    plan.took_step(set, std::max(least, LEAST_STEP * plan.batch_seconds(1)));
+    return least;
+}
+
+// Batches as they verify drafts, dense.
+void pyskip_lossless::measure_batches(const std::vector<int32_t> & tokens) {
+    const drafting guard(state, rule_of(PYSKIP_POLICY_OFF, state.n_layer), nullptr, 0);
+    for (const int32_t n : SIZES) {
+        if (n <= std::min(n_batch, (int32_t) tokens.size())) {
+            plan.took_batch(n, least_seconds(tokens, n));
+        }
+    }
 }
 
 // Each set's step, and how often its likeliest token is the model's. The set that gains most.
@@ -265,7 +257,7 @@ size_t pyskip_lossless::measure_sets(const std::vector<int32_t> & tokens) {
     size_t best = 0;
     for (size_t i = 0; i < sets.size(); ++i) {
         const drafting guard(state, rule, sets[i], std::numeric_limits<int32_t>::max());
-        measure_step(i, tokens);
+        plan.took_step(i, std::max(least_seconds(tokens, 1), LEAST_STEP * plan.batch_seconds(1)));
         const std::vector<int32_t> own      = likeliest(tokens, nullptr);
         int32_t                    n_agreed = 0;
         for (size_t t = N_BEGIN; t < own.size(); ++t) {

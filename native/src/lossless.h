@@ -56,8 +56,8 @@ private:
     };
 
     void   measure();
+    double least_seconds(const std::vector<int32_t> & tokens, int32_t n);
     void   measure_batches(const std::vector<int32_t> & tokens);
-    void   measure_step(size_t set, const std::vector<int32_t> & tokens);
     size_t measure_sets(const std::vector<int32_t> & tokens);
     void   make_sets(std::vector<sublayer> & found);
     void   add(std::vector<sublayer> & found) const;

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import ModelLoadError
+from .files import library_file
 from .library import LIB_DIR
 
 __all__ = ["remote_devices"]
@@ -39,7 +40,7 @@ def remote_devices(servers: Sequence[str]) -> Any:
 
 def _library(name: str) -> ctypes.CDLL:
     try:
-        return ctypes.CDLL(str(LIB_DIR / f"lib{name}.so"))
+        return ctypes.CDLL(str(library_file(LIB_DIR, name)))
     except OSError as error:
         raise ModelLoadError(f"this build of pyskip has no RPC back end ({error}): install pyskip again") from None
 

@@ -63,13 +63,16 @@ def measure(
     results = evaluate_windows(
         llm, [w.tolist() for w in windows], policies, n_ctx=n_ctx, progress=lambda done, total, _: progress(done, total)
     )
+    info, is_ffn = llm.engine.info, sublayer is Sublayer.FFN
+    spared = 0.0 if is_ffn else attention_bytes(llm.model_path, profile)
     found = {result.skip: result for result in results}  # equal thresholds share one
     points: list[Point] = []
     for threshold, policy in zip(thresholds, policies, strict=True):
         result = found[str(policy)]
-        rate = result.skip_rate if sublayer is Sublayer.FFN else result.attention_skip_rate
+        rate = result.skip_rate if is_ffn else result.attention_skip_rate
         if rate <= (points[-1].rate if points else 0.0) + 1e-4:
             continue
+        left = info.read_bytes - (rate * profile.n_layer * spared - sum(profile.attention_gate_bytes))
         points.append(
             Point(
                 rate=rate,
@@ -77,28 +80,20 @@ def measure(
                 ppl_ratio=result.ppl_ratio,
                 ppl_ratio_se=result.ppl_ratio_se,
                 kld_mean=result.kld_mean,
-                **_saved(llm, profile, sublayer, rate, result.ffn_bytes_saved),
+                ffn_bytes_saved=result.ffn_bytes_saved if is_ffn else 0.0,
+                ideal_speedup=info.ideal_speedup(result.ffn_bytes_saved) if is_ffn else info.read_bytes / left,
             )
         )
     return points
 
 
-def _saved(llm: Llama, profile: Profile, sublayer: Sublayer, rate: float, ffn_bytes_saved: float) -> dict[str, float]:
-    info = llm.engine.info
-    if sublayer is Sublayer.FFN:
-        return {"ffn_bytes_saved": ffn_bytes_saved, "ideal_speedup": info.ideal_speedup(ffn_bytes_saved)}
-    left = info.read_bytes - attention_bytes_saved(llm.model_path, profile, rate)
-    return {"ffn_bytes_saved": 0.0, "ideal_speedup": info.read_bytes / left}
-
-
-def attention_bytes_saved(model_path: str, profile: Profile, rate: float) -> float:
-    """Of the weights, by a token whose attention is skipped at that rate, as often in each layer that has a gate; what
-    gates and stand-ins read is taken off."""
+def attention_bytes(model_path: str, profile: Profile) -> float:
+    """Of the weights, that a token is spared where a layer's attention is skipped, its stand-in taken off: the mean of
+    layers that have a gate."""
     governed = [il for il, n in enumerate(profile.attention_gate_bytes) if n]
     names = re.compile(rf"blk\.({'|'.join(map(str, governed))})\.attn_(q|q_a|q_b|output)\.weight")
     whole = sum(t.n_bytes for t in gguf.GGUFReader(model_path).tensors if names.fullmatch(t.name))
-    saved = (whole - sum(profile.attention_stand_in_bytes)) / len(governed)
-    return float(rate * profile.n_layer * saved - sum(profile.attention_gate_bytes))
+    return float(whole - sum(profile.attention_stand_in_bytes)) / len(governed)
 
 
 def recommend(points: Sequence[Point]) -> int:

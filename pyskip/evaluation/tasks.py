@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import PyskipError
+from ..json_lines import object_of
 from ..runtime.decoding import Decoder
 from ..runtime.llama import Llama
 
@@ -116,12 +117,7 @@ def read_task(path: str | os.PathLike[str], limit: int | None = None) -> list[Ta
 
 
 def _item(where: str, line: str) -> TaskItem | Article:
-    try:
-        document = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise PyskipError(f"{where}: not JSON ({error}), expected one JSON object a line") from None
-    if not isinstance(document, dict):
-        raise PyskipError(f"{where}: a JSON {type(document).__name__}, expected an object")
+    document = object_of(where, line)
     kind = next((kind for kind, keys in KEYS.items() if any(key in document for key in keys)), "continuation")
     for key in KEYS[kind]:
         if key not in document:

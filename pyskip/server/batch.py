@@ -21,6 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pyskip.errors import PyskipError
+from pyskip.json_lines import object_of
 
 __all__ = ["Request", "answer_all", "read_requests"]
 
@@ -57,12 +58,7 @@ def read_requests(path: str | os.PathLike[str], otherwise: Mapping[str, Any]) ->
 
 
 def _request(where: str, line: str, number: str, otherwise: Mapping[str, Any]) -> Request:
-    try:
-        document = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise PyskipError(f"{where}: not JSON ({error}), expected one JSON object a line") from None
-    if not isinstance(document, dict):
-        raise PyskipError(f"{where}: a JSON {type(document).__name__}, expected an object")
+    document = object_of(where, line)
     body = document.get("body", document)
     url = document.get("url") if "body" in document else None
     if url is None:
