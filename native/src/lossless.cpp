@@ -53,11 +53,11 @@ struct token_p {
 
 // The likeliest token and its probability. What lies far below adds nothing.
 static token_p likeliest_of(const float * logits, int32_t n_vocab) {
-    constexpr float FAR  = 16.0f;
-    const float *   best = std::max_element(logits, logits + n_vocab);
-    double          sum  = 0.0;
+    constexpr float DEPTH = 16.0f;
+    const float *   best  = std::max_element(logits, logits + n_vocab);
+    double          sum   = 0.0;
     for (int32_t i = 0; i < n_vocab; ++i) {
-        if (logits[i] > *best - FAR) {
+        if (logits[i] > *best - DEPTH) {
             sum += std::exp(logits[i] - *best);
         }
     }

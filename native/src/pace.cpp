@@ -10,7 +10,7 @@ static constexpr int32_t N_TOKENS = 2;    // in them, at least: one late token s
 static constexpr double  BAND     = 0.04; // how far off the target the time of a token may lie before anything moves
 static constexpr double  GAIN = 3.0; // rate per second and relative error: skipping all seldom saves half of the time
 static constexpr double  MOST = 0.3; // of the relative error that counts: a stall is not the machine's pace
-static constexpr double  NEAR = 0.9; // of the target: what counts as held
+static constexpr double  ENOUGH = 0.9; // of the target: what counts as held
 
 pyskip_pace::pyskip_pace(double target_tps, double max_skip, double floor)
     : target_tps(target_tps), max_skip(max_skip), floor(floor), rate(floor) {}
@@ -41,7 +41,7 @@ void pyskip_pace::count() {
     tps = n_tokens / interval;
     seconds += interval;
     skip_seconds += rate * interval;
-    held += tps >= NEAR * target_tps ? interval : 0.0;
+    held += tps >= ENOUGH * target_tps ? interval : 0.0;
 }
 
 // Integrates the relative error of the time that a token takes. Hysteresis: nothing moves before two intervals in a row lie

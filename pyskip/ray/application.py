@@ -1,9 +1,8 @@
-"""The application on Ray Serve: replicas, each with a server of its own (pyskip.server), and a front that passes
-requests on to them. Made by pyskip.ray.app; used by run.py."""
+"""The application on Ray Serve: replicas, each with a server of its own (pyskip.server), and, unless this machine has
+a front (local.py), one that passes requests on to them through Ray. Made by pyskip.ray.app; used by run.py."""
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, fields
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import PyskipError
 from .cluster import keep_to_loopback
 from .conversation import conversation
-from .replica import OWN_HEADERS, Replica
+from .messages import OWN_HEADERS, error_body, error_event
+from .replica import LOAD, Replica
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -37,6 +37,7 @@ class Settings:
     max_requests: int = 64  # of a replica: beyond it a conversation goes to another one
     max_queue: int = 256  # requests that wait while all replicas have so many; beyond it 429
     max_body: int = 1 << 20  # bytes of a request
+    directory: str | None = None  # of a front on this machine (local.py), which `pyskip serve --ray` names
 
     @classmethod
     def read(cls, args: Mapping[str, Any]) -> Settings:
@@ -44,10 +45,12 @@ class Settings:
         Raises PyskipError."""
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(args) - known):
-            raise PyskipError(f"the application has no argument {unknown[0]!r}, expected {', '.join(sorted(known))}")
+            raise PyskipError(
+                f"the application has no argument {unknown[0]!r}, expected {', '.join(sorted(known - {'directory'}))}"
+            )
         values: dict[str, Any] = {}
         for name, value in args.items():
-            if name == "model":
+            if name in ("model", "directory"):
                 values[name] = str(value)
             elif name == "flags":
                 values[name] = tuple(shlex.split(value) if isinstance(value, str) else map(str, value))
@@ -78,12 +81,13 @@ def _count(name: str, value: Any) -> int:
 def application(settings: Settings) -> Any:
     """For serve.run(). A conversation's requests go to the replica that a consistent hash of its key names."""
     from ray import serve
-    from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+    from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
     scale: dict[str, Any] = {"num_replicas": settings.replicas}
     if settings.max_replicas is not None:
         bounds = {"min_replicas": settings.replicas, "max_replicas": settings.max_replicas}
-        scale = {"autoscaling_config": AutoscalingConfig(**bounds, target_ongoing_requests=settings.slots)}
+        policy = {"policy": AutoscalingPolicy(policy_function=by_load)} if settings.directory else {}
+        scale = {"autoscaling_config": AutoscalingConfig(**bounds, target_ongoing_requests=settings.slots, **policy)}
     replicas = serve.deployment(Replica).options(
         ray_actor_options={"num_cpus": settings.cores},
         max_ongoing_requests=settings.max_requests,
@@ -92,6 +96,8 @@ def application(settings: Settings) -> Any:
         graceful_shutdown_timeout_s=GRACE + 10,
         **scale,
     )
+    if settings.directory is not None:
+        return replicas.bind(settings.command(), settings.cores, settings.directory)
     front = serve.deployment(Front).options(
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=1 << 16,
@@ -100,9 +106,15 @@ def application(settings: Settings) -> Any:
     return front.bind(replicas.bind(settings.command(), settings.cores), settings.max_body)
 
 
+def by_load(context: Any) -> tuple[float, dict[str, Any]]:
+    """How many replicas keep the requests to `slots` each: a policy of Ray Serve's, by what the front counts."""
+    loads = context.aggregated_metrics.get(LOAD, {})
+    return sum(loads.values()) / context.config.target_ongoing_requests, {}
+
+
 class Front:
-    """Passes each request on to a replica, and back what it says as it comes. Until the first byte a replica's death
-    is a 503; after it, an error at the end of the stream."""
+    """Behind Ray's proxies. Passes each request on to a replica, and back what it says as it comes. Until the first
+    byte a replica's death is a 503; after it, an error at the end of the stream."""
 
     def __init__(self, replicas: Any, max_body: int) -> None:
         keep_to_loopback()
@@ -155,16 +167,11 @@ async def _stream(first: bytes, answer: AsyncIterator[bytes], is_stream: bool) -
     except (RayError, RayServeException):
         if not is_stream:
             raise  # the connection ends before the answer does
-        yield b"data: " + _error("replica_gone", "the replica that wrote this is gone: ask again") + b"\n\n"
-
-
-def _error(code: str, message: str) -> bytes:
-    """In OpenAI's shape, as the server's own."""
-    return json.dumps({"error": {"message": message, "type": "server_error", "param": None, "code": code}}).encode()
+        yield error_event("replica_gone", "the replica that wrote this is gone: ask again")
 
 
 def _refusal(status: int, code: str, message: str, retry_after: int | None = None) -> Response:
     from starlette.responses import Response
 
     headers = {"content-type": "application/json"} | ({} if retry_after is None else {"retry-after": str(retry_after)})
-    return Response(_error(code, message), status, headers)
+    return Response(error_body(code, message), status, headers)

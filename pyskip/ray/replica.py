@@ -10,23 +10,27 @@ from pyskip.server.child import Child
 
 from .cluster import keep_to_loopback
 from .cores import Claim, running_on
+from .directory import Membership
+from .messages import OWN_HEADERS
 
-__all__ = ["OWN_HEADERS", "Replica"]
+__all__ = ["LOAD", "Replica"]
 
-# What is a connection's own and is not passed on (RFC 9110, 7.6.1)
-OWN_HEADERS = {"connection", "keep-alive", "proxy-authenticate", "te", "trailer", "transfer-encoding", "upgrade"}
+LOAD = "load"  # of the stats by which replicas are added
 
 
 class Replica:
     """Starts `pyskip serve` with these arguments on n_cores and passes requests on to it. If the server ends the
-    replica's process does, and Ray starts another one."""
+    replica's process does, and Ray starts another one.
 
-    def __init__(self, arguments: Sequence[str], n_cores: int) -> None:
+    directory: the socket of the front that passes requests on to the server itself, if there is one (local.py)."""
+
+    def __init__(self, arguments: Sequence[str], n_cores: int, directory: str | None = None) -> None:
         keep_to_loopback()
         self._claim = Claim(n_cores)
         with running_on(self._claim.cores):
             self._server = Child(arguments, ended=lambda: os._exit(1))  # so that who waits for it hears at once
         self._client: Any = None
+        self._membership = Membership(directory, self._server.url) if directory else None
 
     async def answer(
         self, method: str, target: str, headers: Mapping[str, str], body: bytes
@@ -46,7 +50,13 @@ class Replica:
             async for part in got.content.iter_any():
                 yield part
 
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Ray Serve asks for it. Requests that come by the front Ray does not see."""
+        return {LOAD: self._membership.load()} if self._membership else {}
+
     def __del__(self) -> None:
-        """Ray Serve calls it when the replica's requests are answered."""
+        """Ray Serve calls it when the requests that it knows of are answered; the server answers the others."""
+        if self._membership:
+            self._membership.leave()
         self._server.stop()
         self._claim.close()

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import signal
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from ..errors import PyskipError
+from .application import Settings
 from .cluster import connected
 
-__all__ = ["serve_config"]
+if TYPE_CHECKING:
+    from .local import LocalFront
+
+__all__ = ["is_local", "serve_config"]
 
 POLL = 0.2  # seconds
 
@@ -28,27 +34,71 @@ def serve_config(path: str, host: str | None, port: int | None, tell: Callable[[
     http = config["http_options"] = {**(config.get("http_options") or {})}
     http["host"] = host or http.get("host", "127.0.0.1")
     http["port"] = port or http.get("port", 8000)
-    stop = threading.Event()
-    with connected():
+    stop, has_front = threading.Event(), is_local(config, os.environ)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(connected())
         for number in (signal.SIGTERM, signal.SIGINT):  # Ray has put its own there
             signal.signal(number, lambda *_: stop.set())
         from ray import serve
-        from ray.serve.schema import ServeDeploySchema
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        try:
-            checked = ServeDeploySchema.model_validate(config)
-        except ValueError as error:
-            raise PyskipError(f"{path}: {' '.join(str(error).split())[:300]}: see docs/scale.md") from None
+        checked, front = _checked(path, config), None
+        if has_front:
+            front = _local_front(config)
+            stack.callback(front.close)
+            checked = _checked(path, config)
         serve.start(proxy_location=checked.proxy_location, http_options=checked.http_options.model_dump())
         try:
             if _deploy(path, checked, stop):
                 tell(f"serving at http://{http['host']}:{http['port']}; Ctrl-C stops")
                 stop.wait()
+                if front is not None:
+                    front.refuse()
                 for application in checked.applications:
                     serve.delete(application.name)  # answers what is there; shutdown() would end the connections
         finally:
             serve.shutdown()
+
+
+def _checked(path: str, config: Mapping[str, Any]) -> Any:
+    from ray.serve.schema import ServeDeploySchema
+
+    try:
+        return ServeDeploySchema.model_validate(config)
+    except ValueError as error:
+        raise PyskipError(f"{path}: {' '.join(str(error).split())[:300]}: see docs/scale.md") from None
+
+
+def is_local(config: Mapping[str, Any], env: Mapping[str, str]) -> bool:
+    """Whether a front in this process does what Ray's proxies would: on this machine alone, for one application of
+    pyskip's, and if nothing is said of proxies that it knows nothing of."""
+    (first, *others) = config["applications"] or [None]
+    return (
+        "RAY_ADDRESS" not in env
+        and not others
+        and isinstance(first, dict)
+        and first.get("import_path") == "pyskip.ray:app"
+        and first.get("route_prefix", "/") == "/"
+        and "deployments" not in first
+        and set(config.get("http_options") or {}) <= {"host", "port"}
+        and not {"proxy_location", "grpc_options"} & set(config)
+    )
+
+
+def _local_front(config: dict[str, Any]) -> LocalFront:
+    """Listening, and known to the application. Ray's proxies are left out of the configuration. Raises PyskipError."""
+    from .local import LocalFront
+
+    (application,) = config["applications"]
+    args = application["args"] = {**(application.get("args") or {})}
+    told, http = Settings.read(args), config["http_options"]
+    front = LocalFront(
+        http["host"], http["port"],
+        max_requests=told.max_requests, max_queue=told.max_queue, max_body=told.max_body,
+    )  # fmt: skip
+    args["directory"] = str(front.directory)
+    config["proxy_location"] = "Disabled"
+    return front
 
 
 def _read(path: str) -> dict[str, Any]:
