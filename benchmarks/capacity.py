@@ -4,11 +4,12 @@ and measured, too.
     python benchmarks/capacity.py [MODEL] [--skip SPEC] [--loads 0.5,0.8] [--requests N] [--slots N] [-t N] [-o FILE]
     python benchmarks/capacity.py --plan FILE [--wait SECONDS]
 
-Service times: the seconds of a step with 1 to --slots streams, and of a prompt's token, each from the server's own
-clocks without any other request. A load is a share of what the replica can do with all slots busy. Requests come at
-random, with prompts and answers of lengths as in LENGTHS, no two prompts alike; the prediction is the simulation of
-the same requests. --plan reads such a file and tells how many requests a replica takes before the 95th percentile of
-the first-token time is longer than --wait (2 s), and how many replicas a thousand and a million users a day need.
+Service times: the seconds of a step with 1 to --slots streams, and of prompts of the lengths of PROMPTS, each from
+the server's own clocks without any other request. A load is a share of what the replica can do with all slots busy.
+Requests come at random, with prompts and answers of lengths as in LENGTHS, no two prompts alike; the prediction is the
+simulation of the same requests. --plan reads such a file and tells how many requests a replica takes before the 95th
+percentile of the first-token time is longer than --wait (2 s), and how many replicas a thousand and a million users a
+day need.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from pyskip.system import cpu_name, physical_cores
 
 LENGTHS = ((40, 60), (120, 80), (300, 120), (80, 30))  # tokens of prompt and answer
 N_STEPS = 48  # tokens of a stream that is measured
-N_PROMPT = 384
+PROMPTS = (16, 48, 128, 384)  # tokens of those that are measured
 WARM = 3  # requests at first that are not counted
 USERS = (1_000, 1_000_000)  # a day
 PER_USER = 10  # requests of a user's day
@@ -67,23 +68,36 @@ def service_times(url: str, n_slots: int, more: dict[str, Any], n_rounds: int) -
     rng = random.Random(1)
     for _ in range(WARM):
         ask(url, prompt(rng, 16), 8, more)
-    steps: list[float] = [0.0]
+    curve: list[tuple[int, float]] = []
     for n in range(1, n_slots + 1):
         samples = []
         for _ in range(n_rounds):
             with ThreadPoolExecutor(n) as pool:
                 answers = list(pool.map(lambda text: ask(url, text, N_STEPS, more), [prompt(rng, 4) for _ in range(n)]))
             samples.append(statistics.median(timings["predicted_per_token_ms"] for _, timings in answers) / 1000)
-        steps.append(max(statistics.median(samples), steps[-1]))
-    told = [ask(url, prompt(rng, N_PROMPT), 1, more)[1] for _ in range(n_rounds)]
-    return Service(steps, statistics.median(t["prompt_ms"] / t["prompt_n"] for t in told) / 1000)
+        curve.append((n, statistics.median(samples)))
+    for n in (n for n in PROMPTS if n > n_slots):
+        told = [ask(url, prompt(rng, n), 1, more)[1] for _ in range(n_rounds)]
+        n_rows = round(statistics.median(timings["prompt_n"] for timings in told))
+        curve.append((n_rows, statistics.median(timings["prompt_ms"] for timings in told) / 1000))
+    return Service(n_slots, rising(curve))
+
+
+def rising(curve: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """More rows take no less: what says otherwise is noise."""
+    found: list[tuple[int, float]] = []
+    for n, seconds in sorted(curve):
+        if not found or n > found[-1][0]:
+            found.append((n, max(seconds, found[-1][1] if found else 0.0)))
+    return found
 
 
 def capacity(service: Service) -> float:
     """Requests a second with all slots busy."""
     n_prompt, n_generated = (statistics.mean(length) for length in zip(*LENGTHS, strict=True))
-    step = service.step_seconds[-1] / service.n_slots
-    return 1 / (n_prompt * service.prompt_seconds + (n_generated - 1) * step)
+    n_rows, seconds = service.curve[-1]
+    step = service.seconds(service.n_slots) / service.n_slots
+    return 1 / (n_prompt * seconds / n_rows + (n_generated - 1) * step)
 
 
 def load_run(url: str, requests: list[Arrival], more: dict[str, Any]) -> tuple[list[float], list[Arrival]]:
@@ -132,6 +146,19 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return {"model": args.model, "skip": args.skip, "service": asdict(service), "rows": rows, **made}
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """Of first-token times, measured beside predicted."""
+    lines = [f"{'load':>5} {'requests/s':>10} {'of 100':>6} {'measured':>9} {'predicted':>9} {'ratio':>6}"]
+    for row in rows:
+        for share in ("p50", "p95"):
+            measured, predicted = row["measured"][share], row["predicted"][share]
+            lines.append(
+                f"{row['load']:>5} {row['per_second']:>10.2f} {share[1:]:>6} {measured:>7.3f} s {predicted:>7.3f} s "
+                f"{predicted / measured:>6.2f}"
+            )
+    return "\n".join(lines)
+
+
 def plan(service: Service, wait: float) -> dict[str, Any]:
     """The rate at which the 95th percentile comes to `wait`, by halving, and replicas for USERS."""
     low, high = 0.0, capacity(service)
@@ -163,11 +190,7 @@ def main() -> int:
         print(json.dumps({"skip": document["skip"], **plan(Service(**document["service"]), args.wait)}))
         return 0
     document = measure(args)
-    for row in document["rows"]:
-        times = "  ".join(
-            f"{side} p50 {row[side]['p50']:.3f} p95 {row[side]['p95']:.3f} s" for side in ("measured", "predicted")
-        )
-        print(f"load {row['load']}  {row['per_second']:.2f} requests/s  {times}")
+    print(table(document["rows"]))
     if args.output:
         args.output.write_text(json.dumps(document, indent=1) + "\n")
     return 0

@@ -3,12 +3,14 @@ were measured. Used by capacity.py.
 
 A replica is a queue with as many servers as it has slots (M/G/k, if requests come at random), whose speed depends on
 how many are busy: a step decodes a token of every slot that generates, and up to a batch of tokens of prompts besides,
-short prompts first. A request's first token comes with the step in which its prompt ends.
+short prompts first. They are rows of one batch, which reads the weights once: what a step takes is a matter of how many
+rows it has. A request's first token comes with the step in which its prompt ends.
 """
 
 from __future__ import annotations
 
 import random
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,16 +20,23 @@ __all__ = ["Arrival", "Outcome", "Service", "arrivals", "quantile", "simulate"]
 
 @dataclass(frozen=True)
 class Service:
-    """What a replica's steps take. step_seconds[n]: of one with n streams that generate, up to as many as there are
-    slots; [0] is not used."""
+    """What a replica's steps take. curve: rows of a step -> its seconds, as measured, by rows; between two straight,
+    beyond the last in proportion."""
 
-    step_seconds: Sequence[float]
-    prompt_seconds: float  # of a prompt's token
-    n_batch: int = 512  # tokens of a step
+    n_slots: int
+    curve: Sequence[tuple[int, float]]
+    n_batch: int = 512  # rows of a step, at most
 
-    @property
-    def n_slots(self) -> int:
-        return len(self.step_seconds) - 1
+    def seconds(self, n_rows: int) -> float:
+        at = bisect_left(self.curve, n_rows, key=lambda point: point[0])
+        if at == len(self.curve):
+            n, seconds = self.curve[-1]
+            return seconds * n_rows / n
+        n, seconds = self.curve[at]
+        if n == n_rows or at == 0:
+            return seconds
+        before, least = self.curve[at - 1]
+        return least + (seconds - least) * (n_rows - before) / (n - before)
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,7 @@ def simulate(service: Service, requests: Sequence[Arrival]) -> list[Outcome]:
             n = min(room - n_prompt, slot.n_prompt)
             slot.n_prompt, n_prompt = slot.n_prompt - n, n_prompt + n
             ended += [slot] if n and slot.n_prompt == 0 else []
-        now += (service.step_seconds[len(generating)] if generating else 0.0) + n_prompt * service.prompt_seconds
+        now += service.seconds(len(generating) + n_prompt)
         for slot in ended:
             slot.first = now
         for slot in (*generating, *ended):

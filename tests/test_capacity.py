@@ -15,6 +15,7 @@ from conftest import ROOT, make_random
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 try:
+    from capacity import rising, table
     from queueing import Arrival, Service, arrivals, quantile, simulate
 finally:
     sys.path.remove(str(ROOT / "benchmarks"))
@@ -27,10 +28,10 @@ def mean(values: list[float]) -> float:
 @pytest.mark.parametrize("load", [0.5, 0.8])
 def test_one_slot_is_an_m_d_1_queue(load: float) -> None:
     """All requests alike, in one slot: the mean wait is the Pollaczek-Khinchine formula's."""
-    service = Service([0.0, 0.1], 0.0)  # 10 tokens at 0.1 s; the first comes with the prompt
-    seconds = 0.9
+    service = Service(1, [(1, 0.1)])  # 10 tokens at 0.1 s; the first comes with the prompt
+    seconds = 1.0
     requests = arrivals(load / seconds, 40_000, [(1, 10)], seed=1)
-    waits = [outcome.first for outcome in simulate(service, requests)]
+    waits = [outcome.first - 0.1 for outcome in simulate(service, requests)]
     assert mean(waits) == pytest.approx(load * seconds / (2 * (1 - load)), rel=0.05)
 
 
@@ -39,12 +40,12 @@ def test_slots_that_do_not_hinder_each_other_are_an_m_m_k_queue() -> None:
     import random
 
     n_slots, seconds, load, rng = 4, 1.0, 0.8, random.Random(2)
-    service = Service([0.0, *[0.01] * n_slots], 0.0)
+    service = Service(n_slots, [(1, 0.01), (1000, 0.01)])
     requests = [
         Arrival(arrival.at, 1, 1 + round(rng.expovariate(1 / seconds) / 0.01))
         for arrival in arrivals(load * n_slots / seconds, 20_000, [(1, 1)], seed=3)
     ]
-    waits = [outcome.first for outcome in simulate(service, requests)]
+    waits = [outcome.first - 0.01 for outcome in simulate(service, requests)]
     offered = load * n_slots
     blocked = offered**n_slots / math.factorial(n_slots) / (1 - load)
     erlang_c = blocked / (sum(offered**k / math.factorial(k) for k in range(n_slots)) + blocked)
@@ -53,18 +54,40 @@ def test_slots_that_do_not_hinder_each_other_are_an_m_m_k_queue() -> None:
 
 
 def test_a_step_is_shared() -> None:
-    """Two that come together: prompts of one batch, then steps of two streams; the third waits for a slot."""
-    service = Service([0.0, 1.0, 1.5], 0.01, n_batch=100)
-    outcomes = simulate(service, [Arrival(0.0, 10, 3), Arrival(0.0, 20, 2), Arrival(0.0, 10, 1)])
+    """Two that come together: prompts of one batch, then steps of two streams; the third waits for a slot, and its
+    prompt is computed beside the token of the first."""
+    service = Service(2, [(1, 1.0), (2, 1.5), (10, 3.5), (30, 6.0)], n_batch=100)
+    outcomes = simulate(service, [Arrival(0.0, 10, 3), Arrival(0.0, 20, 2), Arrival(0.0, 7, 1)])
     found = [seconds for outcome in outcomes for seconds in (outcome.first, outcome.whole)]
-    assert found == pytest.approx([0.3, 0.3 + 1.5 + 1.1, 0.3, 0.3 + 1.5, 0.3 + 1.5 + 1.1, 0.3 + 1.5 + 1.1])
+    mixed = 1.5 + 2.0 * 6 / 8  # 8 rows
+    assert found == pytest.approx([6.0, 7.5 + mixed, 6.0, 7.5, 7.5 + mixed, 7.5 + mixed])
+
+
+def test_what_a_step_of_some_rows_takes() -> None:
+    service = Service(2, [(2, 1.0), (4, 2.0), (14, 3.0)])
+    found = [service.seconds(n) for n in (1, 2, 3, 4, 9, 14, 28)]
+    assert found == pytest.approx([1.0, 1.0, 1.5, 2.0, 2.5, 3.0, 6.0])
+
+
+def test_more_rows_take_no_less() -> None:
+    assert rising([(4, 2.0), (1, 1.0), (2, 2.5), (2, 9.0)]) == [(1, 1.0), (2, 2.5), (4, 2.5)]
+
+
+def test_measured_beside_predicted() -> None:
+    rows = [
+        {"load": 0.5, "per_second": 2.0, "measured": {"p50": 1.0, "p95": 2.0}, "predicted": {"p50": 1.1, "p95": 1.8}}
+    ]
+    assert [line.split() for line in table(rows).splitlines()[1:]] == [
+        ["0.5", "2.00", "50", "1.000", "s", "1.100", "s", "1.10"],
+        ["0.5", "2.00", "95", "2.000", "s", "1.800", "s", "0.90"],
+    ]
 
 
 def test_a_long_prompt_takes_turns_with_tokens_and_short_prompts() -> None:
-    service = Service([0.0, 0.1, 0.1, 0.1], 0.01, n_batch=100)
+    service = Service(3, [(1, 0.1), (10, 0.1), (100, 1.0)], n_batch=100)
     outcomes = simulate(service, [Arrival(0.0, 1000, 2), Arrival(0.5, 50, 11)])
-    assert outcomes[1].first < 1.51  # with the next step, not behind the thousand
-    assert outcomes[0].first == pytest.approx(10.5 + 0.1 * 9)
+    assert outcomes[1].first == pytest.approx(1.5)  # with the next step, not behind the thousand
+    assert outcomes[0].first == pytest.approx(10.59)  # 1000 and 50 rows of prompts, 9 of tokens
 
 
 def test_quantiles() -> None:
@@ -93,10 +116,14 @@ def test_it_measures_and_predicts(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     document = json.loads(out.read_text())
-    assert len(document["service"]["step_seconds"]) == 3
-    assert all(seconds > 0 for seconds in document["service"]["step_seconds"][1:])
+    assert document["service"]["n_slots"] == 2
+    assert [n for n, _ in document["service"]["curve"]][:2] == [1, 2]
+    assert len(document["service"]["curve"]) == 6
+    assert all(seconds > 0 for _, seconds in document["service"]["curve"])
     (row,) = document["rows"]
     assert row["n"] == 12
     for side in ("measured", "predicted"):
         assert 0 < row[side]["p50"] <= row[side]["p95"]
     assert "0.3" in done.stdout
+    plan = subprocess.run([*command[:2], "--plan", str(out)], capture_output=True, text=True, timeout=60)
+    assert json.loads(plan.stdout)["replicas"]["1000"] >= 1, plan.stderr

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -29,7 +30,7 @@ from evaluations import Run, story
 
 from pyskip.cli.main import run
 from pyskip.errors import PyskipError
-from pyskip.ray.application import Settings
+from pyskip.ray.application import Settings, by_load
 from pyskip.ray.conversation import conversation
 from pyskip.ray.cores import Claim, running_on
 
@@ -194,11 +195,13 @@ class Cluster:
 
 
 @contextmanager
-def cluster(folder: Path, model: Path, **args: Any) -> Iterator[Cluster]:
+def cluster(folder: Path, model: Path, through: str, **args: Any) -> Iterator[Cluster]:
+    """through: "front", pyskip's own before replicas of one machine, or "proxy", Ray's."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     config = yaml.safe_load((ROOT / "examples" / "ray" / "serve.yaml").read_text())
     config["applications"][0]["args"] = {"model": f"tiny={model}", "flags": ["-c", "2048"], "cores": 1, **args}
+    config |= {"proxy_location": "EveryNode"} if through == "proxy" else {}
     (folder / "serve.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "pyskip", "serve", "--ray", str(folder / "serve.yaml"), "--port", str(port)]
     env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
@@ -239,11 +242,12 @@ def words(seed: int, n: int = 24) -> str:
 @needs_ray
 @pytest.mark.loopback
 @pytest.mark.slow
-def test_two_replicas_and_one_that_dies(tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("through", ["front", "proxy"])
+def test_two_replicas_and_one_that_dies(tiny: Path, tmp_path: Path, through: str) -> None:
     """64 clients: turns of a conversation reach the replica that holds its prompt; when a replica is killed every
     request is answered, or gets a 503 that says when to come again."""
     others = listening_elsewhere()
-    with cluster(tmp_path, tiny, replicas=2) as served:
+    with cluster(tmp_path, tiny, through, replicas=2) as served:
         assert listening_elsewhere() - others == set()
         histories = [[turn("user", f"w{i} " + words(i))] for i in range(64)]
 
@@ -304,8 +308,9 @@ def listening_elsewhere() -> set[str]:
 @needs_ray
 @pytest.mark.loopback
 @pytest.mark.slow
-def test_streams_errors_and_an_orderly_end(tiny: Path, tmp_path: Path) -> None:
-    with cluster(tmp_path, tiny, replicas=1, max_body=5000) as served:
+@pytest.mark.parametrize("through", ["front", "proxy"])
+def test_streams_errors_and_an_orderly_end(tiny: Path, tmp_path: Path, through: str) -> None:
+    with cluster(tmp_path, tiny, through, replicas=1, max_body=5000) as served:
         assert served.client.get("/health").json() == {"status": "ok"}
         assert served.client.get("/v1/models").json()["data"][0]["id"] == "tiny"
         assert "text/html" in served.client.get("/").headers["content-type"]
@@ -333,6 +338,33 @@ def test_streams_errors_and_an_orderly_end(tiny: Path, tmp_path: Path) -> None:
 
         answer = served.ask([turn("user", "w5 w6")], max_tokens=1)  # waits for the next replica, if it must
         assert answer.status_code in (200, 503)
+
+
+def test_how_many_replicas_a_load_needs() -> None:
+    loads = {"load": {"a": 6.0, "b": 3.5}}
+    context = SimpleNamespace(aggregated_metrics=loads, config=SimpleNamespace(target_ongoing_requests=4))
+    assert by_load(context) == (9.5 / 4, {})
+    assert by_load(SimpleNamespace(aggregated_metrics={}, config=context.config)) == (0, {})
+
+
+@needs_ray
+@pytest.mark.loopback
+@pytest.mark.slow
+def test_a_load_adds_a_replica(tiny: Path, tmp_path: Path) -> None:
+    """Of requests that come by the front Ray hears from the replicas."""
+    before = set(replicas())
+    with cluster(tmp_path, tiny, "front", replicas=1, max_replicas=2, slots=1) as served, ThreadPoolExecutor(8) as pool:
+        assert len(set(replicas()) - before) == 1
+        end = time.monotonic() + 150
+
+        def press(i: int) -> int:
+            n = 0
+            while len(set(replicas()) - before) < 2 and time.monotonic() < end:
+                n += served.ask([turn("user", words(i))], max_tokens=256).status_code == 200
+            return n
+
+        assert sum(pool.map(press, range(8))) > 0
+        assert len(set(replicas()) - before) == 2
 
 
 # Evaluations

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-__all__ = ["Front", "Settings", "application"]
+__all__ = ["Front", "Settings", "application", "by_load"]
 
 GRACE = 30  # seconds for a replica's requests to be answered once it is to go
 ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
