@@ -1,6 +1,6 @@
 """What a library or program of any system needs and offers, as llvm-objdump and llvm-nm read it.
 
-    binary.py FILE...    one JSON line a file: format, processor, oldest (system that it runs on), needs, looks_in, exports
+    binary.py FILE...    one JSON line a file: format, processor, oldest macOS, needs, looks_in, exports
 
 Used by tests/test_cross.py and tests/test_wheel.py. Needs llvm (Debian: apt-get install llvm).
 """
@@ -25,10 +25,10 @@ class Failure(Exception):
 
 @dataclass(frozen=True)
 class Binary:
-    """needs: libraries by the names under which they are looked for; looks_in: folders that the file itself names; oldest:
-    the release of macOS that a Mach-O file says it runs on; exports: functions in C's spelling."""
+    """format: elf, pe or macho; needs: libraries by the names under which they are looked for; looks_in: folders that
+    the file itself names; oldest: the release of macOS that a Mach-O file says it runs on; exports: in C's spelling."""
 
-    format: str  # elf, pe or macho
+    format: str
     processor: str
     oldest: str | None
     needs: frozenset[str]

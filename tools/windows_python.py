@@ -1,10 +1,11 @@
-"""What the binding for Windows is compiled and linked with, made here: headers and an import library of python3.dll, which
-stands for every Python there.
+"""What the binding for Windows is compiled and linked with, made here: headers and an import library of python3.dll,
+which stands for every Python there.
 
     windows_python.py OUT    writes OUT/include and OUT/libpython3.a
 
-The headers are those of the Python that runs this, with a pyconfig.h of ours: what the stable ABI needs to know of 64 bit
-Windows. The library names what those headers declare. Run by the Makefile; needs Debian's binutils-mingw-w64-x86-64.
+The headers are those of the Python that runs this, with a pyconfig.h of ours: what the stable ABI needs to know of
+64 bit Windows. The library names what those headers declare. Run by the Makefile; needs Debian's
+binutils-mingw-w64-x86-64.
 """
 
 from __future__ import annotations
