@@ -21,7 +21,10 @@
 #   make upstream-test    upstream's own tests on unpatched llama.cpp and on pyskip's (half an hour)
 #   make upstream-server-test         upstream's tests of its server, likewise
 #   make upstream-python-test         llama-cpp-python's own tests, on its Llama and on pyskip's (a minute)
-#   make windows-test     cross-built by MinGW-w64, native tests under Wine; needs g++-mingw-w64-x86-64, wine64
+#   make windows-test     cross-built by MinGW-w64, native tests and a Python for Windows under Wine; needs Python 3.11,
+#                         g++-mingw-w64-x86-64, wine64, wine, llvm
+#   make musl-test        cross-built by zig (package ziglang), native tests under musl's loader; needs musl, llvm
+#   make macos            cross-built by zig for both processors, and looked at; needs llvm
 #   make portable-test    tests without what Windows lacks of Python: tests/no_posix
 #   make wheel-test [PYTHONS="python3.10 ..."], make wheel-aarch64-test    install and run the wheels, also under QEMU
 #
@@ -44,6 +47,8 @@ PIN     := $(shell sed -n 's/^llama_cpp_python = "\(.*\)"/\1/p' patches/upstream
 SDIST   := build/sdist/llama_cpp_python-$(PIN).tar.gz
 NATIVE  := $(filter-out native/fuzz/% native/server/%,$(wildcard native/*/* native/*/*/*)) $(wildcard models/profiles/*) models/catalog.toml \
            CMakeLists.txt pyproject.toml tools/upstream.py $(wildcard patches/*)
+
+SERVER  := $(wildcard native/server/* pyskip/server/page/*) cmake/server.cmake tools/embed_page.py
 
 # Where the editable install has its libraries, and the demo model; looked up when a recipe asks.
 LIB_DIR = $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/pyskip/lib
@@ -70,6 +75,8 @@ SANITIZED_SERVER := $(addprefix tests/test_server,.py _draft.py _schemas.py _too
   -k "not without_end and not one_character and not command_line"
 
 WINDOWS := -DCMAKE_TOOLCHAIN_FILE=$(abspath cmake/x86_64-w64-mingw32.cmake)
+MUSL    := -DCMAKE_TOOLCHAIN_FILE=$(abspath cmake/x86_64-linux-musl.cmake)
+HEADERS  = $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')
 
 # Tests that run without what Windows lacks.
 PORTABLE_NAMES := errors exports llama policy profile portable
@@ -80,7 +87,7 @@ INVARIANTS := off static cosine profile batches session bad_input patches
 
 .PHONY: chat serve check test test-extras upstream-test upstream-server-test upstream-python-test bump invariants sanitize \
         lint fuzz faults bench results frontier screenshots architectures compatibility docs wheel wheel-aarch64 wheel-test \
-        wheel-aarch64-test windows-test portable-test clean help FORCE
+        wheel-aarch64-test windows-test musl-test macos portable-test clean help FORCE
 
 chat: $(VENV)/.built
 	@$(BIN)/pyskip chat
@@ -201,6 +208,14 @@ wheel-aarch64-test: $(VENV)/.built
 
 windows-test: build/windows/.built build/tiny/.built
 	WINEDEBUG=-all $(BIN)/ctest --test-dir build/windows/tests --output-on-failure
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/wheel/windows.py
+	$(BIN)/python -m pytest -q tests/test_cross.py
+
+musl-test: build/musl/.built build/tiny/.built
+	$(BIN)/ctest --test-dir build/musl/tests --output-on-failure
+	$(BIN)/python -m pytest -q tests/test_cross.py
+
+macos: build/macos/aarch64/.built build/macos/x86_64/.built
 	$(BIN)/python -m pytest -q tests/test_cross.py
 
 # What Windows has no word for is left out: sessions on a terminal, limits of the kernel's, the demo model.
@@ -253,9 +268,13 @@ $(VENV)/.built: $(VENV)/.runtime $(VENV)/.modules $(NATIVE)
 	@touch $@
 
 # The same build with the server.
-$(VENV)/.server: $(VENV)/.built $(wildcard native/server/* pyskip/server/page/*) cmake/server.cmake tools/embed_page.py
+$(VENV)/.server: $(VENV)/.built $(SERVER)
 	@echo "pyskip: compiling the server (a few minutes the first time)" >&2
 	@PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation -C cmake.define.PYSKIP_SERVER=ON --editable .
+	@touch $@
+
+$(VENV)/.zig: Makefile | $(VENV)/.tools
+	@$(PIP) install "ziglang==0.17.1"
 	@touch $@
 
 $(VENV)/.wheel: Makefile | $(VENV)/.tools
@@ -321,15 +340,38 @@ build/upstream-server/.built: $(SDIST) CMakeLists.txt cmake/server.cmake tools/u
 	@touch $@
 
 # For Windows on this processor: kernels and all are run.
-build/windows/.built: $(VENV)/.built $(NATIVE) cmake/x86_64-w64-mingw32.cmake
-	@echo "pyskip: compiling for Windows (ten minutes the first time)" >&2
-	@mkdir -p $(@D)
-	@$(BIN)/cmake -S . -B $(@D)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja $(WINDOWS) -DPYSKIP_EXTENSION=OFF \
+build/windows/.built: $(VENV)/.built $(NATIVE) $(SERVER) cmake/x86_64-w64-mingw32.cmake tools/windows_python.py
+	@echo "pyskip: compiling for Windows (twenty minutes the first time)" >&2
+	@$(BIN)/python tools/windows_python.py $(@D)/python
+	@$(BIN)/cmake -S . -B $(@D)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja $(WINDOWS) -DPYSKIP_SERVER=ON \
+	  -DPython_INCLUDE_DIR=$(abspath $(@D))/python/include -DPython_SABI_LIBRARY=$(abspath $(@D))/python/libpython3.a \
 	  -DGGML_NATIVE=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python >$(@D)/log || { cat $(@D)/log; exit 1; }
 	@$(BIN)/cmake --build $(@D)/cmake --target pyskip >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
 	@$(BIN)/cmake -S native/tests -B $(@D)/tests $(NATIVE_TESTS) $(WITH_TINY) $(WINDOWS) \
 	  -DPYSKIP_LIB_DIR=$(abspath $(@D)/cmake/bin) >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
 	@$(BIN)/cmake --build $(@D)/tests >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
+	@touch $@
+
+# By zig, for systems of which no compiler is here.
+build/musl/.built: $(VENV)/.built $(VENV)/.zig $(NATIVE) $(SERVER) cmake/x86_64-linux-musl.cmake cmake/zig.cmake
+	@echo "pyskip: compiling for musl (twenty minutes the first time)" >&2
+	@mkdir -p $(@D)
+	@$(BIN)/cmake -S . -B $(@D)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja $(MUSL) -DPYSKIP_SERVER=ON \
+	  -DPython_INCLUDE_DIR=$(HEADERS) -DGGML_NATIVE=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python >$(@D)/log || { cat $(@D)/log; exit 1; }
+	@$(BIN)/cmake --build $(@D)/cmake --target pyskip >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
+	@$(BIN)/cmake -S native/tests -B $(@D)/tests $(NATIVE_TESTS) $(WITH_TINY) $(MUSL) \
+	  -DPYSKIP_LIB_DIR=$(abspath $(@D)/cmake/bin) >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
+	@$(BIN)/cmake --build $(@D)/tests >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
+	@touch $@
+
+build/macos/aarch64/.built build/macos/x86_64/.built: build/macos/%/.built: $(VENV)/.built $(VENV)/.zig $(NATIVE) $(SERVER) \
+  cmake/%-macos.cmake cmake/zig.cmake
+	@echo "pyskip: compiling for macOS on $* (twenty minutes the first time)" >&2
+	@mkdir -p $(@D)
+	@$(BIN)/cmake -S . -B $(@D)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+	  -DCMAKE_TOOLCHAIN_FILE=$(abspath cmake/$*-macos.cmake) -DPYSKIP_SERVER=ON -DPython_INCLUDE_DIR=$(HEADERS) -DGGML_NATIVE=OFF \
+	  -DPython_EXECUTABLE=$(abspath $(BIN))/python >$(@D)/log || { cat $(@D)/log; exit 1; }
+	@$(BIN)/cmake --build $(@D)/cmake --target pyskip >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
 	@touch $@
 
 build/native-tests/.built: $(VENV)/.built $(NATIVE)

@@ -1,24 +1,50 @@
-"""What `make windows-test` has compiled here for Windows: what each library needs and offers. Skipped where that was
-not done; what they do the native tests try under Wine."""
+"""What is compiled here for other systems (`make windows-test`, `make musl-test`, `make macos`): what each file needs,
+where it looks, what it offers. Skipped where that was not done; what the files do is tried under Wine and musl."""
 
 from __future__ import annotations
 
+import importlib
 import re
 import shutil
-import subprocess
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from conftest import ROOT
 
-WINDOWS = ROOT / "build" / "windows" / "cmake" / "bin"
-OBJDUMP = shutil.which("llvm-objdump")
-# What every Windows from 10 on has.
-SYSTEM_DLLS = {"advapi32.dll", "kernel32.dll", "msvcrt.dll", "shell32.dll", "ws2_32.dll", "ntdll.dll", "bcrypt.dll"}
 
-on_windows = pytest.mark.skipif(
-    not (OBJDUMP and (WINDOWS / "llama.dll").exists()), reason="make windows-test compiles what is looked at; llvm"
-)
+def tool(name: str) -> ModuleType:
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(ROOT / "tools"))
+
+
+binary, windows_python = tool("binary"), tool("windows_python")
+needs_llvm = pytest.mark.skipif(not binary.available(), reason="llvm is not installed")
+
+# What every Windows from 10 on has, and what the binding finds in Python.
+WINDOWS_HAS = {"advapi32.dll", "kernel32.dll", "msvcrt.dll", "shell32.dll", "ws2_32.dll", "ntdll.dll", "bcrypt.dll"}
+WINDOWS_HAS |= {"python3.dll", "user32.dll", "ole32.dll"}
+MACOS_HAS = {"/usr/lib/libSystem.B.dylib"}
+MUSL_HAS = {"libc.so"}
+
+
+def built(system: str, *patterns: str) -> list[Path]:
+    """Libraries, binding and program in a folder of a build, as far as they are there."""
+    folder = ROOT / "build" / system / "cmake"
+    return sorted(path for pattern in patterns for path in folder.glob(pattern) if not path.name.startswith("test-"))
+
+
+WINDOWS = built("windows", "bin/*.dll", "bin/pyskip-server.exe", "_native.pyd")
+MACOS = [
+    path
+    for arch in ("aarch64", "x86_64")
+    for path in built(f"macos/{arch}", "bin/*.dylib", "bin/pyskip-server", "*.so")
+]
+MUSL = built("musl", "bin/*.so", "bin/pyskip-server", "_native.abi3.so")
 
 
 def declared() -> set[str]:
@@ -27,28 +53,117 @@ def declared() -> set[str]:
     return set(re.findall(r"\b(pyskip_\w+)\(", text)) - {"pyskip_decide"}
 
 
-def dump(path: Path, *flags: str) -> str:
-    assert OBJDUMP
-    return subprocess.run([OBJDUMP, *flags, str(path)], capture_output=True, text=True, check=True).stdout
+def exported(folder: Path, pattern: str) -> set[str]:
+    return set().union(*(binary.inspect(folder / pattern.format(name)).exports for name in ("llama", "ggml-base")))
 
 
-def test_windows_is_looked_for_functions() -> None:
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT / "build"))
+
+
+def test_what_is_looked_for() -> None:
     assert {"pyskip_build", "pyskip_seq_set_policy", "pyskip_gguf_inspect"} < declared()
 
 
-@on_windows
-@pytest.mark.parametrize("name", ["llama.dll", "ggml.dll", "ggml-base.dll", "ggml-cpu.dll"])
-def test_windows_needs_only_windows(name: str) -> None:
-    needed = {found.lower() for found in re.findall(r"DLL Name: (\S+)", dump(WINDOWS / name, "-p"))}
-    assert needed
-    assert needed - {path.name for path in WINDOWS.glob("*.dll")} <= SYSTEM_DLLS
+@needs_llvm
+def test_of_this_systems_own() -> None:
+    """That the eyes see: the libraries that these tests run on."""
+    from pyskip.binding.library import LIB_DIR
+
+    if sys.platform != "linux":
+        pytest.skip("their names are Linux's")
+    found = binary.inspect(LIB_DIR / "libllama.so")
+    assert (found.format, found.oldest) == ("elf", None)
+    assert {"libggml.so", "libggml-base.so", "libc.so.6"} <= found.needs
+    assert found.looks_in == {"$ORIGIN"}
+    assert declared() <= exported(LIB_DIR, "lib{}.so")
 
 
-@on_windows
+@needs_llvm
+def test_of_no_library(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.so").write_text("no library")
+    monkeypatch.setattr(sys, "argv", ["binary.py", str(tmp_path / "a.so")])
+    assert binary.main() == 1
+    assert capsys.readouterr().err.startswith("pyskip: llvm-objdump cannot read it (")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(binary.Failure, match="no llvm-objdump found, expected it on PATH: install llvm"):
+        binary.inspect(tmp_path / "a.so")
+
+
+@needs_llvm
+@pytest.mark.skipif(not WINDOWS, reason="make windows-test compiles what is looked at")
+@pytest.mark.parametrize("path", WINDOWS, ids=name_of)
+def test_windows_needs_only_windows(path: Path) -> None:
+    found = binary.inspect(path)
+    assert (found.format, found.processor) == ("pe", "x86-64")
+    assert {name.lower() for name in found.needs} - {other.name for other in WINDOWS} <= WINDOWS_HAS
+
+
+@needs_llvm
+@pytest.mark.skipif(not WINDOWS, reason="make windows-test compiles what is looked at")
 def test_windows_exports() -> None:
-    exported = set()
-    for name in ("llama.dll", "ggml-base.dll"):
-        _, _, table = dump(WINDOWS / name, "-p").partition("Export Table:")
-        exported |= set(re.findall(r"^ +\d+ +0x[0-9a-f]+ +(\w+)$", table, re.MULTILINE))
-    assert {"llama_decode", "llama_model_load_from_file"} <= exported
-    assert declared() <= exported
+    names = exported(ROOT / "build" / "windows" / "cmake" / "bin", "{}.dll")
+    assert {"llama_decode", "llama_model_load_from_file"} <= names
+    assert declared() <= names
+
+
+@needs_llvm
+@pytest.mark.skipif(not MACOS, reason="make macos compiles what is looked at")
+@pytest.mark.parametrize("path", MACOS, ids=name_of)
+def test_macos_needs_only_macos(path: Path) -> None:
+    """And runs on 11: neighbours are found by @rpath, which is the file's own folder or the one below."""
+    found = binary.inspect(path)
+    assert found.format == "macho"
+    assert found.processor == ("arm64" if "aarch64" in name_of(path) else "x86_64")
+    assert found.oldest is not None
+    assert [int(part) for part in found.oldest.split(".")][:2] <= [11, 0]
+    neighbours = {f"@rpath/{other.name}" for other in MACOS}
+    assert found.needs - neighbours <= MACOS_HAS
+    assert found.looks_in == {"@loader_path/lib" if path.name.startswith("_native") else "@loader_path"}
+
+
+@needs_llvm
+@pytest.mark.skipif(not MACOS, reason="make macos compiles what is looked at")
+@pytest.mark.parametrize("arch", sorted({name_of(path).split("/")[1] for path in MACOS}))
+def test_macos_exports(arch: str) -> None:
+    names = exported(ROOT / "build" / "macos" / arch / "cmake" / "bin", "lib{}.dylib")
+    assert {"llama_decode", "llama_model_load_from_file"} <= names
+    assert declared() <= names
+
+
+@needs_llvm
+@pytest.mark.skipif(not MUSL, reason="make musl-test compiles what is looked at")
+@pytest.mark.parametrize("path", MUSL, ids=name_of)
+def test_musl_needs_only_musl(path: Path) -> None:
+    found = binary.inspect(path)
+    assert (found.format, found.processor) == ("elf", "x86-64")
+    assert found.needs - {other.name for other in MUSL} <= MUSL_HAS
+    assert found.looks_in == {"$ORIGIN/lib" if path.name.startswith("_native") else "$ORIGIN"}
+
+
+@needs_llvm
+@pytest.mark.skipif(not MUSL, reason="make musl-test compiles what is looked at")
+def test_musl_exports() -> None:
+    names = exported(ROOT / "build" / "musl" / "cmake" / "bin", "lib{}.so")
+    assert declared() <= names
+
+
+def test_python_for_windows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the binding takes from python3.dll, functions and data."""
+    (tmp_path / "a.h").write_text("PyAPI_FUNC(int) PyOne(void);\nPyAPI_DATA(PyObject) _Py_Two;\n")
+    assert windows_python.declared(tmp_path) == {"PyOne": False, "_Py_Two": True}
+    monkeypatch.setattr(sys, "argv", ["windows_python.py", str(tmp_path / "out")])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert windows_python.main() == 1
+    assert "install it (Debian: apt-get install binutils-mingw-w64-x86-64)" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not shutil.which(windows_python.DLLTOOL), reason="binutils-mingw-w64-x86-64 is not installed")
+def test_import_library_for_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["windows_python.py", str(tmp_path / "out")])
+    assert windows_python.main() == 0
+    assert b"PyModule_Create2" in (tmp_path / "out" / "libpython3.a").read_bytes()
+    assert "MS_WIN64" in (tmp_path / "out" / "include" / "pyconfig.h").read_text()
+    assert (tmp_path / "out" / "include" / "Python.h").exists()

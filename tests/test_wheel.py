@@ -45,6 +45,14 @@ def wheel() -> ModuleType:
         sys.modules.pop("wheel", None)  # the name of a package, too
 
 
+def tool(name: str) -> ModuleType:
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(ROOT / "tools"))
+
+
 def sdist(folder: Path, files: dict[str, str], version: str = "9.9.9") -> Path:
     path = folder / f"llama_cpp_python-{version}.tar.gz"
     with tarfile.open(path, "w:gz") as tar:
@@ -268,6 +276,38 @@ def test_built_wheel(wheel: ModuleType, path: Path) -> None:
     assert any(re.fullmatch(r"pyskip-[^/]+\.dist-info/licenses/LICENSE", name) for name in names)
     assert not [name for name in names if not name.startswith(("pyskip/", "pyskip.libs/", "pyskip-"))]
     assert f"Requires-Dist: llama-cpp-python=={wheel.upstream.pin()['llama_cpp_python']}" in metadata.splitlines()
+    assert path.stat().st_size < 25_000_000
+
+
+# Besides its own files and, on Linux, the C library's and the compiler's, which the tag names.
+SYSTEM_HAS = (
+    r"(lib(c|m|dl|rt|pthread|gcc_s|stdc\+\+)\.so.*|ld-linux.*|/usr/lib/lib(System\.B|c\+\+\.1)\.dylib)|python3\.dll"
+)
+WINDOWS_HAS = r"(kernel32|advapi32|msvcrt|shell32|ws2_32|ntdll|bcrypt|user32|ole32|api-ms-win-crt-.*)\.dll"
+
+
+@pytest.mark.skipif(not WHEELS, reason="`make wheel` builds what is looked at here")
+@pytest.mark.parametrize("path", WHEELS, ids=lambda path: path.name)
+def test_built_wheel_needs_nothing_else(wheel: ModuleType, tmp_path: Path, path: Path) -> None:
+    """What a library is linked with is in the wheel, or the system's; no folder of this machine is looked in."""
+    binary = tool("binary")
+    if not binary.available():
+        pytest.skip("llvm is not installed")
+    with zipfile.ZipFile(path) as archive:
+        files = [
+            name for name in archive.namelist() if re.search(r"\.(so[.\d]*|dll|pyd|dylib|exe)$|/pyskip-server$", name)
+        ]
+        archive.extractall(tmp_path, files)
+    own = {Path(name).name for name in files}
+    assert len(own) > 5
+    for name in files:
+        found = binary.inspect(tmp_path / name)
+        others = {need for need in found.needs if need.removeprefix("@rpath/") not in own}
+        assert {
+            need for need in others if not re.fullmatch(f"{SYSTEM_HAS}|{WINDOWS_HAS}", need, re.IGNORECASE)
+        } == set(), name
+        folders = {folder for paths in found.looks_in for folder in paths.split(":")}
+        assert all(folder.startswith(("$ORIGIN", "@loader_path")) for folder in folders), name
 
 
 def test_list_of_what_is_in_it(wheel: ModuleType) -> None:

@@ -24,13 +24,16 @@ class Replica:
 
     directory: the socket of the front that passes requests on to the server itself, if there is one (local.py)."""
 
+    _membership: Membership | None = None
+
     def __init__(self, arguments: Sequence[str], n_cores: int, directory: str | None = None) -> None:
         keep_to_loopback()
         self._claim = Claim(n_cores)
         with running_on(self._claim.cores):
             self._server = Child(arguments, ended=lambda: os._exit(1))  # so that who waits for it hears at once
         self._client: Any = None
-        self._membership = Membership(directory, self._server.url) if directory else None
+        if directory:
+            self._membership = Membership(directory, self._server.url)
 
     async def answer(
         self, method: str, target: str, headers: Mapping[str, str], body: bytes
