@@ -219,10 +219,19 @@ def server(model: Path) -> Iterator[str]:
 
 
 def tests(files: Sequence[str]) -> Iterator[str]:
+    """Without the source tree's `pyskip`, which has nothing native, on the path."""
+    flags: list[str | Path] = [
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--emulated",
+        "--rootdir",
+        ROOT,
+        "-o",
+        "pythonpath=tests/support tools/models",
+    ]
     for name in files:
-        told = ask(
-            "-m", "pytest", "-q", "-p", "no:cacheprovider", "--emulated", "--rootdir", ROOT, ROOT / "tests" / name
-        )
+        told = ask("-m", "pytest", *flags, ROOT / "tests" / name)
         yield f"| {name} | {told.strip().splitlines()[-1]} |"
 
 
