@@ -8,8 +8,8 @@
 static constexpr double  INTERVAL = 0.25; // seconds between two looks at the rate, at least
 static constexpr int32_t N_TOKENS = 2;    // in them, at least: one late token says little
 static constexpr double  BAND     = 0.04; // how far off the target the time of a token may lie before anything moves
-static constexpr double  GAIN = 3.0; // rate per second and relative error: skipping all seldom saves half of the time
-static constexpr double  MOST = 0.3; // of the relative error that counts: a stall is not the machine's pace
+static constexpr double  GAIN   = 3.0; // rate per second and relative error: skipping all seldom saves half of the time
+static constexpr double  MOST   = 0.3; // of the relative error that counts: a stall is not the machine's pace
 static constexpr double  ENOUGH = 0.9; // of the target: what counts as held
 
 pyskip_pace::pyskip_pace(double target_tps, double max_skip, double floor)
