@@ -7,25 +7,30 @@ import asyncio
 import contextlib
 import json
 import socket
+import sys
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from ..errors import PyskipError
 from .pool import Pool, Server
 
 __all__ = ["Membership", "listen"]
 
 TIMEOUT = 5  # seconds for the front to answer
+ELSEWHERE = "replicas are told by Unix sockets, which Windows has not in Python: use pyskip serve"
 ON_ITS_WAY = 0.2  # seconds that a request may take from the front to a replica
 
 
 class Membership:
     """A replica's side. path: of the front's socket; url: of its server.
 
-    Raises OSError if the front is not there.
+    Raises OSError if the front is not there, PyskipError on Windows.
     """
 
     def __init__(self, path: str, url: str) -> None:
+        if sys.platform == "win32":
+            raise PyskipError(ELSEWHERE)
         address = urlsplit(url)
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(TIMEOUT)
@@ -48,6 +53,8 @@ class Membership:
 
 async def listen(path: Path, pool: Pool) -> asyncio.AbstractServer:
     """The front's side: a replica that connects is in the pool until it goes."""
+    if sys.platform == "win32":
+        raise PyskipError(ELSEWHERE)
 
     async def member(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.closing(writer), contextlib.suppress(ConnectionError, asyncio.CancelledError):
