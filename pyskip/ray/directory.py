@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import IO
 from urllib.parse import urlsplit
 
 from ..errors import PyskipError
@@ -27,6 +28,9 @@ class Membership:
 
     Raises OSError if the front is not there, PyskipError on Windows.
     """
+
+    _socket: socket.socket
+    _file: IO[bytes]
 
     def __init__(self, path: str, url: str) -> None:
         if sys.platform == "win32":
