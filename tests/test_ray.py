@@ -310,7 +310,7 @@ def listening_elsewhere() -> set[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("through", ["front", "proxy"])
 def test_streams_errors_and_an_orderly_end(tiny: Path, tmp_path: Path, through: str) -> None:
-    with cluster(tmp_path, tiny, through, replicas=1, max_body=5000) as served:
+    with cluster(tmp_path, tiny, through, replicas=1, slots=1, max_body=5000) as served:
         assert served.client.get("/health").json() == {"status": "ok"}
         assert served.client.get("/v1/models").json()["data"][0]["id"] == "tiny"
         assert "text/html" in served.client.get("/").headers["content-type"]
@@ -326,7 +326,7 @@ def test_streams_errors_and_an_orderly_end(tiny: Path, tmp_path: Path, through: 
             next(lines)
             first, rest = time.monotonic() - began, list(lines)
         assert rest[-1] == "data: [DONE]"
-        assert len(rest) > 300
+        assert len(rest) > 200  # pieces of characters come as one
         assert first < (time.monotonic() - began) / 2  # it came as it was written
 
         with served.client.stream("POST", CHAT, json={**body, "max_tokens": 1500}) as stream:
