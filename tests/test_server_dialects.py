@@ -203,7 +203,8 @@ def test_logprobs_of_completions(tmp_path: Path) -> None:
         parts = [part.choices[0] for part in client.completions.create(stream=True, **kwargs)]
     found = choice.logprobs
     assert found is not None
-    assert (choice.text, found.tokens, found.text_offset) == ("Good day.", ["Good", " day", "."], [0, 4, 8])
+    assert (choice.text, found.tokens) == ("Good day.", ["Good", " day", ".", ""])  # the last one ends the text
+    assert found.text_offset == [0, 4, 8, 9]
     for token, value, top in zip(found.tokens, found.token_logprobs or (), found.top_logprobs or (), strict=True):
         assert max(top.values()) == top[token] == value
         assert value > -0.1
