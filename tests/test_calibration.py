@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gguf
@@ -15,9 +15,9 @@ from raw import Raw
 
 import pyskip
 from pyskip.calibration.calibrate import Run, Settings
-from pyskip.calibration.fit import fit_gate, fit_gated_stand_in, fit_linear_stand_in
+from pyskip.calibration.fit import HARM_SHARE, fit_gate, fit_gated_stand_in, fit_linear_stand_in, fit_token_harm
 from pyskip.calibration.gather import Kind, LayerSums, gather
-from pyskip.calibration.harm import N_MASK, Observed, layer_harm, observe
+from pyskip.calibration.harm import N_MASK, Observed, layer_harm, observe, token_harm
 from pyskip.calibration.neurons import Neurons
 from pyskip.calibration.prompts import CODE, PROMPTS
 from pyskip.calibration.text import N_SEQ, CalibrationText, sample_text
@@ -105,7 +105,10 @@ def test_harm_is_explained_by_layer() -> None:
     skipped[2:, 5] = False
     mean = (np.exp(2 * (scores + u)) * skipped).sum(1)
     kld = (mean * rng.gamma(2, 0.5, mean.shape)).astype(np.float32)
-    found = layer_harm(Observed(kld, np.where(skipped, scores, np.inf).astype(np.float32)))
+    seen = Observed(kld, np.where(skipped, scores, np.inf).astype(np.float32))
+    found, expected = layer_harm(seen)
+    assert np.abs(np.log(expected[skipped.any(1)] / mean[skipped.any(1)])).mean() < 0.1
+    assert (expected[~skipped.any(1)] == 0).all()
     assert found[1] - found[0] == pytest.approx(1.0, abs=0.2)
     assert found[3] - found[0] == pytest.approx(-0.7, abs=0.25)
     assert abs(found[5]) < 0.3
@@ -114,7 +117,34 @@ def test_harm_is_explained_by_layer() -> None:
 def test_without_harm_nothing_is_explained() -> None:
     """A model whose logits no skip moves, and one of which no block is liked."""
     for score in (-1.0, np.inf):
-        assert (layer_harm(Observed(np.zeros(20, np.float32), np.full((20, 3), score, np.float32))) == 0).all()
+        found, expected = layer_harm(Observed(np.zeros(20, np.float32), np.full((20, 3), score, np.float32)))
+        assert (found == 0).all()
+        assert (expected == 0).all()
+
+
+def test_what_a_token_minds() -> None:
+    """Over both masks together, against what was expected; of one that skipped nothing nothing is known."""
+    kld = np.array([[[1, 0, 8], [3, 0, 8]], [[2, 1, 0], [2, 1, 0]]], np.float32)
+    expected = np.array([[[2, 0, 1], [2, 0, 1]], [[1, 1, 2], [1, 1, 0]]], np.float64)
+    found = token_harm(Observed(kld.ravel(), np.empty((12, 0), np.float32)), expected.ravel(), 2)
+    assert np.isnan(found[0, 1])
+    assert found[0, 0] == pytest.approx(0, abs=0.01)
+    assert found[0, 2] == pytest.approx(np.log(8), abs=0.1)
+    assert found[1] == pytest.approx([np.log(2), 0, np.log(0.1 / 2.1)], abs=0.5)
+    assert np.isfinite(found[1, 2])  # a divergence of 0 is no endless certainty
+
+
+def test_a_gate_heeds_what_a_token_minds() -> None:
+    """A part of what the input tells, such that on average no block becomes dearer; of noise nothing."""
+    rng = np.random.default_rng(4)
+    xn, size = rng.standard_normal((3000, 16)), np.exp(rng.standard_normal(3000))
+    true, noise = 0.3 * rng.standard_normal(16), rng.standard_normal(3000)
+    harm = xn @ true + noise + 1.5
+    found = fit_token_harm(sums_of(xn, size, harm[:, None]))
+    np.testing.assert_allclose(found[:16], 0.5 * HARM_SHARE * true, atol=0.02)
+    f = np.concatenate([xn, np.log(size)[:, None], np.ones((3000, 1))], 1)
+    assert np.exp(2 * f @ found).mean() == pytest.approx(1, abs=0.02)
+    assert np.abs(fit_token_harm(sums_of(xn, size, noise[:, None]))).max() < 0.01
 
 
 def test_harm_is_observed(tiny: Path, tmp_path: Path) -> None:
@@ -204,7 +234,8 @@ def test_native_sums_equal_numpy(tiny: Path, tmp_path: Path, stand_in: str | Non
 
 @pytest.mark.parametrize(("activation", "is_normed"), [("silu", False), ("gelu", True), ("relu", True)])
 def test_native_sums_of_neurons_equal_numpy(tiny: Path, tmp_path: Path, activation: str, is_normed: bool) -> None:
-    """Neurons: the squares of silu(gate) * up. Hidden: what a stand-in's skip_down reads, with its own activation."""
+    """Neurons: the squares of silu(gate) * up, and of the input. Hidden: what a stand-in's skip_down reads, with its
+    own activation; a token that the stand-in misses little of counts most."""
     path = tmp_path / "p.skip.gguf"
     make_profile.make_profile(
         tiny, path, stand_in="gated", rank=32, kind="f32", activation=activation, hidden_norm=is_normed
@@ -212,7 +243,7 @@ def test_native_sums_of_neurons_equal_numpy(tiny: Path, tmp_path: Path, activati
     window = np.random.default_rng(1).integers(3, 320, 40).astype(np.int32)
     llm = pyskip.Llama(tiny, n_ctx=64, verbose=False)
 
-    def gathered(kind: Kind, profile: Profile | None = None) -> LayerSums:
+    def gathered(kind: Kind, profile: Profile | None = None, targets: Sequence[np.ndarray] = ()) -> LayerSums:
         found: list[LayerSums] = []
 
         def keep(il: int, sums: LayerSums) -> None:
@@ -221,11 +252,15 @@ def test_native_sums_of_neurons_equal_numpy(tiny: Path, tmp_path: Path, activati
                     LayerSums(sums.gram.copy(), sums.cross.copy(), sums.energy, sums.n_tokens, sums.activation)
                 )
 
-        gather(llm, [window], kind, keep, warmup=4, profile=profile, progress=lambda *_: None)
+        gather(llm, [window], kind, keep, warmup=4, profile=profile, targets=targets, progress=lambda *_: None)
         return found[0]
 
     neurons = gathered(Kind.NEURONS)
     hidden = gathered(Kind.HIDDEN, Profile(path))
+    errors = gathered(Kind.ERRORS, Profile(path))
+    targets = np.random.default_rng(2).standard_normal(40).astype(np.float32)
+    targets[[1, 9]] = np.nan
+    given = gathered(Kind.GIVEN, targets=[targets])
     with pytest.raises(pyskip.PolicyError, match="those of a profile"):
         gathered(Kind.HIDDEN)
     llm.close()
@@ -247,16 +282,28 @@ def test_native_sums_of_neurons_equal_numpy(tiny: Path, tmp_path: Path, activati
 
     block = glu(w["blk.2.ffn_gate.weight"], w["blk.2.ffn_up.weight"], "silu")
     assert neurons.activation == "silu"
-    np.testing.assert_allclose(neurons.cross[0], (block**2).sum(0), rtol=1e-2, atol=1e-3 * (block**2).sum(0).max())
+    squares, inputs = np.split(neurons.cross[0], [len(neurons.cross[0]) - xn.shape[1]])
+    np.testing.assert_allclose(squares, (block**2).sum(0), rtol=1e-2, atol=1e-3 * (block**2).sum(0).max())
+    np.testing.assert_allclose(inputs, (xn**2).sum(0), rtol=1e-3)
     gate, up = np.split(w["blk.2.skip_gate_up.weight"], 2)
     read = glu(gate, up, activation)
     if is_normed:
         read /= np.sqrt((read**2).mean(1, keepdims=True))
-    own = np.c_[read, np.ones(36)]
+    missed = y - read @ w["blk.2.skip_down.weight"].T - w["blk.2.skip.bias"]
+    weight = 1 / np.linalg.norm(missed, axis=1, keepdims=True)
+    own, y = weight * np.c_[read, np.ones(36)], weight * y
     np.testing.assert_allclose(hidden.gram, own.T @ own, rtol=1e-2, atol=2e-3 * np.abs(own.T @ own).max())
     np.testing.assert_allclose(hidden.cross, own.T @ y, rtol=1e-2, atol=2e-3 * np.abs(own.T @ y).max())
     assert hidden.energy == pytest.approx(float((y**2).sum()), rel=1e-2)
     assert hidden.n_tokens == 36
+    f = np.c_[xn, np.log(np.linalg.norm(x, axis=1)), np.ones(36)]
+    np.testing.assert_allclose(errors.gram, f.T @ f, rtol=1e-2, atol=2e-3 * np.abs(f.T @ f).max())
+    counted = np.isfinite(targets[4:])
+    f, targets = f[counted], targets[4:][counted]
+    np.testing.assert_allclose(given.gram, f.T @ f, rtol=1e-2, atol=2e-3 * np.abs(f.T @ f).max())
+    np.testing.assert_allclose(given.cross[:, 0], targets @ f, rtol=1e-2, atol=1e-2 * np.abs(f).max())
+    assert given.energy == pytest.approx(float((targets**2).sum()), rel=1e-4)
+    assert given.n_tokens == 35
 
 
 @pytest.mark.slow

@@ -403,9 +403,10 @@ PYSKIP_API void pyskip_profile_get_bytes(const struct pyskip_profile * profile, 
 // that stream normed, y the block's output.
 enum pyskip_gather_kind {
     PYSKIP_GATHER_OUTPUTS = 0, // f = (xn, log(|x|), 1), t = y: for linear stand-ins
-    PYSKIP_GATHER_NEURONS = 1, // f = 1, t = h^2, h being what ffn_down reads; only of blocks that are act(gate) * up
-    PYSKIP_GATHER_HIDDEN  = 2, // f = (the h of the profile's gated stand-in, 1), t = y
+    PYSKIP_GATHER_NEURONS = 1, // f = 1, t = (h^2, xn^2), h being what ffn_down reads if that is act(gate) * up
+    PYSKIP_GATHER_HIDDEN  = 2, // f = (the h of the gated stand-in, 1), t = y, times 1 / |y - stand-in|
     PYSKIP_GATHER_ERRORS  = 3, // f = (xn, log(|x|), 1), t = log(|y - stand-in|)
+    PYSKIP_GATHER_GIVEN   = 4, // f = (xn, log(|x|), 1), t = pyskip_gather_set_targets()'s
 };
 
 struct pyskip_gather_sums {
@@ -433,6 +434,9 @@ PYSKIP_API enum pyskip_status pyskip_gather_start(struct llama_context * ctx, en
                                                   enum pyskip_sublayer sublayer, const struct pyskip_profile * profile,
                                                   int32_t warmup, struct pyskip_gather ** gather, char * error,
                                                   size_t n_error);
+
+// GIVEN: what belongs to the tokens at positions 0 to n - 1 of the batches to come, copied; NaN: it does not count.
+PYSKIP_API void pyskip_gather_set_targets(struct pyskip_gather * gather, const float * targets, int32_t n);
 
 // Layer il's sums so far; the pointers hold until pyskip_gather_free().
 PYSKIP_API void pyskip_gather_get(const struct pyskip_gather * gather, int32_t il, struct pyskip_gather_sums * sums);

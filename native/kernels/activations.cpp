@@ -51,9 +51,11 @@ void quantize(const float * x, activations_256 * block) {
         block->sum_16[i]       = (int16_t) sum;
         block->minus_sum_16[i] = -sum;
     }
+    block->minus_sum = 0;
     for (int i = 0; i < 8; ++i) {
         block->minus_sum_32[i] = block->minus_sum_16[2 * i] + block->minus_sum_16[2 * i + 1];
         block->sum_32[i]       = (int16_t) -block->minus_sum_32[i];
+        block->minus_sum += block->minus_sum_32[i];
     }
 }
 

@@ -13,7 +13,8 @@ struct activations_256 {
     static constexpr int N = 256;
 
     float   d;
-    int32_t minus_sum_16[16]; // minus the sum of 16 numbers
+    int32_t minus_sum; // minus the sum of all numbers
+    int32_t minus_sum_16[16];
     int32_t minus_sum_32[8];
     int16_t sum_16[16];
     int16_t sum_32[8];

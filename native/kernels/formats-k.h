@@ -2,7 +2,7 @@
 // blocks and, by its `view`, how a kernel reads it:
 //
 //   group<G>(u)         group G of unit u, a byte a weight: a code, 0 to MAX
-//   scale(s)            of sub-block s of SUB weights, as integers
+//   scale(s)            of sub-block s of SUB weights, as integers, none beyond MAX_SCALE
 //   minimum(p)          of sub-blocks 2 p and 2 p + 1 as 16-bit pairs, where HAS_MIN
 //   d(), d_min()        what scales and minimums are to be multiplied by
 //
@@ -79,10 +79,11 @@ struct format_q4_K {
     typedef activations_256 activations;
     typedef block_q4_K      source;
 
-    static constexpr int  SUB     = 32;
-    static constexpr int  MAX     = 15;
-    static constexpr int  OFFSET  = 0;
-    static constexpr bool HAS_MIN = true;
+    static constexpr int  SUB       = 32;
+    static constexpr int  MAX       = 15;
+    static constexpr int  OFFSET    = 0;
+    static constexpr int  MAX_SCALE = 63;
+    static constexpr bool HAS_MIN   = true;
 
     struct block {
         scales_and_minimums scales;
@@ -115,10 +116,11 @@ struct format_q5_K {
     typedef activations_256 activations;
     typedef block_q5_K      source;
 
-    static constexpr int  SUB     = 32;
-    static constexpr int  MAX     = 31;
-    static constexpr int  OFFSET  = 0;
-    static constexpr bool HAS_MIN = true;
+    static constexpr int  SUB       = 32;
+    static constexpr int  MAX       = 31;
+    static constexpr int  OFFSET    = 0;
+    static constexpr int  MAX_SCALE = 63;
+    static constexpr bool HAS_MIN   = true;
 
     struct block {
         scales_and_minimums scales;
@@ -162,10 +164,11 @@ struct format_q6_K {
     typedef activations_256 activations;
     typedef block_q6_K      source;
 
-    static constexpr int  SUB     = 16;
-    static constexpr int  MAX     = 63;
-    static constexpr int  OFFSET  = 32;
-    static constexpr bool HAS_MIN = false;
+    static constexpr int  SUB       = 16;
+    static constexpr int  MAX       = 63;
+    static constexpr int  OFFSET    = 32;
+    static constexpr int  MAX_SCALE = 128;
+    static constexpr bool HAS_MIN   = false;
 
     struct block {
         uint16_t d[L];

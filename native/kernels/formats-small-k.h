@@ -27,10 +27,11 @@ struct format_q2_K {
     typedef activations_256 activations;
     typedef block_q2_K      source;
 
-    static constexpr int  SUB     = 16;
-    static constexpr int  MAX     = 3;
-    static constexpr int  OFFSET  = 0;
-    static constexpr bool HAS_MIN = true;
+    static constexpr int  SUB       = 16;
+    static constexpr int  MAX       = 3;
+    static constexpr int  OFFSET    = 0;
+    static constexpr int  MAX_SCALE = 15;
+    static constexpr bool HAS_MIN   = true;
 
     struct block {
         uint16_t d[L];
@@ -89,10 +90,11 @@ struct format_q3_K {
     typedef activations_256 activations;
     typedef block_q3_K      source;
 
-    static constexpr int  SUB     = 16;
-    static constexpr int  MAX     = 7;
-    static constexpr int  OFFSET  = 4;
-    static constexpr bool HAS_MIN = false;
+    static constexpr int  SUB       = 16;
+    static constexpr int  MAX       = 7;
+    static constexpr int  OFFSET    = 4;
+    static constexpr int  MAX_SCALE = 32;
+    static constexpr bool HAS_MIN   = false;
 
     struct block {
         uint16_t d[L];
@@ -151,10 +153,11 @@ struct format_iq4_xs {
     typedef activations_256 activations;
     typedef block_iq4_xs    source;
 
-    static constexpr int  SUB     = 32;
-    static constexpr int  MAX     = 255;
-    static constexpr int  OFFSET  = CODE_SHIFT;
-    static constexpr bool HAS_MIN = false;
+    static constexpr int  SUB       = 32;
+    static constexpr int  MAX       = 255;
+    static constexpr int  OFFSET    = CODE_SHIFT;
+    static constexpr int  MAX_SCALE = 32;
+    static constexpr bool HAS_MIN   = false;
 
     struct block {
         uint16_t d[L];

@@ -175,6 +175,19 @@ inline i32v factor_of(i32v scale) {
 #    endif
 }
 
+#    if PYSKIP_VNNI
+// sum + the dot product of four 8-bit numbers a lane.
+inline i32v dot_bytes(i32v sum, u8v w, i32v a) {
+#        if PYSKIP_LANES == 16
+    return (i32v) _mm512_dpbusd_epi32((__m512i) sum, (__m512i) w, (__m512i) a);
+#        elif defined(__AVX512VNNI__)
+    return (i32v) _mm256_dpbusd_epi32((__m256i) sum, (__m256i) w, (__m256i) a);
+#        else
+    return (i32v) _mm256_dpbusd_avx_epi32((__m256i) sum, (__m256i) w, (__m256i) a);
+#        endif
+}
+#    endif
+
 // total += factor * (start + the dot product of weights and activations), four 8-bit numbers of each a lane and step.
 // `step` counts from 0 to STEPS - 1 and is known when compiled, as is the largest weight, MAX.
 //
@@ -187,15 +200,7 @@ public:
 #    if PYSKIP_VNNI
     explicit dot_product(i32v start) : sum(start) {}
 
-    void add(int, u8v w, i32v a, i32v, i32v &) {
-#        if PYSKIP_LANES == 16
-        sum = (i32v) _mm512_dpbusd_epi32((__m512i) sum, (__m512i) w, (__m512i) a);
-#        elif defined(__AVX512VNNI__)
-        sum = (i32v) _mm256_dpbusd_epi32((__m256i) sum, (__m256i) w, (__m256i) a);
-#        else
-        sum = (i32v) _mm256_dpbusd_avx_epi32((__m256i) sum, (__m256i) w, (__m256i) a);
-#        endif
-    }
+    void add(int, u8v w, i32v a, i32v, i32v &) { sum = dot_bytes(sum, w, a); }
 
     void finish(i32v factor, i32v & total) const { total += sum * factor; }
 

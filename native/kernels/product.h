@@ -34,8 +34,24 @@ template <class F, class View> inline i32v offset_of(const View & view, int p) {
     return (view.scale(2 * p) & 0xffff) | view.scale(2 * p + 1) << 16;
 }
 
+// Weights of few bits times their scales fit in a byte where a product takes any byte: then a block needs no factors. Those
+// with an offset can be negative: SHIFT is added, and as many sums of activations are subtracted.
+template <class F>
+constexpr bool folds = PYSKIP_VNNI && (F::MAX - F::OFFSET) * F::MAX_SCALE < 128 && F::OFFSET * F::MAX_SCALE <= 128;
+template <class F> constexpr int SHIFT = F::OFFSET ? 127 : 0;
+
+template <class F> inline u8v fold(u8v codes, i32v scale) {
+    const u16v factor = (u16v) ((scale & 0xffff) | scale << 16);
+    const u16v even   = ((u16v) codes & 0xff) * factor;
+    const u16v odd    = ((u16v) codes >> 8) * factor;
+    const u16v shift  = SHIFT<F> - F::OFFSET * factor;
+    return (u8v) (((even + shift) & 0xff) | (odd + shift) << 8);
+}
+
 // A view of a packed block that gives what a kernel asks for.
 template <class F> struct packed_view : F::view {
+    static constexpr bool IS_FOLDED = false;
+
     explicit packed_view(const typename F::block & block) : F::view(block) {}
 
     i32v factor(int s) const { return factor_of(this->scale(s)); }
@@ -46,8 +62,10 @@ template <class F> struct packed_view : F::view {
 template <class F, int N = F::activations::N> struct expanded;
 
 template <class F> struct expanded<F, 256> {
+    static constexpr bool IS_FOLDED = folds<F>;
+
     u8v  groups[64];
-    i32v factors[256 / F::SUB];
+    i32v factors[IS_FOLDED ? 1 : 256 / F::SUB];
     i32v offsets[needs_offsets<F> ? 128 / F::SUB : 1];
     i32v minimums[F::HAS_MIN ? 128 / F::SUB : 1];
     f32v own_d;
@@ -63,9 +81,12 @@ template <class F> struct expanded<F, 256> {
     void fill(const typename F::block & block) {
         const typename F::view view(block);
         for (int u = 0; u < 8; ++u) {
-            unrolled<8>([&](auto g) PYSKIP_INLINE { groups[8 * u + g] = view.template group<g>(u); });
+            unrolled<8>([&](auto g) PYSKIP_INLINE {
+                const u8v codes   = view.template group<g>(u);
+                groups[8 * u + g] = IS_FOLDED ? fold<F>(codes, view.scale((32 * u + 4 * g) / F::SUB)) : codes;
+            });
         }
-        for (int s = 0; s < 256 / F::SUB; ++s) {
+        for (int s = 0; s < 256 / F::SUB && !IS_FOLDED; ++s) {
             factors[s] = factor_of(view.scale(s));
         }
         if constexpr (needs_offsets<F>) {
@@ -107,13 +128,33 @@ template <class F> inline i32v minus_sum(const activations_256 & a, int sub_bloc
     return broadcast(F::SUB == 16 ? &a.minus_sum_16[sub_block] : &a.minus_sum_32[sub_block]) * F::OFFSET;
 }
 
-// acc[s][c] += strip s times column c
+// sum[s][c] = a block of folded weights of strip s times column c
 template <class F, int NS, int NC, class View>
-PYSKIP_INLINE inline void add_block(f32v (&acc)[NS][NC], const View * const (&view)[NS],
-                                    const activations_256 * const (&a)[NC]) {
+PYSKIP_INLINE inline void sum_folded(i32v (&sum)[NS][NC], const View * const (&view)[NS],
+                                     const activations_256 * const (&a)[NC]) {
+    for (int c = 0; c < NC; ++c) {
+        for (int s = 0; s < NS; ++s) {
+            sum[s][c] = SHIFT<F> ? broadcast(&a[c]->minus_sum) * SHIFT<F> : i32v{};
+        }
+    }
+    for (int u = 0; u < 8; ++u) {
+        unrolled<8>([&](auto g) PYSKIP_INLINE {
+            for (int c = 0; c < NC; ++c) {
+                const i32v q = broadcast_bytes(a[c]->q + 32 * u + 4 * g);
+                for (int s = 0; s < NS; ++s) {
+                    sum[s][c] = dot_bytes(sum[s][c], view[s]->template group<g>(u), q);
+                }
+            }
+        });
+    }
+}
+
+// The same by sub-blocks, each times its scale.
+template <class F, int NS, int NC, class View>
+PYSKIP_INLINE inline void sum_scaled(i32v (&sum)[NS][NC], const View * const (&view)[NS],
+                                     const activations_256 * const (&a)[NC]) {
     constexpr int N_SUB = 32 / F::SUB; // sub-blocks a unit
 
-    i32v sum[NS][NC] = {};
     for (int u = 0; u < 8; ++u) {
         unrolled<N_SUB>([&](auto sub) PYSKIP_INLINE {
             const int                      s8 = N_SUB * u + sub;
@@ -147,6 +188,18 @@ PYSKIP_INLINE inline void add_block(f32v (&acc)[NS][NC], const View * const (&vi
                 }
             }
         });
+    }
+}
+
+// acc[s][c] += strip s times column c
+template <class F, int NS, int NC, class View>
+PYSKIP_INLINE inline void add_block(f32v (&acc)[NS][NC], const View * const (&view)[NS],
+                                    const activations_256 * const (&a)[NC]) {
+    i32v sum[NS][NC] = {};
+    if constexpr (View::IS_FOLDED) {
+        sum_folded<F>(sum, view, a);
+    } else {
+        sum_scaled<F>(sum, view, a);
     }
     // of all sub-blocks, times sums of activations
     const auto with_sums = [&](int c, auto pair) PYSKIP_INLINE {

@@ -414,7 +414,7 @@ pyskip_status pyskip_gather_start(llama_context * ctx, pyskip_gather_kind kind, 
             return report(PYSKIP_STATUS_INVALID, "hidden values and errors are those of a profile, the rest takes none",
                           error, n_error);
         }
-        if (sublayer == PYSKIP_SUBLAYER_ATTENTION && kind != PYSKIP_GATHER_OUTPUTS && kind != PYSKIP_GATHER_ERRORS) {
+        if (sublayer == PYSKIP_SUBLAYER_ATTENTION && (kind == PYSKIP_GATHER_NEURONS || kind == PYSKIP_GATHER_HIDDEN)) {
             return report(PYSKIP_STATUS_INVALID, "attention has no neurons: gather its outputs or errors", error,
                           n_error);
         }
@@ -433,6 +433,10 @@ pyskip_status pyskip_gather_start(llama_context * ctx, pyskip_gather_kind kind, 
         state.set_gather(*gather);
         return PYSKIP_STATUS_OK;
     });
+}
+
+void pyskip_gather_set_targets(pyskip_gather * gather, const float * targets, int32_t n) {
+    gather->targets.assign(targets, targets + n);
 }
 
 void pyskip_gather_get(const pyskip_gather * gather, int32_t il, pyskip_gather_sums * sums) {

@@ -14,6 +14,9 @@
 #include <cmath>
 #include <new>
 
+// Of a block's output: who misses less is believed no more than that.
+static constexpr double LEAST_MISS = 1e-2;
+
 pyskip_gather::pyskip_gather(pyskip_gather_kind kind, pyskip_sublayer sublayer, int32_t n_layer, int64_t n_embd,
                              int32_t warmup, std::shared_ptr<const pyskip_profile> profile)
     : kind(kind), sublayer(sublayer), n_embd(n_embd), warmup(warmup), profile(std::move(profile)), layers(n_layer) {
@@ -26,7 +29,7 @@ pyskip_gather::pyskip_gather(pyskip_gather_kind kind, pyskip_sublayer sublayer, 
             continue;
         }
         const int64_t n_row   = kind == PYSKIP_GATHER_HIDDEN ? find(il)->rank + 1 : n_embd + 2;
-        const int64_t n_cross = kind == PYSKIP_GATHER_ERRORS ? 1 : n_embd;
+        const int64_t n_cross = kind == PYSKIP_GATHER_ERRORS || kind == PYSKIP_GATHER_GIVEN ? 1 : n_embd;
         layer.gram            = ggml_new_tensor_2d(tensors.get(), GGML_TYPE_F32, n_row, n_row);
         layer.cross           = ggml_new_tensor_2d(tensors.get(), GGML_TYPE_F32, n_row, n_cross);
     }
@@ -42,10 +45,19 @@ pyskip_gather::pyskip_gather(pyskip_gather_kind kind, pyskip_sublayer sublayer, 
 
 namespace {
 
-bool counts(const pyskip_gather_layer & layer, int64_t row) {
+const pyskip_token & token_of(const pyskip_gather_layer & layer, int64_t row) {
     const pyskip_state & state = *layer.slot->state;
-    const int32_t        index = state.tokens[state.token_of_row(*layer.slot, row)].index;
-    return index >= 0 && index >= layer.gather->warmup;
+    return state.tokens[state.token_of_row(*layer.slot, row)];
+}
+
+float given(const pyskip_gather & gather, const pyskip_token & token) {
+    return (size_t) token.pos < gather.targets.size() ? gather.targets[token.pos] : NAN;
+}
+
+bool counts(const pyskip_gather_layer & layer, int64_t row) {
+    const pyskip_token & token = token_of(layer, row);
+    return token.index >= 0 && token.index >= layer.gather->warmup &&
+           (layer.gather->kind != PYSKIP_GATHER_GIVEN || std::isfinite(given(*layer.gather, token)));
 }
 
 double norm(const float * v, int64_t n) {
@@ -56,43 +68,74 @@ double norm(const float * v, int64_t n) {
     return std::sqrt(sum);
 }
 
-// Columns of dst are the batch's rows: the first source's values, log(|x|) if there is an x, and 1; zeros if a
-// token does not count.
-void features_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
-    const pyskip_gather_layer & layer  = *(const pyskip_gather_layer *) userdata;
-    const int64_t               n_rows = dst->ne[0];
-    const int64_t               n      = dst->src[0]->ne[0];
-    float *                     out    = (float *) dst->data;
-    const pyskip_share          share(n_rows, ith, nth);
+// How far the stand-in misses y, without its bias if it has none yet.
+double miss(const float * y, const float * y_, const float * bias, int64_t n) {
+    double sum = 0.0;
+    for (int64_t i = 0; i < n; ++i) {
+        const double d = y[i] - bias[i] - (y_ ? y_[i] : 0.0f);
+        sum += d * d;
+    }
+    return std::sqrt(sum);
+}
+
+// What a row's features and targets are multiplied with, which is the root of its weight: 0 if its token does not count,
+// else 1, or one over the error of the stand-in so far, since it is to serve where it misses little.
+void weights_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    const pyskip_gather_layer & layer = *(const pyskip_gather_layer *) userdata;
+    const ggml_tensor *         y     = dst->src[0];
+    const ggml_tensor *         y_    = dst->src[1];
+    float *                     out   = (float *) dst->data;
+    const pyskip_share          share(dst->ne[0], ith, nth);
     for (int64_t row = share.begin; row < share.end; ++row) {
-        const bool    is_in = counts(layer, row);
-        const float * f     = pyskip_row(dst->src[0], row);
-        for (int64_t i = 0; i < n; ++i) {
-            out[i * n_rows + row] = is_in ? f[i] : 0.0f;
+        out[row] = counts(layer, row) ? 1.0f : 0.0f;
+        if (y_ && out[row] > 0.0f) {
+            const float * bias = layer.gather->find(layer.slot->block.il)->bias;
+            const double  size = norm(pyskip_row(y, row), y->ne[0]);
+            const double  e    = miss(pyskip_row(y, row), pyskip_row(y_, row), bias, y->ne[0]);
+            out[row]           = (float) (1.0 / std::max({ e, LEAST_MISS * size, 1e-12 }));
         }
-        if (dst->src[1]) {
-            const double size     = norm(pyskip_row(dst->src[1], row), dst->src[1]->ne[0]);
-            out[n * n_rows + row] = is_in ? (float) std::log(std::max(size, 1e-19)) : 0.0f;
-        }
-        out[(dst->ne[1] - 1) * n_rows + row] = is_in ? 1.0f : 0.0f;
     }
 }
 
-// Columns of dst are the outputs y of the batch's rows.
+// Columns of dst are the batch's rows: the first source's values, log(|x|) if there is an x, and 1, times the row's weight.
+void features_compute(ggml_tensor * dst, int ith, int nth, void *) {
+    const int64_t       n_rows = dst->ne[0];
+    const int64_t       n      = dst->src[0]->ne[0];
+    const float *       weight = (const float *) dst->src[1]->data;
+    const ggml_tensor * x      = dst->src[2];
+    float *             out    = (float *) dst->data;
+    const pyskip_share  share(n_rows, ith, nth);
+    for (int64_t row = share.begin; row < share.end; ++row) {
+        const float   w = weight[row];
+        const float * f = pyskip_row(dst->src[0], row);
+        for (int64_t i = 0; i < n; ++i) {
+            out[i * n_rows + row] = w > 0.0f ? w * f[i] : 0.0f; // not even a NaN of a row that does not count
+        }
+        if (x) {
+            const double size     = norm(pyskip_row(x, row), x->ne[0]);
+            out[n * n_rows + row] = w > 0.0f ? w * (float) std::log(std::max(size, 1e-19)) : 0.0f;
+        }
+        out[(dst->ne[1] - 1) * n_rows + row] = w;
+    }
+}
+
+// Columns of dst are the outputs y of the batch's rows, times their weights.
 void outputs_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
     pyskip_gather_layer & layer    = *(pyskip_gather_layer *) userdata;
     const int64_t         n_rows   = dst->ne[0];
+    const float *         weight   = (const float *) dst->src[1]->data;
     float *               out      = (float *) dst->data;
     double                energy   = 0.0;
     int64_t               n_tokens = 0;
     const pyskip_share    share(n_rows, ith, nth);
     for (int64_t row = share.begin; row < share.end; ++row) {
-        const bool    is_in = counts(layer, row);
-        const float * y     = pyskip_row(dst->src[0], row);
-        n_tokens += is_in;
+        const float   w = weight[row];
+        const float * y = pyskip_row(dst->src[0], row);
+        n_tokens += w > 0.0f;
         for (int64_t i = 0; i < dst->ne[1]; ++i) {
-            out[i * n_rows + row] = is_in ? y[i] : 0.0f;
-            energy += is_in ? (double) y[i] * y[i] : 0.0;
+            const float target    = w > 0.0f ? w * y[i] : 0.0f;
+            out[i * n_rows + row] = target;
+            energy += (double) target * target;
         }
     }
     const std::lock_guard<std::mutex> lock(layer.gather->mutex);
@@ -100,14 +143,12 @@ void outputs_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
     layer.n_tokens += n_tokens;
 }
 
-// Into `layer`, one target a row: the log of the stand-in's error.
-void errors_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
-    pyskip_gather_layer & layer  = *(pyskip_gather_layer *) userdata;
-    const pyskip_gather & gather = *layer.gather;
-    const float *         bias   = gather.find(layer.slot->block.il)->bias;
-    float *               out    = (float *) dst->data;
+// One target a row: what was given, or the log of the stand-in's error.
+void target_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    pyskip_gather_layer &   layer = *(pyskip_gather_layer *) userdata;
+    const pyskip_stand_in * own   = layer.gather->find(layer.slot->block.il);
+    float *                 out   = (float *) dst->data;
 
-    std::vector<float> miss(gather.n_embd);
     double             energy   = 0.0;
     int64_t            n_tokens = 0;
     const pyskip_share share(dst->ne[0], ith, nth);
@@ -118,10 +159,8 @@ void errors_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
         }
         const float * y  = pyskip_row(dst->src[0], row);
         const float * y_ = dst->src[1] ? pyskip_row(dst->src[1], row) : nullptr;
-        for (int64_t i = 0; i < gather.n_embd; ++i) {
-            miss[i] = y[i] - bias[i] - (y_ ? y_[i] : 0.0f);
-        }
-        out[row] = (float) std::log(std::max(norm(miss.data(), gather.n_embd), 1e-19));
+        out[row]         = own ? (float) std::log(std::max(miss(y, y_, own->bias, dst->src[0]->ne[0]), 1e-19))
+                               : given(*layer.gather, token_of(layer, row));
         energy += (double) out[row] * out[row];
         ++n_tokens;
     }
@@ -130,19 +169,26 @@ void errors_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
     layer.n_tokens += n_tokens;
 }
 
-// Adds the squares of the block's neurons, each thread those of its own share of them. dst is not used.
+// Adds squares, of the share of a row that is this thread's.
+void add_squares(const float * row, const pyskip_share & share, float * sums) {
+    for (int64_t i = share.begin; i < share.end; ++i) {
+        sums[i] += row[i] * row[i];
+    }
+}
+
+// Adds the squares of the block's neurons and, behind them, of its input. dst is not used.
 void neurons_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
     pyskip_gather_layer & layer  = *(pyskip_gather_layer *) userdata;
     const ggml_tensor *   hidden = dst->src[0];
-    const pyskip_share    share(hidden->ne[0], ith, nth);
+    const ggml_tensor *   input  = dst->src[1];
+    const pyskip_share    neurons(hidden->ne[0], ith, nth);
+    const pyskip_share    inputs(input->ne[0], ith, nth);
     for (int64_t row = 0; row < hidden->ne[1]; ++row) {
         if (!counts(layer, row)) {
             continue;
         }
-        const float * h = pyskip_row(hidden, row);
-        for (int64_t j = share.begin; j < share.end; ++j) {
-            layer.neurons[j] += h[j] * h[j];
-        }
+        add_squares(pyskip_row(hidden, row), neurons, layer.neurons.data());
+        add_squares(pyskip_row(input, row), inputs, layer.neurons.data() + hidden->ne[0]);
         if (ith == 0) { // of all threads one counts
             ++layer.n_tokens;
         }
@@ -190,28 +236,30 @@ std::vector<ggml_tensor *> pyskip_gather_build(ggml_context * ctx, pyskip_gather
             return {};
         }
         layer.activation = activation_of(hidden);
-        layer.neurons.resize(hidden->ne[0]);
-        return { pyskip_operator(ctx, 1, 1, { hidden }, neurons_compute, &layer) };
+        layer.neurons.resize(hidden->ne[0] + xn->ne[0]);
+        return { pyskip_operator(ctx, 1, 1, { hidden, xn }, neurons_compute, &layer) };
     }
     if (layer.gram == nullptr) {
         return {};
     }
-    ggml_tensor * features = nullptr;
-    ggml_tensor * targets  = nullptr;
+    const pyskip_stand_in *    own     = gather.find(slot.block.il);
+    std::vector<ggml_tensor *> outputs = { slot.block.y }; // and the stand-in's, of those kinds that have one
+    std::vector<ggml_tensor *> sources = { xn, nullptr, slot.block.x };
     if (gather.kind == PYSKIP_GATHER_HIDDEN) {
-        ggml_tensor * hidden = pyskip_stand_in_hidden(ctx, *gather.find(slot.block.il), xn);
-        features = pyskip_operator(ctx, slot.n_rows, layer.gram->ne[0], { hidden }, features_compute, &layer);
-    } else {
-        features = pyskip_operator(ctx, slot.n_rows, layer.gram->ne[0], { xn, slot.block.x }, features_compute, &layer);
+        sources = { pyskip_stand_in_hidden(ctx, *own, xn), nullptr };
+        outputs.push_back(ggml_mul_mat(ctx, own->down, sources[0]));
     }
-    if (layer.cross->ne[1] == gather.n_embd) {
-        targets = pyskip_operator(ctx, slot.n_rows, gather.n_embd, { slot.block.y }, outputs_compute, &layer);
-    } else {
-        std::vector<ggml_tensor *> sources = { slot.block.y };
-        if (ggml_tensor * y_ = pyskip_stand_in_build(ctx, *gather.find(slot.block.il), xn)) {
-            sources.push_back(y_);
+    ggml_tensor * weights  = pyskip_operator(ctx, slot.n_rows, 1, outputs, weights_compute, &layer);
+    sources[1]             = weights;
+    ggml_tensor * features = pyskip_operator(ctx, slot.n_rows, layer.gram->ne[0], sources, features_compute, &layer);
+    ggml_tensor * targets  = nullptr;
+    if (layer.cross->ne[1] == 1) {
+        if (ggml_tensor * y_ = own ? pyskip_stand_in_build(ctx, *own, xn) : nullptr) {
+            outputs.push_back(y_);
         }
-        targets = pyskip_operator(ctx, slot.n_rows, 1, sources, errors_compute, &layer);
+        targets = pyskip_operator(ctx, slot.n_rows, 1, outputs, target_compute, &layer);
+    } else {
+        targets = pyskip_operator(ctx, slot.n_rows, gather.n_embd, { slot.block.y, weights }, outputs_compute, &layer);
     }
     return {
         ggml_add_inplace(ctx, layer.gram, ggml_mul_mat(ctx, features, features)),

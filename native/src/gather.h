@@ -45,6 +45,7 @@ struct pyskip_gather {
 
     std::shared_ptr<const pyskip_profile> profile;
 
+    std::vector<float>               targets; // those that are given, by position
     std::vector<pyskip_gather_layer> layers;
     std::mutex                       mutex; // of energy and n_tokens
 

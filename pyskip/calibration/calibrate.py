@@ -21,9 +21,9 @@ from ..runtime.llama import Llama
 from . import curve
 from .distill.text import save_text
 from .distilled import DistilSettings, distil, layers_of, text_for
-from .fit import GateFit, attention_rank, fit_gate, fit_gated_stand_in, fit_linear_stand_in
+from .fit import GateFit, attention_rank, fit_gate, fit_gated_stand_in, fit_linear_stand_in, fit_token_harm
 from .gather import Kind, LayerSums, gather
-from .harm import layer_harm, observe
+from .harm import layer_harm, observe, token_harm
 from .neurons import Neurons, fitted_width
 from .sublayer import Sublayer
 from .text import CalibrationText, Progress, Tokens, read_text, sample_text
@@ -67,7 +67,7 @@ class Settings:
     n_curve: int = 3
     attention: bool = False
     minutes: float | None = None
-    n_harm: int = 4
+    n_harm: int = 12
     seed: int = 1
     distill: float = 0.0
     width: int | None = None
@@ -240,11 +240,12 @@ class Run:
         visit: Callable[[int, LayerSums], None],
         stage: str,
         sublayer: Sublayer = Sublayer.FFN,
+        targets: Sequence[F32] = (),
     ) -> None:
         profile = self._draft() if kind in (Kind.HIDDEN, Kind.ERRORS) else None
         self.gather(
             self.llm, windows, kind, visit, warmup=WARMUP, sublayer=sublayer, profile=profile,
-            progress=self._stage(sublayer.named(stage)),
+            targets=targets, progress=self._stage(sublayer.named(stage)),
         )  # fmt: skip
 
     def _fit_gated(self) -> None:
@@ -255,12 +256,16 @@ class Run:
         width = self.settings.width or fitted_width(self.info.n_ff, self.n_embd, self.n_layer, quantisation)
 
         def choose(il: int, sums: LayerSums) -> None:
-            found = neurons.strongest(il, sums.cross[0], width)
+            squares, inputs = np.split(sums.cross[0], [-self.n_embd])
+            found = neurons.strongest(il, squares, width)
             activation = sums.activation or self.activation
             if found is not None and (not own or activation == self.activation):  # one for all layers
                 self.activation = activation
                 gate_up, own[il] = found
-                stored = {"skip_gate_up": quantise(gate_up, quantisation), "skip_down": quantise(own[il], quantisation)}
+                stored = {
+                    "skip_gate_up": quantise(gate_up, quantisation, inputs / np.float32(sums.n_tokens)),
+                    "skip_down": quantise(own[il], quantisation),
+                }
                 self.ffn.set_stand_in(il, {**stored}, np.zeros(self.n_embd, np.float32))
 
         def fit(il: int, sums: LayerSums) -> None:
@@ -304,11 +309,22 @@ class Run:
             found.set_gate(il, fitted.gate, -fits.get(il + 1, fitted).log_x)
         if not self.settings.n_harm:
             return
-        windows, show = self.text.fitted[-self.settings.n_harm :], self._stage(sublayer.named("harm"))
-        u = layer_harm(observe(self.llm, self._draft(), windows, self.settings.seed, show, sublayer))
-        for il, layer in enumerate(found.layers):
+        self._fit_harm(sublayer)
+
+    def _fit_harm(self, sublayer: Sublayer) -> None:
+        """What an error does: in which layer, and to which token."""
+        found, show = self._of(sublayer), self._stage(sublayer.named("harm"))
+        windows = self.text.fitted[-self.settings.n_harm :]
+        seen = observe(self.llm, self._draft(), windows, self.settings.seed, show, sublayer)
+        u, expected = layer_harm(seen)
+        targets = [np.append(np.full(WARMUP, np.nan, np.float32), t) for t in token_harm(seen, expected, len(windows))]
+
+        def add(il: int, sums: LayerSums) -> None:
+            layer = found.layers[il]
             if layer is not None:
-                found.set_gate(il, layer.gate, float(u[il]))
+                found.set_gate(il, layer.gate + fit_token_harm(sums), float(u[il]))
+
+        self._gather(windows, Kind.GIVEN, add, "harm by token", sublayer, targets)
 
     # Distilled
 

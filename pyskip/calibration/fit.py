@@ -9,10 +9,23 @@ import numpy.typing as npt
 
 from .gather import LayerSums
 
-__all__ = ["GateFit", "StandInFit", "attention_rank", "fit_gate", "fit_gated_stand_in", "fit_linear_stand_in"]
+__all__ = [
+    "GateFit",
+    "StandInFit",
+    "attention_rank",
+    "fit_gate",
+    "fit_gated_stand_in",
+    "fit_linear_stand_in",
+    "fit_token_harm",
+]
 
 LINEAR_RIDGE, GATE_RIDGE = 1e-3, 1e-2  # of the mean diagonal of the gram matrix
 GATED_RIDGE, N_PRIOR = 0.3, 3000  # of each neuron's own square, and so many tokens' worth of belief in the block's own
+HARM_RIDGES = 10.0 ** np.arange(-3.0, 2.5, 0.5)  # of the mean eigenvalue
+HARM_SHARE = (
+    0.3  # of what a token minds that its gates heed: with all of it they skip every layer of the same few tokens
+)
+HARM_CAUTION = 1.4  # how much more a fitted number counts than one, since neighbouring tokens are alike
 N_PER_FEATURE = 2  # tokens that a linear stand-in must have been seen with, for each of its features
 
 F32 = npt.NDArray[np.float32]
@@ -116,3 +129,32 @@ def fit_gate(sums: LayerSums) -> GateFit:
     variance = 1 - cross[-1] ** 2 / sums.n_tokens / sums.energy if sums.energy > 0 else 0.0
     r2 = 1 - missed / variance if variance > 0 else 0.0
     return GateFit(gate.astype(np.float32), r2, float(gram[-2, -1]) / sums.n_tokens)
+
+
+def fit_token_harm(sums: LayerSums) -> F32:
+    """From Kind.GIVEN with harm.token_harm(): what a gate is to add for the token, [n_embd + 2]; HARM_SHARE of half the
+    log, since harm is the square of what gates predict, such that harm stays the same on average.
+
+    Ridge regression on features of equal variance; how much of it by generalised cross-validation.
+    """
+    n = sums.n_tokens
+    mean = sums.gram[-1, :-1].astype(np.float64) / n
+    gram = sums.gram[:-1, :-1].astype(np.float64) - n * np.outer(mean, mean)
+    cross = sums.cross[:-1, 0].astype(np.float64) - mean * float(sums.cross[-1, 0])
+    energy = sums.energy - float(sums.cross[-1, 0]) ** 2 / n
+    size = np.sqrt(np.maximum(gram.diagonal(), 1e-12 * max(1e-30, _mean_diagonal(gram))))
+    values, vectors = np.linalg.eigh(gram / np.outer(size, size))
+    values, along = np.maximum(values, 0), vectors.T @ (cross / size)
+
+    def error(ridge: float) -> float:
+        shrunk = along / (values + ridge)
+        left = energy - 2 * float(shrunk @ along) + float(shrunk**2 @ values)
+        used = HARM_CAUTION * float((values / (values + ridge)).sum()) / n
+        return left / (1 - used) ** 2 if used < 1 else np.inf
+
+    ridge = min((float(r * values.mean()) for r in HARM_RIDGES), key=error)
+    if error(ridge) >= energy:  # what it finds is noise
+        return np.zeros(len(sums.gram), np.float32)
+    heeded = HARM_SHARE * (vectors @ (along / (values + ridge)) / size)
+    variance = float(heeded @ gram @ heeded) / n
+    return (0.5 * np.append(heeded, -(heeded @ mean) - variance / 2)).astype(np.float32)

@@ -28,6 +28,7 @@ class Kind(enum.IntEnum):
     NEURONS = lib.PYSKIP_GATHER_NEURONS
     HIDDEN = lib.PYSKIP_GATHER_HIDDEN
     ERRORS = lib.PYSKIP_GATHER_ERRORS
+    GIVEN = lib.PYSKIP_GATHER_GIVEN
 
 
 ACTIVATIONS = (None, "silu", "gelu", "relu")  # enum pyskip_activation
@@ -39,9 +40,11 @@ class LayerSums:
     an FFN or attention (which has OUTPUTS and ERRORS):
 
     OUTPUTS: f = (xn, log(|x|), 1), t = y, the block's output.
-    NEURONS: f = 1, t = the squares of what ffn_down reads; gram is empty.
-    HIDDEN: f = (what the stand-in's skip_down reads, 1), t = y.
+    NEURONS: f = 1, t = the squares of what ffn_down reads, then those of xn; gram is empty.
+    HIDDEN: f = (what the stand-in's skip_down reads, 1), t = y, both over what the stand-in misses of y: it will serve
+        where that is little.
     ERRORS: f = (xn, log(|x|), 1), t = log(|y - stand-in|).
+    GIVEN: the same f, t = what gather() was given.
     """
 
     gram: npt.NDArray[np.float32]  # [n_row, n_row], sum of f f'
@@ -60,13 +63,15 @@ def gather(
     warmup: int,
     sublayer: Sublayer = Sublayer.FFN,
     profile: Profile | None = None,
+    targets: Sequence[npt.NDArray[np.float32]] = (),
     progress: Callable[[int, int], None],
 ) -> None:
     """Run dense over the windows, then hand each layer's sums to `visit`; they are gone when it returns. Layers that
     have not what is gathered are left out; so is the last, of which llama.cpp computes only tokens with an output, one
     a window.
 
-    profile: whose stand-ins, for HIDDEN and ERRORS. Takes 4 * n_row * (n_row + n_target) bytes a layer. Raises
+    profile: whose stand-ins, for HIDDEN and ERRORS. targets: for GIVEN, of each window's tokens, NaN where one does not
+    count. Takes 4 * n_row * (n_row + n_target) bytes a layer. Raises
     PolicyError for a model whose blocks cannot be told.
     """
     n_window = max(map(len, windows))
@@ -74,9 +79,12 @@ def gather(
         BatchContext(llm, 1, n_window, n_window) as context,
         _gathering(context.skip, kind, sublayer, profile, warmup) as native,
     ):
-        for done, window in enumerate(windows, 1):
+        for i, window in enumerate(windows):
+            if targets:
+                given = np.ascontiguousarray(targets[i], np.float32)
+                lib.pyskip_gather_set_targets(native, ffi.from_buffer("float[]", given), len(given))
             context.decode_window(window, logits=False)
-            progress(done, len(windows))
+            progress(i + 1, len(windows))
         for il in range(context.skip.n_layer):
             sums = _take(native, il)
             if sums is not None and sums.n_tokens > len(windows):

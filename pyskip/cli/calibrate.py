@@ -66,7 +66,7 @@ __all__ = ["calibrate"]
     "--harm",
     "n_harm",
     type=click.IntRange(0, 1 << 20),
-    default=4,
+    default=12,
     show_default=True,
     metavar="N",
     help="Of those to fit on, windows that the harm is measured on; 0: gates predict the error alone.",

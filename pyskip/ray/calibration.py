@@ -43,6 +43,7 @@ class RayGather:
         warmup: int,
         sublayer: Sublayer,
         profile: Profile | None = None,
+        targets: Sequence[npt.NDArray[np.float32]] = (),
         progress: Callable[[int, int], None],
     ) -> None:
         n_window = max(map(len, windows))
@@ -52,15 +53,14 @@ class RayGather:
         task = self.ray.remote(num_cpus=self.n_threads, max_retries=-1)(sums)
         draft = None if profile is None else profile.path.read_bytes()
         n = min(n_workers(self.ray, self.n_threads), len(windows))
-        shares = [windows[i * len(windows) // n : (i + 1) * len(windows) // n] for i in range(n)]
+        parts = [slice(i * len(windows) // n, (i + 1) * len(windows) // n) for i in range(n)]
         found: dict[int, LayerSums] = {}
         done = 0
-        for share, one in zip(
-            shares, [task.remote(model, share, kind, warmup, sublayer, draft) for share in shares], strict=True
-        ):
+        tasks = [task.remote(model, windows[part], kind, warmup, sublayer, draft, targets[part]) for part in parts]
+        for part, one in zip(parts, tasks, strict=True):
             for il, more in outcome(self.ray, one).items():
                 found[il] = added(found[il], more) if il in found else more
-            done += len(share)
+            done += part.stop - part.start
             progress(done, len(windows))
         for il in sorted(found):
             visit(il, found[il])
@@ -73,7 +73,13 @@ def added(a: LayerSums, b: LayerSums) -> LayerSums:
 
 
 def sums(
-    model: WorkerModel, windows: Windows, kind: Kind, warmup: int, sublayer: Sublayer, draft: bytes | None
+    model: WorkerModel,
+    windows: Windows,
+    kind: Kind,
+    warmup: int,
+    sublayer: Sublayer,
+    draft: bytes | None,
+    targets: Sequence[npt.NDArray[np.float32]],
 ) -> dict[int, LayerSums]:
     """In a worker: those over its windows, by layer. draft: the profile's file."""
     llm, found = loaded(model), dict[int, LayerSums]()
@@ -88,6 +94,7 @@ def sums(
             path.write_bytes(draft)
             profile = Profile(path)
         gather(
-            llm, windows, kind, keep, warmup=warmup, sublayer=sublayer, profile=profile, progress=lambda *_: None
+            llm, windows, kind, keep, warmup=warmup, sublayer=sublayer, profile=profile, targets=targets,
+            progress=lambda *_: None,
         )  # fmt: skip
     return found
