@@ -237,12 +237,9 @@ def test_usage(plain: pyskip.Llama, drafting: pyskip.Llama) -> None:
     messages = [{"role": "user", "content": "w1 w2"}]
     for _ in range(2):
         drafting.reset_skip_stats()
-        for make in (
-            lambda: drafting.create_completion("w1 w2", **kwargs),
-            lambda: drafting.create_chat_completion(messages, **kwargs),
-        ):
+        for ask in (drafting.create_completion, drafting.create_chat_completion):
             n_drafted, n_accepted = drafting.n_drafted, drafting.n_accepted
-            usage = make()["usage"]
+            usage = ask("w1 w2" if ask == drafting.create_completion else messages, **kwargs)["usage"]
             assert usage["n_drafted"] == drafting.n_drafted - n_drafted > 0
             assert usage["n_accepted"] == drafting.n_accepted - n_accepted
 

@@ -103,9 +103,11 @@ def test_forms_of_response_format(server: Running) -> None:
     for form in ({"type": "json_schema", "schema": SCHEMA}, {"type": "json_schema", "json_schema": {"schema": SCHEMA}}):
         answer = server.post(CHAT, {**body, "response_format": form}).json()
         assert json.loads(answer["choices"][0]["message"]["content"]) == {"n": 7}
-    for wrong in ("json", 5, [], {"type": "json_schema"}, {"type": "json_schema", "json_schema": {"schema": None}}):
+    wrong_forms: list[Any] = ["json", 5, [], {"type": "json_schema"}]
+    for wrong in (*wrong_forms, {"type": "json_schema", "json_schema": {"schema": None}}):
         refused(server, CHAT, "response_format", "expected", **body, response_format=wrong)
-    for schema in (5, [], "x"):
+    no_schemas: list[Any] = [5, [], "x"]
+    for schema in no_schemas:
         refused(server, CHAT, "response_format", "expected an object", **body,
                 response_format={"type": "json_schema", "json_schema": {"schema": schema}})  # fmt: skip
     refused(server, CHAT, None, "the schema has no grammar (JSON schema error at #", **body,
@@ -171,8 +173,9 @@ def test_items_that_a_client_keeps(server: Running) -> None:
 
 
 def test_no_messages(server: Running) -> None:
+    wrong: list[Any] = [[], 5, {}, "w1"]
     for path in (CHAT, MESSAGES, "/v1/messages/count_tokens", "/apply-template"):
-        for messages in ([], 5, {}, "w1"):
+        for messages in wrong:
             refused(server, path, "messages", "expected at least one", messages=messages, max_tokens=2)
 
 
