@@ -6,7 +6,8 @@
 FILEs are quantisations of one model. The first is what the others are compared with, and what the profile was made for;
 its profile serves the others too, since their blocks compute nearly the same. Quality is taken on each --text: the same
 windows of 256 tokens for every point, the second half of each scored, perplexity as a ratio and KL divergence to the
-first file, dense; under `prompt=` the first half is the prompt, and skipped. Speed is taken in turns: in every round
+first file, dense. Under `prompt=` windows are longer: a prompt of as many tokens as is timed is skipped, and what is
+scored is the 128 tokens that follow. Speed is taken in turns: in every round
 each point takes its turn, and the order rotates; see benchmarks/peers.py. -o keeps what other models and machines left
 in the file; benchmarks/frontier_page.py makes docs/frontier.md of it.
 
@@ -40,10 +41,9 @@ from pyskip.models.gguf_info import inspect
 from pyskip.models.profile import Profile
 from pyskip.runtime.decoding import decoding_arms
 
-N_CTX = 256  # of a window
-FIRST = N_CTX // 2  # scored from here on
+N_SCORED = 128  # of a window, its last tokens
 Windows = dict[str, list[list[int]]]  # by kind of text
-LogP = dict[tuple[str, int], npt.NDArray[np.float32]]  # by kind and window
+LogP = dict[tuple[int, ...], npt.NDArray[np.float32]]  # by the tokens of a window
 Point = tuple[Path, str]  # file, skip
 
 
@@ -60,13 +60,14 @@ def profile_for(model: Path, profile: Path) -> Iterator[Path]:
         yield Path(copy.name)
 
 
-def windows_of(llm: Llama, texts: Sequence[tuple[str, Path]], n: int) -> Windows:
-    """n windows of each text, spread over it. Raises ValueError if a text is too short."""
+def windows_of(llm: Llama, texts: Sequence[tuple[str, Path]], n: int, n_before: int) -> Windows:
+    """n windows of each text, spread over it: n_before tokens and what is scored. Raises ValueError if a text is too
+    short."""
     windows: Windows = {}
     start = llm.tokenize(b"", add_bos=True)  # BOS, if the vocabulary wants one
     for kind, path in texts:
         tokens = llm.tokenize(read_text(path).encode(), add_bos=False, special=False)
-        size = N_CTX - len(start)
+        size = n_before + N_SCORED - len(start)
         step = len(tokens) // n
         if step < size:
             raise ValueError(f"{path}: found {len(tokens)} tokens, expected at least {n * size}: lower --windows")
@@ -86,24 +87,37 @@ def prompt_counts(llm: Llama) -> tuple[int, int]:
     return n_skipped, n_skipped + sum(stats.prompt_evaluated)
 
 
-def quality(llm: Llama, skips: Sequence[str], windows: Windows, dense: LogP) -> dict[str, dict[str, Any]]:
-    """Of each skip, and of off, by kind of text. `dense` is filled by the first Llama's off."""
+def quality(
+    llm: Llama, skips: Sequence[str], windows: Windows, long_windows: Windows, dense: LogP
+) -> dict[str, dict[str, Any]]:
+    """Of each skip, and of off, by kind of text; of rates for prompts on the long windows. `dense` is filled by the
+    first Llama's off."""
     found: dict[str, dict[str, Any]] = {}
-    with decoding_arms(llm, skips, N_CTX) as (decoder, arms):
-        for arm, skip in zip(arms, ("off", *skips), strict=True):
-            found[skip] = {}
-            for kind, some in windows.items():
-                log_p, kld, n_skipped, n = [], [], 0, 0
+    n_max = max(len(window) for some in (windows, long_windows) for window in next(iter(some.values())))
+    with decoding_arms(llm, skips, n_max) as (decoder, arms):
+        points = [
+            (arm, skip, long_windows if is_prompt_rate(skip) else windows)
+            for arm, skip in zip(arms, ("off", *skips), strict=True)
+        ]
+        if not dense and any(map(is_prompt_rate, skips)):
+            points.insert(1, (arms[0], "off", long_windows))
+        for arm, skip, by_kind in points:
+            of_skip = found.setdefault(skip, {})
+            for kind, some in by_kind.items():
+                log_p, dense_log_p, kld, n_skipped, n = [], [], [], 0, 0
                 llm.reset_skip_stats()
-                for i, window in enumerate(some):
+                for window in some:
+                    first = len(window) - N_SCORED
                     decoder.begin(arm)
                     if is_prompt_rate(skip):
-                        llm.mark_generated(FIRST)  # what is scored is what follows
-                    logits = decoder.decode(window, 0, FIRST)
-                    is_first = (kind, i) not in dense
+                        llm.mark_generated(first)  # what is scored is what follows
+                    logits = decoder.decode(window, 0, first)
+                    is_first = tuple(window) not in dense
                     if is_first:
-                        dense[kind, i] = np.empty(logits.shape, np.float32)
-                    scores = score(logits, window[FIRST + 1 :], dense[kind, i], is_dense=is_first)
+                        dense[tuple(window)] = np.empty(logits.shape, np.float32)
+                    reference, targets = dense[tuple(window)], window[first + 1 :]
+                    scores = score(logits, targets, reference, is_dense=is_first)
+                    dense_log_p.append(reference[np.arange(len(targets)), targets])
                     n_tokens, skipped = arm.take()
                     skipped = skipped[: len(skipped) // 2]  # FFNs, without attention
                     log_p.append(scores.log_p)
@@ -111,23 +125,33 @@ def quality(llm: Llama, skips: Sequence[str], windows: Windows, dense: LogP) -> 
                     n_skipped, n = n_skipped + int(skipped.sum()), n + n_tokens * len(skipped)
                 if is_prompt_rate(skip):
                     n_skipped, n = prompt_counts(llm)
-                ppl = float(np.exp(-np.concatenate(log_p).mean()))
-                kl = float(np.concatenate(kld).mean())
-                found[skip][kind] = {"ppl": round(ppl, 4), "kld": round(kl, 5), "skip_rate": round(n_skipped / n, 4)}
+                ppl, dense_ppl = (float(np.exp(-np.concatenate(p).mean())) for p in (log_p, dense_log_p))
+                of_skip.setdefault(
+                    kind,
+                    {
+                        "ppl": round(ppl, 4),
+                        "dense_ppl": round(dense_ppl, 4),
+                        "kld": round(float(np.concatenate(kld).mean()), 5),
+                        "skip_rate": round(n_skipped / n, 4),
+                    },
+                )
     return found
 
 
 def qualities(args: argparse.Namespace, profiles: dict[Path, str | None]) -> dict[Point, dict[str, Any]]:
     windows: Windows = {}
+    long_windows: Windows = {}
     dense: LogP = {}
     found: dict[Point, dict[str, Any]] = {}
+    n_ctx = max(N_SCORED, args.prompt) + N_SCORED
     for model, profile in profiles.items():
         print(f"frontier: quality of {model.name}", file=sys.stderr, flush=True)
         with closing(
-            Llama(str(model), n_ctx=N_CTX, n_batch=N_CTX, profile=profile, n_threads=args.threads, verbose=False)
+            Llama(str(model), n_ctx=n_ctx, n_batch=n_ctx, profile=profile, n_threads=args.threads, verbose=False)
         ) as llm:
-            windows = windows or windows_of(llm, args.text, args.windows)
-            for skip, kinds in quality(llm, args.skip if profile else (), windows, dense).items():
+            windows = windows or windows_of(llm, args.text, args.windows, N_SCORED)
+            long_windows = long_windows or windows_of(llm, args.text, args.windows, args.prompt)
+            for skip, kinds in quality(llm, args.skip if profile else (), windows, long_windows, dense).items():
                 found[model, skip] = kinds
     return found
 
@@ -181,7 +205,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "commit": commit(),
         "reference": args.files[0].name,
         "profile_bytes": args.profile.stat().st_size if args.profile else 0,
-        "n_tokens": args.windows * (N_CTX - 1 - FIRST),
+        "n_tokens": args.windows * (N_SCORED - 1),
         "n_prompt": args.prompt,
         "points": [
             {

@@ -48,7 +48,7 @@ def table(run: dict[str, Any]) -> str:
         rates = [point["texts"][kind]["skip_rate"] for kind in kinds]
         skipped = f"{min(rates):.1%} to {max(rates):.1%}" if point["skip"] != "off" else ""
         texts = [
-            f"{point['texts'][kind]['ppl'] / base['texts'][kind]['ppl']:.3f}, {point['texts'][kind]['kld']:.3f}"
+            f"{point['texts'][kind]['ppl'] / point['texts'][kind]['dense_ppl']:.3f}, {point['texts'][kind]['kld']:.3f}"
             for kind in kinds
         ]
         speed = [

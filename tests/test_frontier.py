@@ -26,7 +26,7 @@ def measured(tmp_path: Path, models: list[Path], *more: str) -> subprocess.Compl
     text = tmp_path / "text.txt"
     text.write_text(TEXT)
     command = [sys.executable, str(ROOT / "benchmarks" / "frontier.py"), *map(str, models), "--text", f"plain={text}"]
-    command += ["--windows", "2", "--rounds", "2", "-t", "1", "-p", "16", "-n", "8", *more]
+    command += ["--windows", "2", "--rounds", "2", "-t", "1", "-p", "128", "-n", "8", *more]
     return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
 
 
@@ -59,7 +59,7 @@ def test_points(page_models: tuple[Path, Path], tmp_path: Path) -> None:
 
 
 def a_point(file: str, skip: str, speed: float, ppl: float, kld: float) -> dict[str, Any]:
-    texts = {"wiki": {"ppl": ppl, "kld": kld, "skip_rate": 0.2 if skip != "off" else 0}}
+    texts = {"wiki": {"ppl": ppl, "dense_ppl": 8.0, "kld": kld, "skip_rate": 0.2 if skip != "off" else 0}}
     decode = [speed, 2 * speed, 4 * speed]
     return {"file": file, "bytes": 5_000_000, "skip": skip, "decode_ts": decode, "prompt_ts": decode, "texts": texts}
 

@@ -7,24 +7,19 @@
 // Tuned on traces of the demo model over prose, code, questions, numbers and another script. A token skips nearly all or
 // nearly nothing, so spans must be short for 256 of them to come out within 2 points: at 32 tokens they miss by up to 7.
 // Firmer than that costs: the less a threshold moves, the better are the blocks that it picks.
-static constexpr int32_t HOLD_SPAN    = 4;    // generated tokens that one threshold holds for
-static constexpr int32_t PROMPT_SPAN  = 256;  // of a prompt, whose batches must not be cut small; the first are shorter
-static constexpr int32_t HOLD_WINDOW  = 128;  // tokens whose scores say where a threshold lies
-static constexpr float   HOLD_GAIN    = 0.9f; // share of the error so far that ...
-static constexpr float   HOLD_HORIZON = 8.0f; // ... is made up for within so many generated tokens ...
+static constexpr int32_t HOLD_SPAN      = 4;    // generated tokens that one threshold holds for
+static constexpr int32_t PROMPT_SPAN    = 256;  // of a prompt, whose batches must not be cut small; half of it at first
+static constexpr int32_t HOLD_WINDOW    = 128;  // tokens whose scores say where a threshold lies
+static constexpr float   HOLD_GAIN      = 0.9f; // share of the error so far that ...
+static constexpr float   HOLD_HORIZON   = 8.0f; // ... is made up for within so many generated tokens ...
 static constexpr float   PROMPT_HORIZON = 64.0f; // ... or so many of a prompt
 static constexpr float   MAX_ERROR   = 6.0f; // tokens' worth: what could not be skipped is not made up for without end
 static constexpr float   MAX_MAKE_UP = 3.2f; // tokens' worth of a warm-up that later tokens make up for, at most
 static constexpr float   N_PRIOR     = 8.0f; // tokens that the threshold before them counts as
 
 int32_t pyskip_hold_span(int32_t n, bool is_prompt) {
-    if (!is_prompt) {
-        return n - n % HOLD_SPAN;
-    }
-    if (n >= PROMPT_SPAN) {
-        return n - n % PROMPT_SPAN;
-    }
-    return n < PROMPT_SPAN / 4 ? 0 : n < PROMPT_SPAN / 2 ? PROMPT_SPAN / 4 : PROMPT_SPAN / 2;
+    const int32_t size = !is_prompt ? HOLD_SPAN : n < PROMPT_SPAN ? PROMPT_SPAN / 2 : PROMPT_SPAN;
+    return n - n % size;
 }
 
 float pyskip_hold_prompt(float rate, int32_t pos, int32_t ahead, int32_t warmup) {

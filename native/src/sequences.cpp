@@ -92,8 +92,11 @@ int32_t pyskip_sequences::span(int32_t seq_id, int32_t pos) const {
     if (is_prompt ? first < 0 || r.prompt <= 0.0f : !r.hold) {
         return -1;
     }
-    const int32_t begin = (is_prompt ? 0 : first) + r.warmup; // of what is decided
-    return pos < begin ? -1 : begin + pyskip_hold_span(pos - begin, is_prompt);
+    if (is_prompt) { // its warm-up lies in the first span: a batch that ends with it would be small
+        return pyskip_hold_span(pos, true);
+    }
+    const int32_t begin = first + r.warmup; // of what is decided
+    return pos < begin ? -1 : begin + pyskip_hold_span(pos - begin, false);
 }
 
 void pyskip_sequences::clear() {

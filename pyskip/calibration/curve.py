@@ -19,7 +19,7 @@ from .sublayer import Sublayer
 
 __all__ = ["RATES", "find_thresholds", "measure", "recommend"]
 
-RATES = (0.05, 0.10, 0.18, 0.27, 0.36, 0.45)
+RATES = (0.05, 0.10, 0.18, 0.27, 0.36, 0.45, 0.55)  # the last ones for prompts
 MAX_THRESHOLD = math.log(MAX_ERROR) - 1e-6  # with all blocks that can be skipped below it
 MAX_RATIO = 1.05  # perplexity against dense that the recommended point may have
 
