@@ -480,7 +480,7 @@ def test_what_is_no_projector(tiny: Path, eyes: Path, tmp_path: Path) -> None:
     cut.write_bytes(b"GGUF")
     refused(cut, "cut.gguf")
     data = eyes.read_bytes()
-    cut.write_bytes(data.replace(b"v.blk.1.ffn_up.weight", b"v.blk.1.ffn_ud.weight"))
+    cut.write_bytes(data.replace(b"mm.2.weight", b"mm.2.wexght"))
     refused(cut, "no projector for this model")
     refused(eyes, "mmproj and vocab_only were both given", vocab_only=True)
     refused(eyes, "mmproj and chat_handler were both given", chat_handler=print)
