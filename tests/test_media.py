@@ -480,8 +480,8 @@ def test_what_is_no_projector(tiny: Path, eyes: Path, tmp_path: Path) -> None:
     cut.write_bytes(b"GGUF")
     refused(cut, "cut.gguf")
     data = eyes.read_bytes()
-    cut.write_bytes(data.replace(b"mm.2.weight", b"mm.2.wexght"))
-    refused(cut, "no projector for this model")
+    cut.write_bytes(data.replace(b"v.patch_embd.weight", b"v.patch_emxd.weight"))
+    refused(cut, r"no v\.patch_embd\.weight, expected both")
     refused(eyes, "mmproj and vocab_only were both given", vocab_only=True)
     refused(eyes, "mmproj and chat_handler were both given", chat_handler=print)
 
@@ -534,6 +534,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         )
         for name in "va" for part in PARTS
     },
+    "pair": (renamed("mm.2.weight"), "there is a mm.2.bias and no weight, expected both"),
     "heads": (valued("clip.vision.attention.head_count", "<I", 0), "head_count is 0, expected"),
     "many heads": (valued("clip.audio.attention.head_count", "<I", 2**31), "head_count is 2147483648, expected"),
     "patch": (valued("clip.vision.patch_size", "<I", 0), "patch_size is 0, expected"),

@@ -65,6 +65,22 @@ bool check_keys(const gguf_context * gguf, std::string & found) {
     return true;
 }
 
+// A bias is added to what its weight makes.
+bool check_pairs(const gguf_context * gguf, std::string & found) {
+    const std::string bias = ".bias";
+    for (int64_t i = 0; i < gguf_get_n_tensors(gguf); ++i) {
+        const std::string name = gguf_get_tensor_name(gguf, i);
+        if (name.size() <= bias.size() || name.compare(name.size() - bias.size(), bias.size(), bias) != 0) {
+            continue;
+        }
+        const std::string weight = name.substr(0, name.size() - bias.size()) + ".weight";
+        if (gguf_find_tensor(gguf, weight.c_str()) < 0) {
+            return fail(found, "there is a " + name.substr(0, 60) + " and no weight, expected both");
+        }
+    }
+    return true;
+}
+
 bool check_types(const gguf_context * gguf, std::string & found) {
     for (int64_t i = 0; i < gguf_get_n_tensors(gguf); ++i) {
         const std::string name = gguf_get_tensor_name(gguf, i);
@@ -97,6 +113,9 @@ bool check_layers(const gguf_context * gguf, std::string & found) {
             layers[encoder].insert(il);
         }
     }
+    if (layers.count("v") > 0 && gguf_find_tensor(gguf, "v.patch_embd.weight") < 0) {
+        return fail(found, "there are layers of an encoder of images and no v.patch_embd.weight, expected both");
+    }
     for (const auto & [part, in] : have) {
         const std::set<int64_t> & all = layers[part.substr(0, part.find('.'))];
         if (in.size() < all.size() && 2 * in.size() > all.size()) {
@@ -110,5 +129,5 @@ bool check_layers(const gguf_context * gguf, std::string & found) {
 } // namespace
 
 bool pyskip_projector_check(const gguf_context * gguf, std::string & found) {
-    return check_keys(gguf, found) && check_types(gguf, found) && check_layers(gguf, found);
+    return check_keys(gguf, found) && check_types(gguf, found) && check_layers(gguf, found) && check_pairs(gguf, found);
 }
