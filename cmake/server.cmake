@@ -31,7 +31,7 @@ if(PYSKIP_REFERENCE) # upstream's own, to compare with
     set(own ${PYSKIP_TREE}/tools/server/main.cpp)
 else()
     file(GLOB own CONFIGURE_DEPENDS ${server_dir}/*.cpp)
-    foreach(name schema-check schema-limits pattern) # libllama hides its own
+    foreach(name schema-check schema-limits schema-root pattern) # libllama hides its own
         list(APPEND own ${CMAKE_CURRENT_SOURCE_DIR}/native/src/${name}.cpp)
     endforeach()
 endif()

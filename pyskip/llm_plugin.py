@@ -46,7 +46,10 @@ class PyskipModel(llm.Model):  # type: ignore[misc]
         )
         profile: str | None = Field(description="The profile, a file. Default: the one beside the model", default=None)
         max_tokens: int = Field(description="Tokens to generate at most", default=512, ge=1)
-        temperature: float = Field(description="0 takes the likeliest token", default=0.0, ge=0, allow_inf_nan=False)
+        temperature: float | None = Field(
+            description="0 takes the likeliest token. Default: what the model's file recommends, else 0.8",
+            default=None, ge=0, allow_inf_nan=False,
+        )  # fmt: skip
         seed: int | None = Field(description="Of the sampling", default=None, ge=0, lt=2**32)
         n_ctx: int | None = Field(description="Context, tokens. Default: 4096 or the model's", default=None, ge=1)
         n_threads: int | None = Field(description="Default: the physical cores", default=None, ge=1, le=512)
@@ -73,6 +76,7 @@ class PyskipModel(llm.Model):  # type: ignore[misc]
         from .errors import DecodeError
         from .policy import Profiled
         from .runtime.generation import Generation, chat_tokens
+        from .runtime.sampling import Sampling, for_chat
         from .runtime.schema import grammar_for_schema
         from .runtime.tools import find_calls
 
@@ -90,8 +94,10 @@ class PyskipModel(llm.Model):  # type: ignore[misc]
         schema = getattr(prompt, "schema", None)
         grammar = None if schema is None else grammar_for_schema(schema)
         model.set_seed(-1 if options.seed is None else options.seed)
+        chosen = {} if options.temperature is None else {"temp": options.temperature}
+        sampling = Sampling(**{**for_chat(model.metadata), **chosen})
         generation = Generation(
-            model, tokens, max_tokens=options.max_tokens, temp=options.temperature, seed=None, grammar=grammar
+            model, tokens, max_tokens=options.max_tokens, sampling=sampling, seed=None, grammar=grammar
         )
         try:
             if tools:

@@ -180,7 +180,7 @@ def test_template_that_refuses(cli: Cli, tiny: Path, tmp_path: Path) -> None:
 
 
 def test_prompt_that_is_not_utf8(tiny: Path) -> None:
-    command = [sys.executable, "-m", "pyskip", "chat", str(tiny), "-n", "2", "-t", "1", "--skip", "off"]
+    command = [sys.executable, "-m", "pyskip", "chat", str(tiny), "-n", "2", "-t", "1", "--skip", "off", "--temp", "0"]
     done = subprocess.run(command, input=b"w1\n\xff\xfe\nw2\n", capture_output=True, timeout=60)
     assert done.returncode == 1
     assert b"line 2 of stdin is not UTF-8" in done.stderr

@@ -87,7 +87,7 @@ def test_generate_does_not_steer_a_terminal_either(tiny: Path) -> None:
 
 
 def test_what_is_typed_ahead_waits_for_the_prompt(demo: Path) -> None:
-    terminal = Terminal("chat", "-n", "100000", "-c", "8192", "--seed", "1")
+    terminal = Terminal("chat", "-n", "100000", "-c", "8192", "--temp", "0")
     terminal.ask("Tell me a very long story about a ship.", "the ", "the ")  # the answer's words, not the prompt's
     terminal.send("ahead")
     terminal.watch(0.3)
@@ -105,7 +105,7 @@ def test_what_is_typed_ahead_waits_for_the_prompt(demo: Path) -> None:
 @pytest.mark.slow
 def test_commands_in_a_pipe(cli: Run, tiny: Path, tmp_path: Path) -> None:
     lines = ("/skip static:2", "w1", "/retry", "/stats", "/heat", "/stats please", "/etc/hosts", f"/save {tmp_path}/s")
-    args = ("chat", str(tiny), "-n", "4", "-t", "1")
+    args = ("chat", str(tiny), "-n", "4", "-t", "1", "--temp", "0")
     done = cli(*args, input="\n".join((*lines, "/quit", "never", "")))
     assert done.returncode == 0, done.stderr
     assert "4 answers, 16 tokens" in done.stderr

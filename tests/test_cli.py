@@ -32,14 +32,14 @@ def test_chat_from_a_pipe(cli: Run) -> None:
 
 @pytest.mark.model
 def test_chat_says_what_it_skipped(cli: Run) -> None:
-    done = cli("chat", "demo", "-n", "40", "--skip", "static:5,14,25", input="Are dogs real?\n")
+    done = cli("chat", "demo", "-n", "40", "--temp", "0", "--skip", "static:5,14,25", input="Are dogs real?\n")
     assert done.returncode == 0
     assert "10.0% of FFN blocks skipped (static:5,14,25)" in done.stderr
 
 
 @pytest.mark.model
 def test_without_skip_the_profile_or_a_hint(cli: Run, tiny: Path) -> None:
-    done = cli("chat", "-n", "60", input="Tell me about the sea.\n")
+    done = cli("chat", "-n", "60", "--temp", "0", input="Tell me about the sea.\n")
     assert re.search(r"skipping about \d+% of FFN blocks: at best 1\.\d\d x as fast, perplexity 1\.\d+ x", done.stderr)
     assert float(re.search(r"([\d.]+)% of FFN blocks skipped \(profile\)", done.stderr)[1]) > 2  # type: ignore[index]
     done = cli("chat", str(tiny), "-n", "2", input="Hi\n")
@@ -49,7 +49,7 @@ def test_without_skip_the_profile_or_a_hint(cli: Run, tiny: Path) -> None:
 
 @pytest.mark.model
 def test_chat_drops_the_oldest_turns(cli: Run) -> None:
-    done = cli("chat", "-c", "160", "-n", "30", input="Tell me about the sea.\n" * 5)
+    done = cli("chat", "-c", "160", "-n", "30", "--temp", "0", input="Tell me about the sea.\n" * 5)
     assert done.returncode == 0
     assert "dropped the oldest 2 messages" in done.stderr
     assert len([line for line in done.stdout.splitlines() if line.strip()]) >= 5

@@ -119,7 +119,7 @@ def test_while_importing(tmp_path: Path, command: list[str]) -> None:
 
 
 def test_chat_from_a_pipe(demo: Path) -> None:
-    with started("chat", "demo", "-n", "100000", "-c", "8192") as process:
+    with started("chat", "demo", "-n", "100000", "-c", "8192", "--temp", "0") as process:
         assert process.stdin
         assert process.stdout
         process.stdin.write(b"Tell me a very long story about the sea.\n")
@@ -132,7 +132,7 @@ def test_chat_from_a_pipe(demo: Path) -> None:
 
 
 def test_on_a_terminal_the_first_ends_the_answer_and_not_the_chat(demo: Path) -> None:
-    terminal = Terminal("chat", "-n", "100000", "-c", "8192")
+    terminal = Terminal("chat", "-n", "100000", "-c", "8192", "--temp", "0")
     terminal.ask("Tell me a very long story about the sea.", "\n", " ")
     time.sleep(0.5)
     terminal.interrupt()
@@ -146,7 +146,7 @@ def test_on_a_terminal_the_first_ends_the_answer_and_not_the_chat(demo: Path) ->
 
 
 def test_on_a_terminal_end_of_input_ends_the_chat(demo: Path) -> None:
-    terminal = Terminal("chat", "-n", "8", TERM="dumb")
+    terminal = Terminal("chat", "-n", "8", "--temp", "0", TERM="dumb")
     terminal.ask("Are dogs real?", "tokens/s")
     terminal.prompt()
     terminal.send("\x04")

@@ -63,7 +63,22 @@ def test_the_command_line(llm_cli: Cli, tiny: Path) -> None:
     for option in llm_plugin.PyskipModel.Options.model_fields:
         assert option in listed.stdout
     assert llm_cli("pyskip", "add", "tiny", str(tiny)).stdout == "pyskip/tiny\n"
-    settings = ("-m", "pyskip/tiny", "-o", "max_tokens", "6", "-o", "n_threads", "1", "-o", "skip", "static:1,3")
+    settings = (
+        "-m",
+        "pyskip/tiny",
+        "-o",
+        "max_tokens",
+        "6",
+        "-o",
+        "n_threads",
+        "1",
+        "-o",
+        "skip",
+        "static:1,3",
+        "-o",
+        "temperature",
+        "0",
+    )
     said = llm_cli("Hello", "-s", "Be brief", *settings)
     assert said.exit_code == 0, said.stderr
     assert said.stdout.strip()
@@ -82,7 +97,9 @@ def test_the_command_line(llm_cli: Cli, tiny: Path) -> None:
 
 @pytest.mark.model
 def test_the_demo(llm_cli: Cli) -> None:
-    said = llm_cli("Are dogs real?", "-m", "pyskip/demo", "-o", "max_tokens", "12", "--no-log")
+    said = llm_cli(
+        "Are dogs real?", "-m", "pyskip/demo", "-o", "max_tokens", "12", "-o", "temperature", "0", "--no-log"
+    )
     assert "dogs" in said.stdout.lower(), said.stderr
 
 
@@ -114,7 +131,7 @@ def test_models_that_were_pulled(llm_cli: Cli, tmp_path: Path, monkeypatch: pyte
 
 
 def test_options(model: Any) -> None:
-    few = {"max_tokens": 8, "n_threads": 1, "n_ctx": 128}
+    few: dict[str, Any] = {"max_tokens": 8, "n_threads": 1, "n_ctx": 128, "temperature": 0.0}
     assert model.prompt("Hello", skip=0.5, **few).text()
     default = model.prompt("Hello", **few)
     default.text()
@@ -123,8 +140,9 @@ def test_options(model: Any) -> None:
     dense = model.prompt("Hello", skip="off", **few).text()
     assert model.prompt("Hello", skip="static:1,2,3", **few).text() != dense
     assert model.prompt("Hello", skip="off", **few).text() == dense
-    drawn = [model.prompt("Hello", temperature=1.0, seed=seed, **few).text() for seed in (1, 1, 2)]
-    assert drawn[0] == drawn[1] != drawn[2]
+    for chosen in ({"temperature": 1.0}, {"temperature": None}):
+        drawn = [model.prompt("Hello", **{**few, **chosen}, seed=seed).text() for seed in (1, 1, 2)]
+        assert drawn[0] == drawn[1] != drawn[2]
     loaded = model._loaded[1]
     model.prompt("Hello", **{**few, "n_ctx": 64}).text()
     assert model._loaded[1] is not loaded
@@ -134,7 +152,7 @@ def test_options(model: Any) -> None:
 
 
 def test_a_conversation_keeps_its_turns(model: Any) -> None:
-    few = {"max_tokens": 4, "n_threads": 1, "n_ctx": 256, "skip": "off"}
+    few: dict[str, Any] = {"max_tokens": 4, "n_threads": 1, "n_ctx": 256, "skip": "off", "temperature": 0.0}
     conversation = model.conversation()
     first = conversation.prompt("One", system="Count", **few)
     first.text()
@@ -165,7 +183,7 @@ def test_schema(model: Any) -> None:
 
 def test_async(model: Any) -> None:
     """Two at once take turns and say what they say alone."""
-    few = {"max_tokens": 6, "n_threads": 1, "n_ctx": 128, "skip": "off"}
+    few: dict[str, Any] = {"max_tokens": 6, "n_threads": 1, "n_ctx": 128, "skip": "off", "temperature": 0.0}
     other = llm_plugin.AsyncPyskipModel(model)
 
     async def all_of_them() -> list[str]:

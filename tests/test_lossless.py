@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from families import make_family
+from kinds import KINDS, make_kind
 from serving import running
 
 import pyskip
@@ -128,6 +130,29 @@ def test_the_demo_says_the_same(demo: Path) -> None:
         assert 0.05 * llm.n_drafted < llm.n_accepted < llm.n_drafted
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "qwen3", "phi3"])
+def test_greedy_of_several_architectures(tmp_path: Path, name: str) -> None:
+    """Token for token, over some thousand."""
+    path = make_family(tmp_path / f"{name}.gguf", name)
+    exact: dict[str, Any] = {"n_ctx": 512, "type_k": 0, "type_v": 0, "flash_attn": False, "kernels": "upstream"}
+    n = 0
+    with closing(load(path, **exact)) as plain, closing(load(path, lossless="always", **exact)) as llm:
+        for seed in range(12):
+            prompt = [1, *np.random.default_rng(seed).integers(5, 300, 16).tolist()]
+            said = [
+                [
+                    token
+                    for token, _ in zip(one.generate(prompt, temp=0.0, repeat_penalty=1.1), range(160), strict=False)
+                ]
+                for one in (plain, llm)
+            ]
+            assert said[0] == said[1], seed
+            n += len(said[0])
+        assert n >= 1500
+        assert 0 < llm.n_accepted < llm.n_drafted
+
+
 def quantile(df: int, z: float) -> float:
     """Of chi-square, after Wilson and Hilferty: that which lies z standard deviations up."""
     return df * (1 - 2 / (9 * df) + z * math.sqrt(2 / (9 * df))) ** 3
@@ -183,6 +208,40 @@ def test_refused(tiny: Path) -> None:
         load(tiny, lossless=True, target_tps=5.0)
     with pytest.raises(pyskip.ModelLoadError, match="lossless is 'sometimes', expected"):
         load(tiny, lossless="sometimes")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_models_that_cannot(cli: Cli, tmp_path: Path, kind: str) -> None:
+    """Whose state cannot be cut, or that do not generate: a line, and no crash."""
+    path = make_kind(tmp_path / f"{kind}.gguf", kind)
+    with pytest.raises(pyskip.PyskipError, match=r"is (a )?recurrent or|encoder|KV cache") as caught:
+        load(path, lossless="always")
+    assert "\n" not in str(caught.value)
+    for args in (
+        ("generate", str(path), "-p", "w1"),
+        ("chat", str(path), "-p", "w1"),
+        ("serve", str(path), "--port", "0"),
+    ):
+        done = cli(*args, "--lossless", "--skip", "off", "-t", "1")
+        assert done.returncode == 1, done.stderr
+        assert done.stderr.count("\n") == 1, done.stderr
+        assert done.stderr.startswith("pyskip: ")
+
+
+def test_usage(plain: pyskip.Llama, drafting: pyskip.Llama) -> None:
+    """Of each completion by itself; without drafts it is as ever."""
+    kwargs: dict[str, Any] = {"max_tokens": 24, "temperature": 0, "repeat_penalty": 1.1}
+    assert set(plain.create_completion("w1 w2", **kwargs)["usage"]) == {
+        "prompt_tokens", "completion_tokens", "total_tokens"
+    }  # fmt: skip
+    messages = [{"role": "user", "content": "w1 w2"}]
+    for _ in range(2):
+        drafting.reset_skip_stats()
+        for ask in (drafting.create_completion, drafting.create_chat_completion):
+            n_drafted, n_accepted = drafting.n_drafted, drafting.n_accepted
+            usage = ask("w1 w2" if ask == drafting.create_completion else messages, **kwargs)["usage"]
+            assert usage["n_drafted"] == drafting.n_drafted - n_drafted > 0
+            assert usage["n_accepted"] == drafting.n_accepted - n_accepted
 
 
 def test_pickled(drafting: pyskip.Llama) -> None:

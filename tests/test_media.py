@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import random
+import re
 import shutil
 import struct
 import subprocess
@@ -479,8 +480,8 @@ def test_what_is_no_projector(tiny: Path, eyes: Path, tmp_path: Path) -> None:
     cut.write_bytes(b"GGUF")
     refused(cut, "cut.gguf")
     data = eyes.read_bytes()
-    cut.write_bytes(data.replace(b"v.blk.1.ffn_up.weight", b"v.blk.1.ffn_ud.weight"))
-    refused(cut, "no projector for this model")
+    cut.write_bytes(data.replace(b"v.patch_embd.weight", b"v.patch_emxd.weight"))
+    refused(cut, r"no v\.patch_embd\.weight, expected both")
     refused(eyes, "mmproj and vocab_only were both given", vocab_only=True)
     refused(eyes, "mmproj and chat_handler were both given", chat_handler=print)
 
@@ -505,6 +506,79 @@ def test_loading_damaged_projectors(tiny: Path, both: Path, tmp_path: Path) -> N
         names[-1].write_bytes(changed)
     done = subprocess.run([sys.executable, "-c", code, str(tiny), *map(str, names)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+Damage = Callable[[bytes], bytes]
+
+
+def renamed(name: str) -> Damage:
+    """A tensor's last letter is another."""
+    return lambda data: data.replace(name.encode(), name.encode()[:-1] + b"X")
+
+
+def valued(key: str, kind: str, value: float) -> Damage:
+    """Another value, of four bytes, for a key, behind its type."""
+
+    def change(data: bytes) -> bytes:
+        at = data.index(key.encode()) + len(key) + 4
+        return data[:at] + struct.pack(kind, value) + data[at + 4 :]
+
+    return change
+
+
+PARTS = ("attn_q.weight", "attn_k.weight", "attn_v.bias", "ln1.bias", "ffn_up.bias", "ffn_down.weight")
+DAMAGES: dict[str, tuple[Damage, str]] = {
+    **{
+        f"{name}.{part}": (
+            renamed(f"{name}.blk.1.{part}"), rf"{name}\.blk\.\*\.{part} is in 2 layers, expected all 3"
+        )
+        for name in "va" for part in PARTS
+    },
+    "pair": (renamed("mm.2.weight"), "there is a mm.2.bias and no weight, expected both"),
+    "heads": (valued("clip.vision.attention.head_count", "<I", 0), "head_count is 0, expected"),
+    "many heads": (valued("clip.audio.attention.head_count", "<I", 2**31), "head_count is 2147483648, expected"),
+    "patch": (valued("clip.vision.patch_size", "<I", 0), "patch_size is 0, expected"),
+    "stack": (valued("clip.audio.projector.stack_factor", "<I", 0), "stack_factor is 0, expected"),
+    "norm": (valued("clip.vision.attention.layer_norm_epsilon", "<f", float("nan")), "epsilon is .*nan, expected"),
+    "cut": (lambda data: data[:-5000], "is cut off"),
+    "head": (lambda data: data[:300], "GGUF header that llama.cpp cannot read"),
+}  # fmt: skip
+
+
+def test_what_libmtmd_would_crash_on(tiny: Path, both: Path, tmp_path: Path) -> None:
+    """Refused by name before it sees the file, by the library and by the server; in a process of its own."""
+    code = (
+        "import sys, pyskip\n"
+        "for name in sys.argv[2:]:\n"
+        "    try:\n"
+        "        llm = pyskip.Llama(sys.argv[1], mmproj=name, n_ctx=512, verbose=False)\n"
+        "        print('no error')\n"
+        "        llm.close()\n"
+        "    except pyskip.ModelLoadError as error:\n"
+        "        print(str(error).replace('\\n', '<newline>'))\n"
+    )
+    data, names = both.read_bytes(), []
+    for i, (damage, _) in enumerate(DAMAGES.values()):
+        names.append(tmp_path / f"{i}.gguf")
+        names[-1].write_bytes(damage(data))
+        assert names[-1].read_bytes() != data
+    done = subprocess.run([sys.executable, "-c", code, str(tiny), *map(str, names)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = done.stdout.splitlines()
+    for line, (name, (_, expected)) in zip(lines, DAMAGES.items(), strict=True):
+        assert re.search(expected, line), f"{name}: {line}"
+        assert "<newline>" not in line
+
+
+@pytest.mark.loopback
+def test_a_server_refuses_a_damaged_projector(
+    cli: Callable[..., subprocess.CompletedProcess[str]], tiny: Path, both: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "damaged.gguf"
+    path.write_bytes(DAMAGES["v.attn_k.weight"][0](both.read_bytes()))
+    done = cli("serve", str(tiny), "--port", "0", "--skip", "off", "--", "--mmproj", str(path))
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert "damaged.gguf: v.blk.*.attn_k.weight is in 2 layers" in done.stderr
 
 
 def test_it_ends_with_the_model(tiny: Path, eyes: Path) -> None:

@@ -104,6 +104,13 @@ def test_compare_asks_twice(page: Page, page_url: str) -> None:
     assert "nothing to compare" in page("#error").text
 
 
+def test_the_temperature_is_the_models_unless_chosen(page: Page) -> None:
+    assert page("#temperature").get_property("value") == ""
+    for chosen in ("", "0.5"):
+        page.ask(n_tokens=2, temperature=chosen)
+    assert [body.get("temperature") for body in page.bodies()] == [None, 0.5]
+
+
 def test_by_keyboard_alone(page: Page) -> None:
     def focused() -> str:
         return str(page.js("const a = document.activeElement; return a.id || a.className || a.tagName"))

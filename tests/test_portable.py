@@ -91,7 +91,7 @@ def test_the_machine_without_posix() -> None:
 
 
 def test_chats_without_posix(tiny: Path) -> None:
-    done = without_posix("-m", "pyskip", "chat", str(tiny), "-t", "1", "-n", "5", "-p", "w1 w2")
+    done = without_posix("-m", "pyskip", "chat", str(tiny), "-t", "1", "-n", "5", "--temp", "0", "-p", "w1 w2")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 

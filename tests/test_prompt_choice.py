@@ -245,6 +245,36 @@ def test_in_low_memory_what_the_prompt_chose_is_never_read(tiny: Path, profile: 
     llm.close()
 
 
+def test_a_generation_reads_no_skipped_block_from_its_first_token_on(tiny: Path, profile: Profile) -> None:
+    """Of a prompt that chose, until the next prompt, which chooses anew and runs dense."""
+    llm = pyskip.Llama(
+        tiny, skip="prompt:rate=0.5", profile=profile.path, low_memory=True, n_ctx=128, n_threads=1, verbose=False
+    )
+
+    parts = ("gate", "up", "down")
+    places = [[pages(tiny, f"blk.{il}.ffn_{part}.weight") for part in parts] for il in range(N_LAYER)]  # it reads ahead
+
+    def whole() -> list[set[bool]]:
+        """By layer: which pages of its FFN are in memory, all, none or both."""
+        seen = resident(tiny)
+        return [{bool(page) for place in of_layer for page in seen[place]} for of_layer in places]
+
+    for prompt in (range(5, 25), range(40, 20, -1)):
+        llm.reset_skip_stats()
+        generator = llm.generate(list(prompt), temp=0.0)
+        next(generator)  # the prompt is computed
+        assert whole() == [{True}] * N_LAYER
+        evict(tiny)
+        for n in range(1, 8):
+            next(generator)
+            skipped = llm.skip_stats().skipped
+            assert sum(map(bool, skipped)) == 3
+            assert set(skipped) == {0, n}
+            assert whole() == [{not count} for count in skipped], n
+        generator.close()
+    llm.close()
+
+
 def test_what_a_model_has_no_sublayers_for_is_refused(tiny: Path) -> None:
     with Raw(tiny) as raw:
         raw.skip.set_policy(AdaSkip(9))

@@ -15,7 +15,7 @@ from conftest import make_random
 import pyskip
 from pyskip.cli.options import Options
 from pyskip.runtime.generation import Generation, chat_tokens
-from pyskip.runtime.sampling import Sampling, recommended
+from pyskip.runtime.sampling import Sampling, for_chat, recommended
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 FILE = {"general.sampling.temp": "0.6", "general.sampling.top_k": "20", "general.sampling.penalty_repeat": "1.1"}
@@ -31,6 +31,12 @@ def test_flags_go_before_what_is_recommended() -> None:
     options = Options(top_k=5, min_p=0.0)
     assert options.sampling(recommended(FILE)) == Sampling(temp=0.6, top_k=5, min_p=0.0, repeat_penalty=1.1)
     assert Options().sampling({}) == Sampling()
+
+
+def test_a_chat_samples_as_upstreams_where_the_file_says_nothing() -> None:
+    assert Options().sampling(for_chat({})) == Sampling(temp=0.8, top_k=40, top_p=0.95, min_p=0.05, repeat_penalty=1.0)
+    assert Options().sampling(for_chat(FILE)).temp == 0.6
+    assert Options(temp=0.0).sampling(for_chat({})).temp == 0.0
 
 
 def test_what_samplers_do(tiny_llm: pyskip.Llama) -> None:
@@ -122,6 +128,21 @@ def test_chat_samples_as_the_file_recommends(cli: Cli, told: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "none.gguf" in done.stderr
+
+
+def test_a_chat_is_never_the_same_unless_told(cli: Cli, tiny: Path) -> None:
+    """From a pipe, too; generate takes the likeliest tokens."""
+
+    def said(*flags: str) -> str:
+        done = cli("chat", str(tiny), "-n", "16", "-t", "1", *flags, input="w1 w2\n")
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert len({said() for _ in range(3)}) > 1
+    assert said("--seed", "1") == said("--seed", "1") == said("--seed", "1", "--temp", "0.8") != said("--seed", "2")
+    assert said("--temp", "0") == said("--temp", "0", "--seed", "2")
+    written = {cli("generate", str(tiny), "-p", "w1", "-n", "16", "-t", "1").stdout for _ in range(2)}
+    assert len(written) == 1
 
 
 def test_prompt_from_stdin(cli: Cli, told: Path) -> None:

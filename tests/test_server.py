@@ -267,7 +267,7 @@ def test_models(server: Running) -> None:
         (b"[" * 100_000, None, "nested"),
         (b'{"messages": ' + b"[" * 50_000 + b"]" * 50_000 + b"}", None, "nested"),
         ([], None, "JSON object"),
-        ({"messages": 3}, None, "messages"),
+        ({"messages": 3}, "messages", "messages"),
         ({"messages": [{"role": "user", "content": 3}]}, None, "content"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},

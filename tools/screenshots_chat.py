@@ -25,7 +25,17 @@ FORMAT = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.D
 class Chat:
     def __init__(self) -> None:
         self.terminal = Terminal(
-            "chat", "demo", "-n", "157", "--skip", "0.25", columns=COLUMNS, rows=50, COLORTERM="truecolor"
+            "chat",
+            "demo",
+            "-n",
+            "157",
+            "--temp",
+            "0",
+            "--skip",
+            "0.25",
+            columns=COLUMNS,
+            rows=50,
+            COLORTERM="truecolor",
         )
         self.first = 0  # line of the next picture
 

@@ -4,6 +4,8 @@
 #include "server-task.h"
 #include "turn.h"
 
+#include <algorithm>
+
 // Bytes of the character at `at`; 0: it is none; beyond the text: it may become one.
 static size_t length_of(const std::string & text, size_t at) {
     const auto byte = [&](size_t i) { return (unsigned char) text[i]; };
@@ -31,6 +33,10 @@ void pyskip_answer_mend(std::string & text) {
         }
         at += n == 0 ? 3 : n;
     }
+}
+
+static size_t n_characters(const std::string & text) {
+    return (size_t) std::count_if(text.begin(), text.end(), [](char c) { return ((unsigned char) c & 0xC0) != 0x80; });
 }
 
 static json array_of(const std::vector<int32_t> & layers) {
@@ -110,14 +116,64 @@ static void add_trace(json & answer, const pyskip_told & told) {
     (at.contains("data") ? at.at("data") : at)["skip_trace"] = trace;
 }
 
+// Of completions of a text, as OpenAI has them: upstream writes what chat completions have. Offsets are the whole text's,
+// so chunks have none.
+static void add_logprobs(json & choice, bool is_whole) {
+    json       logprobs = choice.value("logprobs", json(nullptr));
+    const json content  = logprobs.is_object() ? logprobs.value("content", json(nullptr)) : json(nullptr);
+    if (!content.is_array() ||
+        (!content.empty() && !content.at((size_t) 0).contains("logprob"))) { // else after sampling
+        return;
+    }
+    json   tokens = json::array(), chosen = json::array(), tops = json::array(), offsets = json::array();
+    size_t offset = 0;
+    for (size_t i = 0; i < content.size(); ++i) {
+        const json & token = content.at(i);
+        const json   best  = token.value("top_logprobs", json::array());
+        json         top   = json::object();
+        for (size_t k = 0; k < best.size(); ++k) {
+            const std::string text = best.at(k).at("token").get<std::string>();
+            if (!top.contains(text)) { // the likelier of two that read the same
+                top[text] = best.at(k).at("logprob").get<double>();
+            }
+        }
+        tokens.push_back(token.at("token"));
+        chosen.push_back(token.at("logprob"));
+        tops.push_back(top);
+        offsets.push_back(offset);
+        offset += n_characters(token.at("token").get<std::string>());
+    }
+    logprobs["tokens"]         = tokens;
+    logprobs["token_logprobs"] = chosen;
+    logprobs["top_logprobs"]   = tops;
+    if (is_whole) {
+        logprobs["text_offset"] = offsets;
+    }
+    choice["logprobs"] = logprobs;
+}
+
+static void add_all_logprobs(json & answer, bool is_whole) {
+    for (size_t i = 0; answer.is_array() && i < answer.size(); ++i) {
+        add_all_logprobs(answer.at(i), false);
+    }
+    if (!answer.is_object() || answer.value("object", json(nullptr)) != "text_completion") {
+        return;
+    }
+    json & choices = answer.at("choices");
+    for (size_t i = 0; i < choices.size(); ++i) {
+        add_logprobs(choices.at(i), is_whole);
+    }
+}
+
 void pyskip_answer_tell(json & answer, const server_task_result & result) {
+    const auto * whole = dynamic_cast<const server_task_result_cmpl_final *>(&result);
+    add_all_logprobs(answer, whole != nullptr);
     const auto & told = result.pyskip;
     if (!told) {
         return;
     }
-    const auto * last = dynamic_cast<const server_task_result_cmpl_final *>(&result);
     if (told->is_traced) {
         add_trace(answer, *told);
     }
-    add_figures(answer, *told, last ? last->stats.n_gen_tps() : 0.0);
+    add_figures(answer, *told, whole ? whole->stats.n_gen_tps() : 0.0);
 }

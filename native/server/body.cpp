@@ -1,6 +1,7 @@
 #include "body.h"
 
 #include "bounds.h"
+#include "dialects.h"
 #include "json.h"
 #include "model.h"
 #include "schemas.h"
@@ -101,7 +102,7 @@ int32_t pyskip_body_check(const std::string & path, std::string & text) {
     json body = parsed(text);
     pyskip_bounds_check(path, body);
     if (!pyskip_body_computes(path)) {
-        if (body.is_object() && pyskip_tidy(body)) {
+        if (body.is_object() && pyskip_tidy(body)) { // Anthropic's count of tokens, templates
             text = body.dump_safe();
         }
         return 0;
@@ -110,6 +111,7 @@ int32_t pyskip_body_check(const std::string & path, std::string & text) {
         throw pyskip_refuse(400, "the body is no JSON object, expected one", "");
     }
     bool is_changed = pyskip_tidy(body);
+    is_changed |= pyskip_dialect(path, body);
     if (generates(path)) {
         is_changed |= pyskip_schemas_prepare(body);
     }

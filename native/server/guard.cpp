@@ -192,6 +192,20 @@ std::shared_ptr<void> pyskip_guard_body(const httplib::Request & req, httplib::R
     return place;
 }
 
+// A message of upstream's as one line, without what it says of its own parts.
+static std::string plain(std::string message) {
+    std::replace(message.begin(), message.end(), '\n', ' ');
+    const size_t schema = message.find("JSON schema error at ");
+    if (schema != std::string::npos) {
+        return "the schema has no grammar (" + message.substr(schema) + "): change it";
+    }
+    if (ends_with(message, "initialize samplers: std::exception")) { // what it was is lost on the way
+        return "the schema or the tools have no grammar that can be walked (it goes on in too many ways): make them "
+               "smaller";
+    }
+    return message;
+}
+
 // Upstream's errors in OpenAI's shape: a code is a word, and there is a param.
 static void tidy(httplib::Response & res) {
     json body;
@@ -204,8 +218,15 @@ static void tidy(httplib::Response & res) {
         return;
     }
     json &            error   = body.at("error");
-    const std::string message = error.value("message", "");
+    const std::string message = plain(error.value("message", ""));
     const std::string field   = "Field '";
+    error["message"]          = message;
+    if (message.find("is too large to process") != std::string::npos) { // the client's fault, and no server's
+        res.status     = 400;
+        error["type"]  = "invalid_request_error";
+        error["code"]  = "context_length_exceeded";
+        error["param"] = "input";
+    }
     if (!error.contains("param")) {
         const size_t end = message.rfind(field, 0) == 0 ? message.find('\'', field.size()) : std::string::npos;
         error["param"] =

@@ -165,6 +165,19 @@ void keep_mapped(std::vector<std::string> & args) {
     }
 }
 
+// What libmtmd would crash on is refused before. Other names of the flag are upstream's to read.
+void check_projector(const std::vector<std::string> & args) {
+    for (size_t i = 0; i + 1 < args.size(); ++i) {
+        char             line[4096 + 512];
+        pyskip_gguf_info info{};
+        if ((args[i] == "--mmproj" || args[i] == "-mm") &&
+            pyskip_gguf_inspect(args[i + 1].c_str(), &info, line, sizeof(line)) != PYSKIP_STATUS_OK) {
+            std::fprintf(stderr, "pyskip: %s\n", line);
+            std::exit(1);
+        }
+    }
+}
+
 } // namespace
 
 int main(int argc, char ** argv) {
@@ -182,6 +195,7 @@ int main(int argc, char ** argv) {
         if (pyskip_server_settings().low_memory) {
             keep_mapped(args);
         }
+        check_projector(args);
     } catch (const usage_error & e) {
         std::fprintf(stderr, "pyskip: %s\n", e.line.c_str());
         return 2;

@@ -122,8 +122,14 @@ bool pyskip_served_model::load(const std::string & path, const std::string & nam
     if (is_first && !find_profile(path, error)) {
         return false;
     }
-    ctx_size = n_ctx;
-    n_tokens = llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx)));
+    if (!pyskip_server_settings().lossless.empty() && !llama_get_memory(ctx)) {
+        error =
+            path + ": --lossless found a model that makes embeddings only, expected one that generates: leave it out";
+        return false;
+    }
+    ctx_size  = n_ctx;
+    n_tokens  = llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx)));
+    n_columns = llama_model_n_embd_out(llama_get_model(ctx));
     char line[N_ERROR];
     skippable.assign(pyskip_n_layer(ctx), 0);
     if (pyskip_skippable(ctx, skippable.data(), skippable.size(), line, sizeof(line)) != PYSKIP_STATUS_OK) {

@@ -42,6 +42,7 @@ public:
     const std::string & name() const { return model_name; }
     int32_t             n_ctx() const { return ctx_size; }   // of one request
     int32_t             n_vocab() const { return n_tokens; } // 0 in front of several models
+    int32_t             n_embd() const { return n_columns; } // of its embeddings, likewise
     int32_t             n_layer() const { return (int32_t) skippable.size(); }
 
     bool                                      has_profile() const { return profile != nullptr; }
@@ -66,6 +67,7 @@ private:
     std::string          model_path;
     int32_t              ctx_size    = 0;
     int32_t              n_tokens    = 0;
+    int32_t              n_columns   = 0;
     bool                 knows_tools = true;
     std::vector<uint8_t> skippable;
     std::vector<uint8_t> skippable_attention;

@@ -31,6 +31,13 @@ static json * at(json & node, std::initializer_list<const char *> keys) {
 }
 
 static bool prepare(json & schema, const char * param, bool must_hold) {
+    if (schema == true) { // of JSON schemas: anything
+        schema = json::object();
+        return true;
+    }
+    if (!schema.is_object() && must_hold && !schema.is_null()) {
+        throw refused(param, "the schema is " + schema.dump_safe().substr(0, 40) + ", expected an object");
+    }
     if (!schema.is_object()) {
         return false; // upstream's to refuse
     }

@@ -29,14 +29,43 @@ static bool drop_nulls(json & node, const char * kept = "") {
     return !nulls.empty();
 }
 
-static bool tidy_messages(json & messages) {
+// Clients write no arguments as an empty text, or as none.
+static bool tidy_calls(json & calls) {
     bool is_changed = false;
-    for (size_t i = 0; messages.is_array() && i < messages.size(); ++i) {
+    for (size_t i = 0; calls.is_array() && i < calls.size(); ++i) {
+        json & call = calls.at(i);
+        if (!call.is_object()) {
+            continue; // upstream's to refuse
+        }
+        is_changed |= drop_nulls(call);
+        if (!call.contains("function") || !call.at("function").is_object()) {
+            continue;
+        }
+        json & function = call.at("function");
+        is_changed |= drop_nulls(function);
+        if (function.value("arguments", json("")) == "") {
+            function["arguments"] = "{}";
+            is_changed            = true;
+        }
+    }
+    return is_changed;
+}
+
+static bool tidy_messages(json & messages) {
+    if (!messages.is_array() || messages.empty()) {
+        throw refused("messages", "messages is " + std::string(messages.is_array() ? "empty" : "no array") +
+                                      ", expected at least one with a role and content");
+    }
+    bool is_changed = false;
+    for (size_t i = 0; i < messages.size(); ++i) {
         json & message = messages.at(i);
         if (!message.is_object()) {
             throw refused("messages", "a message is no object, expected one with a role and content");
         }
         is_changed |= drop_nulls(message, "content");
+        if (message.contains("tool_calls")) {
+            is_changed |= tidy_calls(message.at("tool_calls"));
+        }
         if (message.value("role", json(nullptr)) == "assistant" && !message.contains("tool_calls") &&
             (!message.contains("content") || message.at("content").is_null())) {
             message["content"] = "";
@@ -61,22 +90,29 @@ static bool tidy_tools(json & tools) {
     return is_changed;
 }
 
-// {"type": "function", "function": {"name": NAME}}: that tool alone, and it must be called.
+// Where a tool, or a choice of one, has its name: chat completions have it one level further in.
+static json name_in(const json & node) {
+    const json inner = node.value("function", json(nullptr));
+    return (inner.is_object() ? inner : node).value("name", json(nullptr));
+}
+
+// {"type": "function", "function": {"name": NAME}}, {"type": "function", "name": NAME} of responses, {"type": "tool", "name":
+// NAME} of Anthropic's: that tool alone, and it must be called.
 static bool tidy_choice(json & body) {
-    if (!body.contains("tool_choice") || !body.at("tool_choice").is_object() || !body.contains("messages")) {
+    if (!body.contains("tool_choice") || !body.at("tool_choice").is_object()) {
         return false;
     }
-    const json choice = body.at("tool_choice");
-    if (!choice.contains("function") || !choice.at("function").is_object()) {
-        return false; // another API's, which is converted
+    json       choice    = body.at("tool_choice");
+    const bool is_theirs = choice.value("type", json(nullptr)) == "tool";
+    if (!is_theirs && choice.value("type", json(nullptr)) != "function") {
+        return false;
     }
-    const json        name  = choice.at("function").value("name", json(nullptr));
+    const json        name  = name_in(choice);
     const std::string shown = name.is_string() ? name.get<std::string>() : "";
     const json        tools = body.value("tools", json::array());
     json              only  = json::array();
     for (size_t i = 0; tools.is_array() && i < tools.size(); ++i) {
-        const json function = tools.at(i).value("function", json::object());
-        if (name.is_string() && function.is_object() && function.value("name", json(nullptr)) == shown) {
+        if (name.is_string() && name_in(tools.at(i)) == shown) {
             only.push_back(tools.at(i));
         }
     }
@@ -84,9 +120,65 @@ static bool tidy_choice(json & body) {
         throw refused("tool_choice",
                       "tool_choice names '" + shown.substr(0, 60) + "', expected the name of one of the tools");
     }
-    body["tools"]       = only;
-    body["tool_choice"] = "required";
+    body["tools"] = only;
+    if (is_theirs) {
+        choice["type"] = "any";
+        choice.erase("name");
+        body["tool_choice"] = choice;
+    } else {
+        body["tool_choice"] = "required";
+    }
     return true;
+}
+
+// An empty one would end every text before it began.
+static bool tidy_stops(json & body, const char * name) {
+    if (!body.contains(name)) {
+        return false;
+    }
+    const json stops = body.at(name);
+    if (stops == "") {
+        body.erase(name);
+        return true;
+    }
+    json left = json::array();
+    for (size_t i = 0; stops.is_array() && i < stops.size(); ++i) {
+        if (stops.at(i) != "" && !stops.at(i).is_null()) {
+            left.push_back(stops.at(i));
+        }
+    }
+    if (!stops.is_array() || left.size() == stops.size()) {
+        return false;
+    }
+    body[name] = left;
+    return true;
+}
+
+// Some put the schema beside the type.
+static bool tidy_format(json & body) {
+    if (!body.contains("response_format")) {
+        return false;
+    }
+    json & format = body.at("response_format");
+    if (!format.is_object()) {
+        throw refused("response_format", "response_format is " + format.dump_safe().substr(0, 40) +
+                                             R"(, expected {"type": "json_schema", "json_schema": {"schema": ...}})");
+    }
+    bool is_changed = drop_nulls(format);
+    if (format.value("type", json(nullptr)) != "json_schema") {
+        return is_changed;
+    }
+    if (!format.contains("json_schema") && format.contains("schema")) {
+        format["json_schema"] = json{ { "schema", format.at("schema") } };
+        format.erase("schema");
+        is_changed = true;
+    }
+    const json inner = format.value("json_schema", json(nullptr));
+    if (!inner.is_object() || inner.value("schema", json(nullptr)).is_null()) {
+        throw refused("response_format", R"(response_format has no schema, expected {"type": "json_schema", )"
+                                         R"("json_schema": {"schema": ...}})");
+    }
+    return is_changed;
 }
 
 static void check_input(const json & body) {
@@ -112,6 +204,10 @@ bool pyskip_tidy(json & body) {
         is_changed |= tidy_tools(body.at("tools"));
     }
     is_changed |= tidy_choice(body);
+    is_changed |= tidy_format(body);
+    for (const char * name : { "stop", "stop_sequences" }) {
+        is_changed |= tidy_stops(body, name);
+    }
     check_input(body);
     return is_changed;
 }

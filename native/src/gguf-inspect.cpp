@@ -2,6 +2,7 @@
 
 #include "ggml.h"
 #include "gguf-file.h"
+#include "gguf-projector.h"
 #include "gguf.h"
 #include "llama.h"
 
@@ -316,6 +317,10 @@ bool pyskip_gguf_read(const char * path, pyskip_gguf_info & info, std::string & 
             !add_fingerprint(part, hash, error)) {
             return false;
         }
+    }
+    std::string found;
+    if (std::strcmp(info.architecture, "clip") == 0 && !pyskip_projector_check(first, found)) {
+        return fail(error, path, found);
     }
     std::snprintf(info.fingerprint, sizeof(info.fingerprint), "fnv1a64:%016llx", (unsigned long long) hash.value);
     return true;

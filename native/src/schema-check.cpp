@@ -2,6 +2,7 @@
 
 #include "pattern.h"
 #include "schema-limits.h"
+#include "schema-root.h"
 
 #include <algorithm>
 #include <set>
@@ -311,5 +312,5 @@ bool pyskip_schema_prepare(json & schema, bool must_hold) {
     pyskip_schema_limit_size(schema);
     preparation whole{ schema, must_hold };
     whole.prepare(schema, "#", 0);
-    return whole.is_changed;
+    return pyskip_schema_name_root(schema) || whole.is_changed;
 }

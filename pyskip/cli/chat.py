@@ -46,13 +46,13 @@ def chat(
     if "tokenizer.chat_template" not in llm.metadata:
         ui.note("the model has no chat template: using ChatML")
     from pyskip.chat.conversation import Conversation
-    from pyskip.runtime.sampling import recommended
+    from pyskip.runtime.sampling import for_chat
 
     conversation = Conversation(
         llm,
         system,
         n_predict=options.n_predict,
-        sampling=options.sampling(recommended(llm.metadata)),
+        sampling=options.sampling(for_chat(llm.metadata)),
         seed=options.seed,
         thinks={"on": True, "off": False}.get(reasoning),
         stream=lambda pieces: ui.stream(llm, pieces),

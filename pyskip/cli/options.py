@@ -214,7 +214,8 @@ _GENERATION_FLAGS = [
         "--temp",
         type=FiniteFloat(0.0),
         metavar="T",
-        help="Temperature; 0 takes the likeliest token. [default: 0; in a chat what the model's file recommends]",
+        help="Temperature; 0 takes the likeliest token. [default: 0; in a chat what the model's file recommends, "
+        "else 0.8]",
     ),
     click.option(
         "--top-k", type=click.IntRange(0), metavar="N", help="Choose among the N likeliest; 0: all. [default: 40]"

@@ -1,8 +1,9 @@
 """Completions as OpenAI's clients read them, where llama-cpp-python's are not: seeds, log-probabilities, echoes, JSON
-schemas, unit vectors."""
+schemas."""
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -13,6 +14,7 @@ import numpy as np
 
 from ..binding.library import llama_cpp
 from ..errors import DecodeError
+from .ending import ended, stop_texts, text_before
 from .engine import Engine
 from .formatter import flattened
 from .media import is_placeholder
@@ -38,15 +40,20 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
     _own_seed: int | None  # None: every generation has its own
     _seed: int
     _taken: tuple[list[int], list[int]]  # the last generation's prompt, and what it has yielded
+    _n_asked: int | None = None  # max_tokens of the completion whose generation begins next
+    _is_over = False  # the last generation
+    _is_cut = False  # by its length, and upstream would have gone on
     _kept_error: BaseException | None = None  # of a logits processor
     _dry: Dry | None = None  # of the next sampler
     if TYPE_CHECKING:
         scores: Any
+        draft_model: Any
+        n_drafted: int
+        n_accepted: int
         tokenize: Any
         detokenize: Any
         token_bos: Any
         spm_infill: bool
-        pooling_type: Any
         chat_format: Any
         _chat_handlers: Any
         n_vocab: Any
@@ -78,12 +85,20 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
         """A sampler was made: what follows has the Llama's own seed again."""
         self._seed = UNSEEDED if self._own_seed is None else self._own_seed
 
+    def _room(self, n_prompt: int) -> int:
+        """Tokens that the completion which begins may have, as upstream counts them; 0: it is none's."""
+        n_asked, self._n_asked = self._n_asked, None
+        if n_asked is None:
+            return 0
+        n_left = self._n_ctx - n_prompt
+        return min(n_asked, n_left) if n_asked > 0 else n_left
+
     def _taking(
-        self, prompt: list[int], inner: Generator[int, Sequence[int] | None, None]
+        self, prompt: list[int], n_most: int, inner: Generator[int, Sequence[int] | None, None]
     ) -> Generator[int, Sequence[int] | None, None]:
-        """The same generator; what it yields is remembered for log-probabilities."""
+        """The same generator, of up to n_most tokens (0: of any number); what it yields is remembered."""
         taken: list[int] = []
-        self._taken = prompt, taken
+        self._taken, self._is_cut, self._is_over = (prompt, taken), False, False
         sent: Sequence[int] | None = None
         try:
             while True:
@@ -95,7 +110,11 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
                     self._leave_seed()
                 taken.append(token)
                 sent = yield token
+                if len(taken) == n_most:
+                    self._is_cut = True
+                    return
         finally:
+            self._is_over = True
             inner.close()
 
     # Logits processors
@@ -150,8 +169,16 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
             kwargs["logit_bias"] = None
         if kwargs.get("suffix") is not None:
             kwargs["prompt"], kwargs["suffix"] = self._infill(prompt, kwargs["suffix"]), None
+        self._n_asked = kwargs.get("max_tokens") or 0
+        kwargs["stop"] = stops = stop_texts(kwargs.get("stop"))
+        answers = self._checked(super()._create_completion(*args, **kwargs))
+
+        def is_over() -> bool:
+            return self._is_cut if not stream else self._is_over and logprobs is None
+
+        before = self.n_drafted, self.n_accepted
         first = True
-        for answer in self._checked(super()._create_completion(*args, **kwargs)):
+        for answer in ended(answers, bool(stream), is_over, lambda: self._end(prompt, stops)):
             if echo and first:
                 head = prompt if isinstance(prompt, str) else self.detokenize(prompt).decode("utf-8", "ignore")
                 choice = answer["choices"][0]
@@ -161,8 +188,18 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
                     choice["text"] = head + choice["text"]
             if logprobs is not None and not stream:
                 answer["choices"][0]["logprobs"] = self._logprobs(prompt, int(logprobs), bool(echo))
+            if "usage" in answer and self.draft_model is not None:
+                drafted = {"n_drafted": self.n_drafted - before[0], "n_accepted": self.n_accepted - before[1]}
+                answer["usage"] |= drafted
             first = False
             yield answer
+
+    def _end(self, prompt: str | list[int], stops: Sequence[str]) -> tuple[str, bool]:
+        """The text of what was generated last, and whether a stop text ended it."""
+        before, taken = self._taken
+        tokens = list(itertools.takewhile(lambda token: not self.engine.is_eog(token), taken))
+        start = [] if len(prompt) > 0 else [self.token_bos()]  # as upstream: no space begins the text
+        return text_before(stops, self.detokenize([*start, *tokens], prev_tokens=before))
 
     def _infill(self, prompt: str | list[int], suffix: str) -> list[int]:
         """A prompt for what stands between the two, by the vocabulary's own tokens; upstream's are token 0."""
@@ -182,6 +219,7 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
         try:
             yield from answers
         except ValueError as error:
+            self._n_asked = None
             if isinstance(error, DecodeError) or "exceed context window" not in str(error):
                 raise
             raise DecodeError(f"{error}: shorten the prompt or raise n_ctx (-c)") from error
@@ -264,27 +302,6 @@ class Completion(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ign
             kwargs["grammar"] = _TOOL_GRAMMAR.get()
         return super().create_completion(*args, **kwargs)
 
-    # Embeddings
-
-    def embed(
-        self, input: str | list[str], normalize: bool = False, truncate: bool = True, return_count: bool = False
-    ) -> Any:
-        """llama_cpp.Llama.embed; of several texts without pooling, too, where upstream's rows are no token's."""
-        pooled = self.pooling_type() != llama_cpp.LLAMA_POOLING_TYPE_NONE
-        if isinstance(input, str) or pooled or len(input) < 2:
-            return super().embed(input, normalize, truncate, return_count)
-        found = [super(Completion, self).embed(text, normalize, truncate, True) for text in input]
-        rows = [row for row, _ in found]
-        return (rows, sum(n for _, n in found)) if return_count else rows
-
-    def create_embedding(self, input: str | list[str], model: str | None = None, *, normalize: bool = True) -> Any:
-        """Vectors of length 1, as OpenAI's and the server's; normalize=False: as the model has them, like embed()."""
-        answer = super().create_embedding(input, model)
-        if normalize:
-            for item in answer["data"]:
-                item["embedding"] = _unit(item["embedding"])
-        return answer
-
 
 def _check_bias(logit_bias: Mapping[Any, float], n_vocab: int) -> None:
     """Raises DecodeError for what is no token; one below 0 would be counted from the vocabulary's end."""
@@ -303,10 +320,3 @@ def _biased(logit_bias: Mapping[Any, float]) -> Any:
         return scores
 
     return process
-
-
-def _unit(vector: Any) -> Any:
-    """Of a pooled vector, or of each token's."""
-    rows = np.asarray(vector, np.float64)
-    norms = np.linalg.norm(rows, axis=-1, keepdims=True)
-    return (rows / np.where(norms == 0, 1, norms)).tolist()

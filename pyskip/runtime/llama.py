@@ -24,6 +24,7 @@ from .arguments import check_arguments, check_grammar, check_lossless, check_nam
 from .cached import Cached
 from .completion import Completion
 from .draft import Draft, check_cuts
+from .embedding import Embedding
 from .engine import Engine
 from .formatter import MessageFormatter
 from .guard import Closed, Guard, guarded, steps
@@ -44,7 +45,7 @@ OWN_ARGUMENTS = (
 
 
 @guarded
-class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc]
+class Llama(Completion, Embedding, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc]
     """A GGUF model whose FFN blocks can be skipped, token by token, while it generates.
 
     Everything that llama_cpp.Llama takes and does, and:
@@ -333,6 +334,7 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
     def _generate(
         self, tokens: list[int], first: int, reset: bool, dry: Dry, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Generator[int, Sequence[int] | None, None]:
+        n_most = self._room(len(tokens))
         if self.engine.has_encoder:
             tokens = self._encode(tokens)
             first = len(tokens)
@@ -340,7 +342,7 @@ class Llama(Completion, Cached, Skipping, llama_cpp.Llama):  # type: ignore[misc
             self._drop_unusable(tokens)
         self.engine.n_cached = -1  # the first eval() tells
         self._dry = dry  # of the sampler that upstream makes first
-        inner = self._taking(tokens, super().generate(tokens, *args, **kwargs))
+        inner = self._taking(tokens, n_most, super().generate(tokens, *args, **kwargs))
         if self.draft_model is not None:
             inner = self._drafting(first, inner)
         sent: Sequence[int] | None = None

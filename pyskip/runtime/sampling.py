@@ -12,7 +12,9 @@ from ..binding.library import llama_cpp
 from ..binding.pieces import dry_sampler
 from ..errors import DecodeError
 
-__all__ = ["Dry", "Sampling", "recommended"]
+__all__ = ["Dry", "Sampling", "for_chat", "recommended"]
+
+CHAT = {"temp": 0.8}  # of llama.cpp's chats, as the other defaults below; at 0 small models repeat themselves
 
 # The file's keys, after general.sampling., by ours
 KEYS = {"temp": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "repeat_penalty": "penalty_repeat"}
@@ -94,3 +96,8 @@ def recommended(metadata: Mapping[str, str]) -> dict[str, float]:
         if math.isfinite(value) and value >= 0:
             found[name] = int(value) if name == "top_k" else value
     return found
+
+
+def for_chat(metadata: Mapping[str, str]) -> dict[str, float]:
+    """How a chat samples if nobody says otherwise: as recommended(), else as llama.cpp's own chats."""
+    return {**CHAT, **recommended(metadata)}

@@ -73,7 +73,7 @@ class Bench:
     def command(self, name: str) -> list[str]:
         return {
             "generate": ["generate", str(self.model), "-p", "w1 w2", "-n", "100000", "-c", "100000", "-t", "1"],
-            "chat": ["chat", str(self.model), "-n", "100000", "-c", "100000", "-t", "1"],
+            "chat": ["chat", str(self.model), "-n", "100000", "-c", "100000", "-t", "1", "--temp", "0"],
             "eval": ["eval", str(self.model), "--text", str(self.text), "--skip", "0.4", "-c", "64", "-t", "1"],
             "calibrate": ["calibrate", str(self.model), "--text", str(self.text), "--fit", "60", "-t", "1"],
         }[name]

@@ -210,7 +210,7 @@ class Pair(Target):
         args = rng.choices(
             (
                 ["generate", "m.gguf", "-p", "w1 w2 w3", "-n", "4", "-c", "64", *tail],
-                ["chat", "m.gguf", "-n", "3", "-c", "64", *tail],
+                ["chat", "m.gguf", "-n", "3", "-c", "64", "--seed", "1", *tail],
                 ["eval", "m.gguf", "--text", "text", "-c", "16", *tail],
                 ["info", "m.gguf", "--json"],
             ),

@@ -72,7 +72,7 @@ def examine_command_line(path: Path, found: Record) -> Record:
         Path("text").write_text(WORDS)
         commands = {
             "info": ["info", str(path)],
-            "chat": ["chat", str(path), "-n", "4", "-t", "1", "--skip", skip],
+            "chat": ["chat", str(path), "-n", "4", "-t", "1", "--temp", "0", "--skip", skip],
             "eval": ["eval", str(path), "--text", "text", "-c", "32", "--chunks", "1", "-t", "1"],
             "bench": ["bench", str(path), "-n", "2", "--rounds", "1", "-t", "1"],
         }

@@ -80,9 +80,18 @@ class Page:
         self(css).clear()
         self(css).send_keys(text)
 
-    def ask(self, text: str = "w1 w2", n_tokens: int = 24, *, send: str = "#send", seconds: float = 30.0) -> WebElement:
+    def ask(
+        self,
+        text: str = "w1 w2",
+        n_tokens: int = 24,
+        *,
+        send: str = "#send",
+        seconds: float = 30.0,
+        temperature: str = "0",
+    ) -> WebElement:
         """Send and wait for the answer. Returns the turn."""
         self.js("document.querySelector('#max-tokens').value = arguments[0]", n_tokens)
+        self.js("document.querySelector('#temperature').value = arguments[0]", temperature)
         n_turns = len(self.all(".turn"))
         self("#prompt").send_keys(text)
         self(send).click()

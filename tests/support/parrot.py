@@ -17,10 +17,13 @@ NEWLINE, END, FIRST = 3 + 0x0A, 2, 260  # its byte, </s>, the first word: make_r
 SURE = 20.0
 
 
-def make_parrot(path: Path, says: Sequence[str], n_ctx: int = 4096) -> Path:
-    """After a line's end it says these pieces, a token each, and ends."""
-    n_vocab = FIRST + len(says)
-    chain = [NEWLINE, *range(FIRST, n_vocab), END]
+def make_parrot(path: Path, says: Sequence[str | int], n_ctx: int = 4096, endless: bool = False) -> Path:
+    """After a line's end it says these pieces, a token each, none of them twice, and ends, or begins anew. A number is
+    the token of that byte."""
+    words = [piece for piece in says if isinstance(piece, str)]
+    n_vocab = FIRST + len(words)
+    said = [3 + piece if isinstance(piece, int) else FIRST + words.index(piece) for piece in says]
+    chain = [NEWLINE, *said, said[0] if endless else END]
     embd = np.random.default_rng(0).standard_normal((n_vocab, N_EMBD)).astype(np.float32)
     embd /= np.linalg.norm(embd, axis=1, keepdims=True)
     output = np.zeros_like(embd)
@@ -37,7 +40,7 @@ def make_parrot(path: Path, says: Sequence[str], n_ctx: int = 4096) -> Path:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_feed_forward_length(N_EMBD)
     writer.add_vocab_size(n_vocab)
-    make_random.add_tokenizer(writer, n_vocab, tuple(piece.replace(" ", "▁") for piece in says))
+    make_random.add_tokenizer(writer, n_vocab, tuple(piece.replace(" ", "▁") for piece in words))
     writer.add_tensor("token_embd.weight", embd)
     writer.add_tensor("output.weight", output)
     for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):

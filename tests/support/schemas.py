@@ -7,7 +7,13 @@ from typing import Any
 __all__ = ["HELD", "NOT_HELD"]
 
 LIST = {"type": "object", "properties": {"next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}}}
+TREE = {
+    "type": "object",
+    "properties": {"left": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}, "root": {"type": "null"}},
+}
 HELD: list[dict[str, Any]] = [
+    TREE,
+    {**TREE, "$defs": {"root": {"$ref": "#"}}, "title": "T"},
     {"type": "integer", "minimum": 3, "maximum": 12},
     {"type": "integer", "exclusiveMinimum": 0},
     {"type": "string", "minLength": 2, "maxLength": 3},

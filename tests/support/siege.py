@@ -9,7 +9,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -83,17 +82,15 @@ def besiege(model: Path, policies: Sequence[str], n: int, seed: int) -> tuple[st
         alone.append(answer.json()["choices"][0]["message"]["content"])
         served.stop()
     served = Served(model)
-    began = time.monotonic()
     siege = Siege(served, bodies, alone, Random(seed))
     asyncio.run(siege.run(n))
-    seconds = time.monotonic() - began
     status, said = served.stop()
     if status or said:
         siege.wrong.append(f"the server ended with {status}: {said[-300:]}")
     done = f"{n} requests at a time under {len(policies)} policies, half of them streams, beside {siege.n_others(n)}"
     statuses = ", ".join(f"{status}: {count}" for status, count in sorted(siege.statuses.items()))
     came = (
-        f"{siege.n_same} of {n} answers are those that a server just started gives, in {seconds:.0f} s; malformed ones "
+        f"{siege.n_same} of {n} answers are those that a server just started gives; malformed ones "
         f"in OpenAI's shape, {statuses}; then it answers as before and ends with {status}"
     )
     return done, came, tuple(siege.wrong)

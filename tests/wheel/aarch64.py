@@ -138,7 +138,7 @@ def chat(python: Path, cpu: str) -> str:
     """A row of the table."""
     env = os.environ | python_env()
     start = time.perf_counter()
-    command: list[str | Path] = [python, "-m", "pyskip", "chat", "-t", "1", "-n", "12"]
+    command: list[str | Path] = [python, "-m", "pyskip", "chat", "-t", "1", "-n", "12", "--temp", "0"]
     answer = environment.run(command, env, input="Are dogs real?\n", timeout=1800)
     if "dog" not in answer.lower():
         raise Failure(f"{cpu} answered {answer.strip()[:80]!r}, expected something about dogs")

@@ -25,7 +25,7 @@ def try_on(python: str, dist: Path) -> str:
     installed = environment.install(python, dist, f"python-{version}")
     middle = time.perf_counter()
     env = bare(installed.parent)
-    answer = run([installed, "-m", "pyskip", "chat", "-t", "1"], env, input=f"{QUESTION}\n", timeout=300)
+    answer = run([installed, "-m", "pyskip", "chat", "-t", "1", "--temp", "0"], env, input=f"{QUESTION}\n", timeout=300)
     seconds = time.perf_counter() - middle
     if "dog" not in answer.lower():
         raise Failure(

@@ -139,8 +139,9 @@ async function answer(place, { skip, label }, seed) {
   const body = {
     model: one.model.id, skip, seed,
     messages: system ? [{ role: "system", content: system }, ...messages] : messages,
-    max_tokens: $("max-tokens").valueAsNumber, temperature: $("temperature").valueAsNumber,
+    max_tokens: $("max-tokens").valueAsNumber,
   };
+  if ($("temperature").value) body.temperature = $("temperature").valueAsNumber;
   let end = "";
   try {
     for await (const chunk of chat(body, running.signal, askKey)) one.add(chunk);
