@@ -16,13 +16,6 @@ static constexpr size_t MAX_TEXTS   = 2048;  // of an array of texts or messages
 static constexpr size_t MAX_STOPS   = 256;   // each is looked for after each token
 static constexpr int    FIRST_REGEX = 2;     // of upstream's types of grammar triggers
 
-static void fail(const std::string & param, const std::string & message) {
-    pyskip_refusal refusal;
-    refusal.param   = param;
-    refusal.message = message;
-    throw refusal;
-}
-
 static size_t length(const json & body, const char * name) {
     return body.contains(name) && body.at(name).is_array() ? body.at(name).size() : 0;
 }
@@ -52,19 +45,20 @@ static void check_grammar(const json & body) {
     if (body.contains("grammar") && body.at("grammar").is_string()) {
         const std::string grammar = body.at("grammar").get<std::string>();
         if (grammar.size() > MAX_GRAMMAR) {
-            fail("grammar", "the grammar has " + std::to_string(grammar.size()) + " bytes, expected up to " +
-                                std::to_string(MAX_GRAMMAR));
+            throw pyskip_refuse_field("grammar", "the grammar has " + std::to_string(grammar.size()) +
+                                                     " bytes, expected up to " + std::to_string(MAX_GRAMMAR));
         }
         if (depth(grammar) > MAX_GROUPS) {
-            fail("grammar", "the grammar has groups in more than " + std::to_string(MAX_GROUPS) +
-                                " others: give the inner ones rules of their own");
+            throw pyskip_refuse_field("grammar", "the grammar has groups in more than " + std::to_string(MAX_GROUPS) +
+                                                     " others: give the inner ones rules of their own");
         }
     }
     const json triggers = body.value("grammar_triggers", json::array());
     for (size_t i = 0; triggers.is_array() && i < triggers.size(); ++i) {
         const json type = triggers.at(i).is_object() ? triggers.at(i).value("type", json(0)) : json(0);
         if (type.is_number() && type.get<double>() >= FIRST_REGEX) {
-            fail("grammar_triggers", "a trigger of the grammar is a regular expression, expected a word or a token");
+            throw pyskip_refuse_field("grammar_triggers",
+                                      "a trigger of the grammar is a regular expression, expected a word or a token");
         }
     }
 }
@@ -86,8 +80,8 @@ static void check_tokens(const json & body) {
     for (size_t i = 0; tokens.is_array() && i < tokens.size(); ++i) {
         const double token = tokens.at(i).is_number_integer() ? tokens.at(i).get<double>() : -1.0;
         if (!(token >= 0.0 && token < n_vocab)) {
-            fail("tokens", "tokens holds " + tokens.at(i).dump_safe().substr(0, 40) + ", expected numbers from 0 to " +
-                               std::to_string(n_vocab - 1));
+            throw pyskip_refuse_field("tokens", "tokens holds " + tokens.at(i).dump_safe().substr(0, 40) +
+                                                    ", expected numbers from 0 to " + std::to_string(n_vocab - 1));
         }
     }
 }
@@ -110,17 +104,18 @@ void pyskip_bounds_check(const std::string & path, const json & body) {
     for (const char * name : { "input", "content", "documents", "texts", "messages" }) {
         const size_t n = length(body, name);
         if (n > MAX_TEXTS && !body.at(name).at(0).is_number()) {
-            fail(name, std::string(name) + " holds " + std::to_string(n) + ", expected up to " +
-                           std::to_string(MAX_TEXTS) + ": send several requests");
+            throw pyskip_refuse_field(name, std::string(name) + " holds " + std::to_string(n) + ", expected up to " +
+                                                std::to_string(MAX_TEXTS) + ": send several requests");
         }
     }
     if (length(body, "stop") > MAX_STOPS) {
-        fail("stop", "stop holds " + std::to_string(length(body, "stop")) + " texts, expected up to " +
-                         std::to_string(MAX_STOPS));
+        throw pyskip_refuse_field("stop", "stop holds " + std::to_string(length(body, "stop")) +
+                                              " texts, expected up to " + std::to_string(MAX_STOPS));
     }
     const int32_t most = pyskip_server_places().n_all();
     if (most > 0 && n_prompts(body) > (size_t) most) {
-        fail("prompt", "prompt holds " + std::to_string(n_prompts(body)) + " prompts, expected up to " +
-                           std::to_string(most) + ", as many as may run and wait: send several requests");
+        throw pyskip_refuse_field("prompt", "prompt holds " + std::to_string(n_prompts(body)) +
+                                                " prompts, expected up to " + std::to_string(most) +
+                                                ", as many as may run and wait: send several requests");
     }
 }

@@ -6,13 +6,6 @@
 
 using json = common_json;
 
-static pyskip_refusal refused(const char * param, const std::string & message) {
-    pyskip_refusal refusal;
-    refusal.param   = param;
-    refusal.message = message;
-    return refusal;
-}
-
 static bool ends_with(const std::string & path, const std::string & end) {
     return path.size() >= end.size() && path.compare(path.size() - end.size(), end.size(), end) == 0;
 }
@@ -73,15 +66,18 @@ static bool tidy_responses(json & body) {
 
 static void check_completion(const json & body) {
     if (body.value("echo", json(false)) == true) {
-        throw refused("echo", "echo is true, which is not supported: put the prompt before the text yourself");
+        throw pyskip_refuse_field("echo",
+                                  "echo is true, which is not supported: put the prompt before the text yourself");
     }
     const json suffix = body.value("suffix", json(""));
     if (!suffix.is_null() && suffix != "") {
-        throw refused("suffix", "suffix is not supported here: send input_prefix and input_suffix to /infill");
+        throw pyskip_refuse_field("suffix",
+                                  "suffix is not supported here: send input_prefix and input_suffix to /infill");
     }
     const json best = body.value("best_of", json(1));
     if (best.is_number() && best.get<double>() > 1.0 && best != body.value("n", json(1))) {
-        throw refused("best_of", "best_of is " + best.dump_safe() + ", expected what n is: choose among n yourself");
+        throw pyskip_refuse_field("best_of",
+                                  "best_of is " + best.dump_safe() + ", expected what n is: choose among n yourself");
     }
 }
 
@@ -89,8 +85,9 @@ static void check_dimensions(const json & body) {
     const json    asked  = body.value("dimensions", json(nullptr));
     const int32_t n_embd = pyskip_server_model().n_embd();
     if (!asked.is_null() && n_embd > 0 && asked != n_embd) {
-        throw refused("dimensions", "dimensions is " + asked.dump_safe().substr(0, 40) + ", expected " +
-                                        std::to_string(n_embd) + ", which the model's vectors have: leave it out");
+        throw pyskip_refuse_field("dimensions", "dimensions is " + asked.dump_safe().substr(0, 40) + ", expected " +
+                                                    std::to_string(n_embd) +
+                                                    ", which the model's vectors have: leave it out");
     }
 }
 

@@ -35,10 +35,9 @@ pyskip_refusal pyskip_refuse(int status, const std::string & message, const std:
     return refusal;
 }
 
-static pyskip_refusal refused(const std::string & param, const std::string & message) {
+pyskip_refusal pyskip_refuse_field(const std::string & param, const std::string & message) {
     pyskip_refusal refusal;
     refusal.param   = param;
-    refusal.code    = param == "skip_trace" ? "" : "invalid_skip";
     refusal.message = message;
     return refusal;
 }
@@ -119,11 +118,13 @@ pyskip_request_ptr pyskip_request_read(const json & body) {
         }
         model.check(request->spec);
     } catch (const pyskip_bad_spec & e) {
-        throw refused(param, e.what());
+        pyskip_refusal refusal = pyskip_refuse_field(param, e.what());
+        refusal.code           = "invalid_skip";
+        throw refusal;
     }
     if (has(body, "skip_trace")) {
         if (!body.at("skip_trace").is_boolean()) {
-            throw refused("skip_trace", "skip_trace is neither true nor false, expected one of them");
+            throw pyskip_refuse_field("skip_trace", "skip_trace is neither true nor false, expected one of them");
         }
         request->is_traced = body.at("skip_trace").get<bool>();
     }

@@ -32,6 +32,9 @@ struct pyskip_refusal {
 
 pyskip_refusal pyskip_refuse(int status, const std::string & message, const std::string & code);
 
+// 400 for one of its fields.
+pyskip_refusal pyskip_refuse_field(const std::string & param, const std::string & message);
+
 // `skip`, `skip_prompt`, `target_tps`, `max_skip` and `skip_trace` of a body. Throws pyskip_refusal.
 pyskip_request_ptr pyskip_request_read(const common_json & body);
 

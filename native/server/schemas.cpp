@@ -11,13 +11,6 @@ using json = common_json;
 
 static constexpr size_t MAX_NAME = 256; // bytes of a tool's name: the same bound, for the same reason, as in schemas
 
-static pyskip_refusal refused(const std::string & param, const std::string & message) {
-    pyskip_refusal refusal;
-    refusal.param   = param;
-    refusal.message = message;
-    return refusal;
-}
-
 // The node that these keys lead to, nullptr if they do not.
 static json * at(json & node, std::initializer_list<const char *> keys) {
     json * found = &node;
@@ -36,7 +29,7 @@ static bool prepare(json & schema, const char * param, bool must_hold) {
         return true;
     }
     if (!schema.is_object() && must_hold && !schema.is_null()) {
-        throw refused(param, "the schema is " + schema.dump_safe().substr(0, 40) + ", expected an object");
+        throw pyskip_refuse_field(param, "the schema is " + schema.dump_safe().substr(0, 40) + ", expected an object");
     }
     if (!schema.is_object()) {
         return false; // upstream's to refuse
@@ -44,7 +37,7 @@ static bool prepare(json & schema, const char * param, bool must_hold) {
     try {
         return pyskip_schema_prepare(schema, must_hold);
     } catch (const pyskip_bad_schema & e) {
-        throw refused(param, e.what());
+        throw pyskip_refuse_field(param, e.what());
     }
 }
 
@@ -57,8 +50,8 @@ static bool prepare_tool(json & tool) {
         }
         const json name = function->value("name", json(nullptr));
         if (name.is_string() && name.get<std::string>().size() > MAX_NAME) {
-            throw refused("tools", "a tool's name has " + std::to_string(name.get<std::string>().size()) +
-                                       " bytes, expected up to " + std::to_string(MAX_NAME));
+            throw pyskip_refuse_field("tools", "a tool's name has " + std::to_string(name.get<std::string>().size()) +
+                                                   " bytes, expected up to " + std::to_string(MAX_NAME));
         }
         const bool must_hold = function->value("strict", json(false)) == true;
         for (const char * key : { "parameters", "input_schema" }) {

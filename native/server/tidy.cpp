@@ -8,13 +8,6 @@
 
 using json = common_json;
 
-static pyskip_refusal refused(const char * param, const std::string & message) {
-    pyskip_refusal refusal;
-    refusal.param   = param;
-    refusal.message = message;
-    return refusal;
-}
-
 // A field that is null is one that is not there. `kept` stays.
 static bool drop_nulls(json & node, const char * kept = "") {
     std::vector<std::string> nulls;
@@ -53,14 +46,14 @@ static bool tidy_calls(json & calls) {
 
 static bool tidy_messages(json & messages) {
     if (!messages.is_array() || messages.empty()) {
-        throw refused("messages", "messages is " + std::string(messages.is_array() ? "empty" : "no array") +
-                                      ", expected at least one with a role and content");
+        throw pyskip_refuse_field("messages", "messages is " + std::string(messages.is_array() ? "empty" : "no array") +
+                                                  ", expected at least one with a role and content");
     }
     bool is_changed = false;
     for (size_t i = 0; i < messages.size(); ++i) {
         json & message = messages.at(i);
         if (!message.is_object()) {
-            throw refused("messages", "a message is no object, expected one with a role and content");
+            throw pyskip_refuse_field("messages", "a message is no object, expected one with a role and content");
         }
         is_changed |= drop_nulls(message, "content");
         if (message.contains("tool_calls")) {
@@ -80,7 +73,8 @@ static bool tidy_tools(json & tools) {
     for (size_t i = 0; tools.is_array() && i < tools.size(); ++i) {
         json & tool = tools.at(i);
         if (!tool.is_object()) {
-            throw refused("tools", "a tool is no object, expected {\"type\": \"function\", \"function\": {...}}");
+            throw pyskip_refuse_field("tools",
+                                      "a tool is no object, expected {\"type\": \"function\", \"function\": {...}}");
         }
         is_changed |= drop_nulls(tool);
         if (tool.contains("function") && tool.at("function").is_object()) {
@@ -117,8 +111,8 @@ static bool tidy_choice(json & body) {
         }
     }
     if (only.empty()) {
-        throw refused("tool_choice",
-                      "tool_choice names '" + shown.substr(0, 60) + "', expected the name of one of the tools");
+        throw pyskip_refuse_field("tool_choice", "tool_choice names '" + shown.substr(0, 60) +
+                                                     "', expected the name of one of the tools");
     }
     body["tools"] = only;
     if (is_theirs) {
@@ -161,8 +155,9 @@ static bool tidy_format(json & body) {
     }
     json & format = body.at("response_format");
     if (!format.is_object()) {
-        throw refused("response_format", "response_format is " + format.dump_safe().substr(0, 40) +
-                                             R"(, expected {"type": "json_schema", "json_schema": {"schema": ...}})");
+        throw pyskip_refuse_field("response_format",
+                                  "response_format is " + format.dump_safe().substr(0, 40) +
+                                      R"(, expected {"type": "json_schema", "json_schema": {"schema": ...}})");
     }
     bool is_changed = drop_nulls(format);
     if (format.value("type", json(nullptr)) != "json_schema") {
@@ -175,8 +170,9 @@ static bool tidy_format(json & body) {
     }
     const json inner = format.value("json_schema", json(nullptr));
     if (!inner.is_object() || inner.value("schema", json(nullptr)).is_null()) {
-        throw refused("response_format", R"(response_format has no schema, expected {"type": "json_schema", )"
-                                         R"("json_schema": {"schema": ...}})");
+        throw pyskip_refuse_field("response_format",
+                                  R"(response_format has no schema, expected {"type": "json_schema", )"
+                                  R"("json_schema": {"schema": ...}})");
     }
     return is_changed;
 }
@@ -191,7 +187,7 @@ static void check_input(const json & body) {
         is_empty |= input.at(i) == "";
     }
     if (is_empty) {
-        throw refused("input", "found no text, expected at least one that is not empty");
+        throw pyskip_refuse_field("input", "found no text, expected at least one that is not empty");
     }
 }
 
