@@ -77,7 +77,7 @@ def test_policy_after_close(small: pyskip.Llama) -> None:
 
 def test_streams_that_were_open(small: pyskip.Llama) -> None:
     generator = small.generate([1, 5], temp=0)
-    stream = small.create_completion("w1 w2", max_tokens=20, stream=True)
+    stream = small.create_completion("w1 w2", max_tokens=20, temperature=0, stream=True)
     next(generator), next(stream)
     small.close()
     for open_one in (generator, stream):
