@@ -50,8 +50,9 @@ def of_answers(llm: Llama, questions: Sequence[str], n: int) -> Iterator[Shares]
     for question in questions:
         prompt = chat_tokens(llm, [{"role": "user", "content": question}])
         llm.reset()
+        llm.set_seed(1)
         llm.mark_generated(len(prompt))
-        for _, _ in zip(range(n + 1), llm.generate(prompt, temp=0.7, seed=1), strict=False):
+        for _, _ in zip(range(n + 1), llm.generate(prompt, temp=0.7), strict=False):
             pass
         yield shares(llm, n)
 
