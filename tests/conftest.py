@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import make_profile as make_profile
@@ -97,6 +99,15 @@ def llm(demo_llm: pyskip.Llama) -> Iterator[pyskip.Llama]:
     demo_llm.reset_skip_stats()
     yield demo_llm
     demo_llm.skip = "off"
+
+
+def tool(name: str) -> ModuleType:
+    """A script of tools/."""
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(ROOT / "tools"))
 
 
 def open_llm(path: Path, n_ctx: int, **kwargs: Any) -> pyskip.Llama:

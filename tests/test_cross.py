@@ -3,24 +3,13 @@ where it looks, what it offers. Skipped where that was not done; what the files 
 
 from __future__ import annotations
 
-import importlib
 import re
 import shutil
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-from conftest import ROOT
-
-
-def tool(name: str) -> ModuleType:
-    sys.path.insert(0, str(ROOT / "tools"))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(ROOT / "tools"))
-
+from conftest import ROOT, tool
 
 binary, windows_python = tool("binary"), tool("windows_python")
 needs_llvm = pytest.mark.skipif(not binary.available(), reason="llvm is not installed")

@@ -5,7 +5,6 @@ Debian's cross-compiler and emulator are there."""
 import base64
 import ctypes
 import hashlib
-import importlib
 import importlib.metadata
 import io
 import json
@@ -20,7 +19,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, tool
 from packaging.requirements import Requirement
 from packaging.tags import parse_tag
 from packaging.utils import parse_wheel_filename
@@ -37,20 +36,9 @@ NAME = "pyskip-0.1.0-cp310-abi3-{platform}.whl"
 
 @pytest.fixture(scope="module")
 def wheel() -> ModuleType:
-    sys.path.insert(0, str(ROOT / "tools"))
-    try:
-        return importlib.import_module("wheel")
-    finally:
-        sys.path.remove(str(ROOT / "tools"))
-        sys.modules.pop("wheel", None)  # the name of a package, too
-
-
-def tool(name: str) -> ModuleType:
-    sys.path.insert(0, str(ROOT / "tools"))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(ROOT / "tools"))
+    found = tool("wheel")
+    sys.modules.pop("wheel")  # the name of a package, too
+    return found
 
 
 def sdist(folder: Path, files: dict[str, str], version: str = "9.9.9") -> Path:

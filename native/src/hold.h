@@ -2,8 +2,9 @@
 // sequence's earlier tokens. Pure: no ggml or llama.cpp types. Kept by sequences.cpp, asked by state.cpp before a batch.
 //
 // A threshold holds for a span of tokens and is made of what was decoded before the span alone. Spans begin at fixed
-// places, counted from the first token that is decided, so that a batch and single steps see the same; a batch that holds
-// several spans of a sequence is cut between them (hooks.cpp). A rule that holds no rate never reaches this file.
+// places, counted from the first token that is decided, in a prompt from its first one, so that a batch and single steps
+// see the same; a batch that holds several spans of a sequence is cut between them (hooks.cpp). A rule that holds no rate
+// never reaches this file.
 
 #pragma once
 
@@ -25,7 +26,7 @@ struct pyskip_hold_token {
     float   skipped; // the share that was
 };
 
-// The first place of the span that the n-th decided token lies in, n = 0, 1, ...
+// The first place of the span that the n-th decided token lies in, n = 0, 1, ..., of a prompt the n-th token.
 int32_t pyskip_hold_span(int32_t n, bool is_prompt);
 
 // The share of the blocks to skip in a prompt token that lies `ahead` tokens before the first generated one and has `pos`
