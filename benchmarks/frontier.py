@@ -39,7 +39,7 @@ from pyskip.evaluation.score import score
 from pyskip.evaluation.tasks import read_text
 from pyskip.models.gguf_info import inspect
 from pyskip.models.profile import Profile
-from pyskip.runtime.decoding import decoding_arms
+from pyskip.runtime.decoding import Decoder, PolicyArm, decoding_arms
 
 N_SCORED = 128  # of a window, its last tokens
 Windows = dict[str, list[list[int]]]  # by kind of text
@@ -87,6 +87,40 @@ def prompt_counts(llm: Llama) -> tuple[int, int]:
     return n_skipped, n_skipped + sum(stats.prompt_evaluated)
 
 
+def scored(
+    llm: Llama, decoder: Decoder, arm: PolicyArm, is_prompt: bool, windows: Sequence[list[int]], dense: LogP
+) -> dict[str, float]:
+    """Of an arm on windows of one kind of text; where `dense` has none of a window, it is filled."""
+    log_p, dense_log_p, kld, n_skipped, n = [], [], [], 0, 0
+    llm.reset_skip_stats()
+    for window in windows:
+        first = len(window) - N_SCORED
+        decoder.begin(arm)
+        if is_prompt:
+            llm.mark_generated(first)  # what is scored is what follows
+        logits = decoder.decode(window, 0, first)
+        is_first = tuple(window) not in dense
+        if is_first:
+            dense[tuple(window)] = np.empty(logits.shape, np.float32)
+        reference, targets = dense[tuple(window)], window[first + 1 :]
+        scores = score(logits, targets, reference, is_dense=is_first)
+        n_tokens, skipped = arm.take()
+        skipped = skipped[: len(skipped) // 2]  # FFNs, without attention
+        log_p.append(scores.log_p)
+        dense_log_p.append(reference[np.arange(len(targets)), targets])
+        kld.append(scores.kld)
+        n_skipped, n = n_skipped + int(skipped.sum()), n + n_tokens * len(skipped)
+    if is_prompt:
+        n_skipped, n = prompt_counts(llm)
+    ppl, dense_ppl = (float(np.exp(-np.concatenate(p).mean())) for p in (log_p, dense_log_p))
+    return {
+        "ppl": round(ppl, 4),
+        "dense_ppl": round(dense_ppl, 4),
+        "kld": round(float(np.concatenate(kld).mean()), 5),
+        "skip_rate": round(n_skipped / n, 4),
+    }
+
+
 def quality(
     llm: Llama, skips: Sequence[str], windows: Windows, long_windows: Windows, dense: LogP
 ) -> dict[str, dict[str, Any]]:
@@ -95,46 +129,13 @@ def quality(
     found: dict[str, dict[str, Any]] = {}
     n_max = max(len(window) for some in (windows, long_windows) for window in next(iter(some.values())))
     with decoding_arms(llm, skips, n_max) as (decoder, arms):
-        points = [
-            (arm, skip, long_windows if is_prompt_rate(skip) else windows)
-            for arm, skip in zip(arms, ("off", *skips), strict=True)
-        ]
         if not dense and any(map(is_prompt_rate, skips)):
-            points.insert(1, (arms[0], "off", long_windows))
-        for arm, skip, by_kind in points:
-            of_skip = found.setdefault(skip, {})
-            for kind, some in by_kind.items():
-                log_p, dense_log_p, kld, n_skipped, n = [], [], [], 0, 0
-                llm.reset_skip_stats()
-                for window in some:
-                    first = len(window) - N_SCORED
-                    decoder.begin(arm)
-                    if is_prompt_rate(skip):
-                        llm.mark_generated(first)  # what is scored is what follows
-                    logits = decoder.decode(window, 0, first)
-                    is_first = tuple(window) not in dense
-                    if is_first:
-                        dense[tuple(window)] = np.empty(logits.shape, np.float32)
-                    reference, targets = dense[tuple(window)], window[first + 1 :]
-                    scores = score(logits, targets, reference, is_dense=is_first)
-                    dense_log_p.append(reference[np.arange(len(targets)), targets])
-                    n_tokens, skipped = arm.take()
-                    skipped = skipped[: len(skipped) // 2]  # FFNs, without attention
-                    log_p.append(scores.log_p)
-                    kld.append(scores.kld)
-                    n_skipped, n = n_skipped + int(skipped.sum()), n + n_tokens * len(skipped)
-                if is_prompt_rate(skip):
-                    n_skipped, n = prompt_counts(llm)
-                ppl, dense_ppl = (float(np.exp(-np.concatenate(p).mean())) for p in (log_p, dense_log_p))
-                of_skip.setdefault(
-                    kind,
-                    {
-                        "ppl": round(ppl, 4),
-                        "dense_ppl": round(dense_ppl, 4),
-                        "kld": round(float(np.concatenate(kld).mean()), 5),
-                        "skip_rate": round(n_skipped / n, 4),
-                    },
-                )
+            for some in long_windows.values():
+                scored(llm, decoder, arms[0], False, some, dense)
+        for arm, skip in zip(arms, ("off", *skips), strict=True):
+            is_prompt = is_prompt_rate(skip)
+            by_kind = long_windows if is_prompt else windows
+            found[skip] = {kind: scored(llm, decoder, arm, is_prompt, some, dense) for kind, some in by_kind.items()}
     return found
 
 
