@@ -7,10 +7,10 @@ FILEs are quantisations of one model. The first is what the others are compared 
 its profile serves the others too, since their blocks compute nearly the same. Quality is taken on each --text: the same
 windows of 256 tokens for every point, the second half of each scored, perplexity as a ratio and KL divergence to the
 first file, dense. Under `prompt=` windows are longer: a prompt of as many tokens as is timed is skipped, and what is
-scored is the 128 tokens that follow. Speed is taken in turns: in every round
-each point takes its turn, and the order rotates; see benchmarks/peers.py. With --depth both are taken behind so many
-tokens of the text, dense, and prompts are not timed: the place for `attn=`. -o keeps what other models and machines left
-in the file; benchmarks/frontier_page.py makes docs/frontier.md of it.
+scored is the 128 tokens that follow. Speed is taken in turns: in every round each point takes its turn, and the order
+rotates; see benchmarks/peers.py. With --depth both are taken behind so many tokens of the text, dense, and prompts are
+not timed: the place for `attn=`. -o keeps what other models and machines left in the file; benchmarks/frontier_page.py
+makes docs/frontier.md of it.
 
 Memory: all files are loaded at once for the turns, about twice their size.
 """
@@ -114,7 +114,7 @@ class Tally:
 def score_window(
     llm: Llama, decoder: Decoder, arm: PolicyArm, window: list[int], start: int, dense: LogP, tally: Tally
 ) -> None:
-    """The last N_SCORED tokens of a window, of which `start` are decoded; where `dense` has none of it, it is filled."""
+    """The last N_SCORED tokens of a window, `start` of which are decoded. `dense` is filled where it has none of it."""
     first = len(window) - N_SCORED
     logits = decoder.decode(window, start, first)
     is_first = tuple(window) not in dense
@@ -147,7 +147,7 @@ def quality(
             tallies = [Tally() for _ in arms]
             for arm, tally in zip(arms, tallies, strict=True):
                 if is_prompt_rate(str(arm.policy)):
-                    score_prompts(llm, decoder, arms[0], arm, long_windows[kind], dense, tally)
+                    score_prompts(llm, decoder, (arms[0], arm), long_windows[kind], dense, tally)
             for window in windows[kind]:
                 is_there = False
                 for arm, tally in zip(arms, tallies, strict=True):
@@ -167,9 +167,11 @@ def quality(
 
 
 def score_prompts(
-    llm: Llama, decoder: Decoder, off: PolicyArm, arm: PolicyArm, windows: Sequence[list[int]], dense: LogP, tally: Tally
-) -> None:
-    """What follows a prompt that is skipped."""
+    llm: Llama, decoder: Decoder, arms: tuple[PolicyArm, PolicyArm], windows: Sequence[list[int]], dense: LogP,
+    tally: Tally,
+) -> None:  # fmt: skip
+    """What follows a prompt that is skipped: arms are off and one with a rate for prompts."""
+    off, arm = arms
     for window in windows:
         if tuple(window) not in dense:
             decoder.begin(off)

@@ -79,7 +79,7 @@ class Worker:
         timed = self.tokens[n_before : n_before + n]
         if self.depth:
             if not llm.engine.cut(self.depth, 0):
-                raise RuntimeError("the model's memory cannot be cut (a recurrent state), expected a KV cache for --depth")
+                raise RuntimeError("the model's memory cannot be cut (a recurrent state), expected a KV cache")
             llm.n_tokens = self.depth
         else:
             llm.reset()
