@@ -170,7 +170,7 @@ results: $(VENV)/.built build/reference/.built $(VENV)/.dev
 	  $(if $(ONLY),--only $(ONLY)) $(RESULTS_ARGS)
 
 # Rates of generated tokens, and one of prompts. A profile is calibrated where none lies beside a model.
-FRONTIER_SKIPS = --skip 0.1 --skip 0.2 --skip 0.3 --skip profile:rate=0,prompt=0.5 -p 512
+FRONTIER_SKIPS = --skip 0.1 --skip 0.2 --skip 0.3 --skip profile:rate=0,prompt=0.4 -p 512
 
 frontier: $(VENV)/.built $(VENV)/.dev
 	@test -n "$(TEXTS)" || { echo 'make frontier: found no TEXTS, expected TEXTS="wiki=FILE code=FILE"'; exit 1; }
