@@ -195,8 +195,9 @@ def test_a_page_that_is_wrong_is_found(
 
 def test_installs_from_a_folder_name_the_version() -> None:
     """Without one pip takes what PyPI has under the name, which is another project's."""
-    files = [*pages(), "Containerfile", *(path for path in (ROOT / "examples").rglob("*") if path.is_file())]
-    lines = [line for file in files for line in Path(ROOT / file).read_text().splitlines() if "--find-links" in line]
+    files = [ROOT / name for name in (*pages(), "Containerfile")]
+    files += [path for path in (ROOT / "examples").rglob("*") if path.is_file()]
+    lines = [line for file in files for line in file.read_text().splitlines() if "--find-links" in line]
     named = [found for line in lines for found in re.findall(r"(?<!/)pyskip(?:\[[a-z,]+\])[^\s\"]*", line)]
     assert named
     assert {name.partition("]")[2] for name in named} == {f"=={pyskip.__version__}"}
