@@ -5,9 +5,10 @@ and measured, too.
     python benchmarks/capacity.py --plan FILE [--wait SECONDS]
 
 Service times: the seconds of a step with 1 to --slots streams, and of prompts of the lengths of PROMPTS, each from
-the server's own clocks without any other request. A load is a share of what the replica can do with all slots busy.
-Requests come at random, with prompts and answers of lengths as in LENGTHS, no two prompts alike; the prediction is the
-simulation of the same requests. --plan reads such a file and tells how many requests a replica takes before the 95th
+the server's own clocks without any other request, and what a request takes beside them; anew after each load, since a
+machine's speed drifts. A load is a share of what the replica can do with all slots busy. Requests come at random, with
+prompts and answers of lengths as in LENGTHS, no two prompts alike; the prediction is the simulation of the same requests
+on service times between those before and those after. --plan reads such a file and tells how many requests a replica takes before the 95th
 percentile of the first-token time is longer than --wait (2 s), and how many replicas a thousand and a million users a
 day need.
 """
@@ -22,8 +23,9 @@ import statistics
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +51,20 @@ def prompt(rng: random.Random, n: int) -> str:
     return " ".join(rng.choice(WORDS) for _ in range(n))
 
 
+# Made once: a client of its own for each request would take the server's cores for longer than a step. A connection for
+# each, since the server has a thread for one that is kept.
+CLIENT = httpx.Client(timeout=None, trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))
+
+
 def ask(url: str, text: str, n: int, more: dict[str, Any]) -> tuple[float, dict[str, Any]]:
     """Seconds to the first token, and the server's timings. Raises SystemExit."""
     body = {"prompt": text, "n_predict": n, "temperature": 0, "ignore_eos": True, "stream": True, **more}
     began, first, timings = time.perf_counter(), 0.0, {}
-    with httpx.stream("POST", f"{url}/completion", json=body, timeout=None) as answer:
+    with CLIENT.stream("POST", f"{url}/completion", json=body) as answer:
         if answer.status_code != 200:
             raise SystemExit(f"capacity: the server answers {answer.status_code} {answer.read().decode()[:200]}")
         for line in answer.iter_lines():
-            if line.startswith("data: {"):
+            if line.startswith("data: {") and (not first or '"timings"' in line):
                 event = json.loads(line[6:])
                 first = first or (time.perf_counter() - began if event.get("tokens") or event.get("content") else 0.0)
                 timings = event.get("timings", timings)
@@ -76,11 +83,13 @@ def service_times(url: str, n_slots: int, more: dict[str, Any], n_rounds: int) -
                 answers = list(pool.map(lambda text: ask(url, text, N_STEPS, more), [prompt(rng, 4) for _ in range(n)]))
             samples.append(statistics.median(timings["predicted_per_token_ms"] for _, timings in answers) / 1000)
         curve.append((n, statistics.median(samples)))
+    beside = []
     for n in (n for n in PROMPTS if n > n_slots):
-        told = [ask(url, prompt(rng, n), 1, more)[1] for _ in range(n_rounds)]
-        n_rows = round(statistics.median(timings["prompt_n"] for timings in told))
-        curve.append((n_rows, statistics.median(timings["prompt_ms"] for timings in told) / 1000))
-    return Service(n_slots, rising(curve))
+        told = [ask(url, prompt(rng, n), 2, more) for _ in range(n_rounds)]
+        n_rows = round(statistics.median(timings["prompt_n"] for _, timings in told))
+        curve.append((n_rows, statistics.median(timings["prompt_ms"] for _, timings in told) / 1000))
+        beside += [first - timings["prompt_ms"] / 1000 for first, timings in told]
+    return Service(n_slots, rising(curve), beside=max(0.0, statistics.median(beside)))
 
 
 def rising(curve: list[tuple[int, float]]) -> list[tuple[int, float]]:
@@ -90,6 +99,13 @@ def rising(curve: list[tuple[int, float]]) -> list[tuple[int, float]]:
         if not found or n > found[-1][0]:
             found.append((n, max(seconds, found[-1][1] if found else 0.0)))
     return found
+
+
+def mean(services: Sequence[Service]) -> Service:
+    """Of measurements of the same rows."""
+    curves = zip(*(service.curve for service in services), strict=True)
+    curve = [(points[0][0], statistics.mean(seconds for _, seconds in points)) for points in curves]
+    return replace(services[0], curve=curve, beside=statistics.mean(service.beside for service in services))
 
 
 def capacity(service: Service) -> float:
@@ -131,15 +147,18 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     more = {"skip": args.skip, "cache_prompt": False}
     n_ctx = ["-c", str(args.context)] if args.context else []
     server = Child([args.model, "-t", str(args.threads), *n_ctx, "--", "--parallel", str(args.slots)])
-    rows = []
+    rows, services = [], []
     try:
-        service = service_times(server.url, args.slots, more, args.rounds)
+        services.append(service_times(server.url, args.slots, more, args.rounds))
         for load in map(float, args.loads.split(",")):
-            wanted = arrivals(load * capacity(service), args.requests, LENGTHS, seed=int(100 * load))
+            per_second = load * capacity(services[-1])
+            wanted = arrivals(per_second, args.requests, LENGTHS, seed=int(100 * load))
             measured, counted = load_run(server.url, wanted, more)
-            predicted = [outcome.first for outcome in simulate(service, counted)]
+            services.append(service_times(server.url, args.slots, more, args.rounds))
+            predicted = [outcome.first for outcome in simulate(mean(services[-2:]), counted)]
             sides = {"measured": percentiles(measured), "predicted": percentiles(predicted)}
-            rows.append({"load": load, "per_second": load * capacity(service), "n": len(counted), **sides})
+            rows.append({"load": load, "per_second": per_second, "n": len(counted), **sides})
+        service = mean(services)
     finally:
         server.stop()
     made = {"build": BUILD, "cpu": cpu_name(), "date": datetime.date.today().isoformat(), "n_threads": args.threads}

@@ -21,11 +21,13 @@ __all__ = ["Arrival", "Outcome", "Service", "arrivals", "quantile", "simulate"]
 @dataclass(frozen=True)
 class Service:
     """What a replica's steps take. curve: rows of a step -> its seconds, as measured, by rows; between two straight,
-    beyond the last in proportion."""
+    beyond the last in proportion. beside: seconds of a request that are no step's: its connection, its way into tokens,
+    the first one's to the client."""
 
     n_slots: int
     curve: Sequence[tuple[int, float]]
     n_batch: int = 512  # rows of a step, at most
+    beside: float = 0.0
 
     def seconds(self, n_rows: int) -> float:
         at = bisect_left(self.curve, n_rows, key=lambda point: point[0])
@@ -95,7 +97,8 @@ def simulate(service: Service, requests: Sequence[Arrival]) -> list[Outcome]:
         for slot in (*generating, *ended):
             slot.n_left -= 1
             if slot.n_left <= 0:
-                outcomes[slot.number] = Outcome(slot.first - slot.arrival.at, now - slot.arrival.at)
+                came = slot.arrival.at - service.beside
+                outcomes[slot.number] = Outcome(slot.first - came, now - came)
                 slots.remove(slot)
     return [outcome for outcome in outcomes if outcome is not None]
 

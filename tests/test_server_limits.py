@@ -20,6 +20,7 @@ from serving import ALTERNATE, Running, running, start, wait_until
 from vocabulary import add_bytes
 
 from pyskip.cli.main import run
+from pyskip.server import program
 
 pytestmark = pytest.mark.loopback
 
@@ -316,6 +317,25 @@ def test_the_programs_own_command_line(tiny: Path, cli: Any) -> None:
         assert done.returncode in (1, 2)
         assert words in done.stderr
         assert done.stderr.startswith("pyskip: ")
+
+
+def test_slots_have_one_pool_however_many(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--parallel alone gives each slot a cache of its own, of which only neighbours are decoded in one batch."""
+    presets: list[str] = []
+
+    def wait_for(args: list[str]) -> int:
+        assert args[-3:] == flags  # which have the last word
+        presets.append(Path(args[args.index("--models-preset") + 1]).read_text() if "--models-preset" in args else "")
+        return 0 if "--kv-unified" in args else 3
+
+    flags = ["--parallel", "3", "--no-kv-unified"]
+    monkeypatch.setattr(program, "_wait_for", wait_for)
+    monkeypatch.setattr(program, "program", lambda: Path("pyskip-server"))
+    monkeypatch.delattr("os.memfd_create", raising=False)
+    served = program.ServedModel(tiny, 512)
+    assert program.run({"m": served}, flags) == 0
+    assert program.run({"m": served, "n": served}, flags) == 3
+    assert presets[1].count("kv-unified = true\n") == 2
 
 
 @pytest.mark.slow
