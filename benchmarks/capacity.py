@@ -4,9 +4,9 @@ and measured, too.
     python benchmarks/capacity.py [MODEL] [--skip SPEC] [--loads 0.5,0.8] [--requests N] [--slots N] [-t N] [-o FILE]
     python benchmarks/capacity.py --plan FILE [--wait SECONDS]
 
-Service times: the seconds of a step with 1 to --slots streams, and of prompts of the lengths of PROMPTS, each from
-the server's own clocks without any other request, and what a request takes beside them; anew after each load, since a
-machine's speed drifts. A load is a share of what the replica can do with all slots busy. Requests come at random, with
+Service times: the seconds of a step with 1 to --slots streams, what a step takes more behind a long prompt, and the
+seconds of prompts of the lengths of PROMPTS, each from the server's own clocks without any other request, and what a
+request takes beside them; anew after each load, since a machine's speed drifts. A load is a share of what the replica can do with all slots busy. Requests come at random, with
 prompts and answers of lengths as in LENGTHS, no two prompts alike; the prediction is the simulation of the same
 requests on service times between those before and those after. --plan reads such a file and tells how many requests a
 replica takes before the 95th percentile of the first-token time is longer than --wait (2 s), and how many replicas a
@@ -38,6 +38,7 @@ from pyskip.system import cpu_name, physical_cores
 
 LENGTHS = ((40, 60), (120, 80), (300, 120), (80, 30))  # tokens of prompt and answer
 N_STEPS = 48  # tokens of a stream that is measured
+SHORT = 4  # tokens of its prompt
 PROMPTS = (16, 48, 128, 384)  # tokens of those that are measured
 WARM = 3  # requests at first that are not counted
 USERS = (1_000, 1_000_000)  # a day
@@ -75,21 +76,27 @@ def service_times(url: str, n_slots: int, more: dict[str, Any], n_rounds: int) -
     rng = random.Random(1)
     for _ in range(WARM):
         ask(url, prompt(rng, 16), 8, more)
-    curve: list[tuple[int, float]] = []
-    for n in range(1, n_slots + 1):
+
+    def steps(n: int, n_prompt: int) -> float:
+        """Seconds of a step of n streams, each with so many tokens before it and half of N_STEPS."""
         samples = []
         for _ in range(n_rounds):
+            texts = [prompt(rng, n_prompt) for _ in range(n)]
             with ThreadPoolExecutor(n) as pool:
-                answers = list(pool.map(lambda text: ask(url, text, N_STEPS, more), [prompt(rng, 4) for _ in range(n)]))
+                answers = list(pool.map(lambda text: ask(url, text, N_STEPS, more), texts))
             samples.append(statistics.median(timings["predicted_per_token_ms"] for _, timings in answers) / 1000)
-        curve.append((n, statistics.median(samples)))
+        return statistics.median(samples)
+
+    streams = [(n, steps(n, SHORT)) for n in range(1, n_slots + 1)]
+    per_cell = max(0.0, (steps(1, PROMPTS[-1]) - streams[0][1]) / (PROMPTS[-1] - SHORT))
+    curve = [(n, seconds - n * per_cell * (SHORT + N_STEPS / 2)) for n, seconds in streams]
     beside = []
     for n in (n for n in PROMPTS if n > n_slots):
         told = [ask(url, prompt(rng, n), 2, more) for _ in range(n_rounds)]
         n_rows = round(statistics.median(timings["prompt_n"] for _, timings in told))
         curve.append((n_rows, statistics.median(timings["prompt_ms"] for _, timings in told) / 1000))
         beside += [first - timings["prompt_ms"] / 1000 for first, timings in told]
-    return Service(n_slots, rising(curve), beside=max(0.0, statistics.median(beside)))
+    return Service(n_slots, rising(curve), beside=max(0.0, statistics.median(beside)), per_cell=per_cell)
 
 
 def rising(curve: list[tuple[int, float]]) -> list[tuple[int, float]]:
@@ -105,14 +112,15 @@ def mean(services: Sequence[Service]) -> Service:
     """Of measurements of the same rows."""
     curves = zip(*(service.curve for service in services), strict=True)
     curve = [(points[0][0], statistics.mean(seconds for _, seconds in points)) for points in curves]
-    return replace(services[0], curve=curve, beside=statistics.mean(service.beside for service in services))
+    beside, per_cell = (statistics.mean(getattr(one, name) for one in services) for name in ("beside", "per_cell"))
+    return replace(services[0], curve=curve, beside=beside, per_cell=per_cell)
 
 
 def capacity(service: Service) -> float:
     """Requests a second with all slots busy."""
     n_prompt, n_generated = (statistics.mean(length) for length in zip(*LENGTHS, strict=True))
     n_rows, seconds = service.curve[-1]
-    step = service.seconds(service.n_slots) / service.n_slots
+    step = service.seconds(service.n_slots) / service.n_slots + service.per_cell * (n_prompt + n_generated / 2)
     return 1 / (n_prompt * seconds / n_rows + (n_generated - 1) * step)
 
 

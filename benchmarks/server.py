@@ -10,8 +10,7 @@ what is not asked idles. Each stream asks for N tokens, greedy, whatever ends th
 own.
 
 The rate is all tokens that were decoded, over the time from the first stream's first token to the last stream's end, by
-the servers' own clocks for one stream and the client's for several. Both servers have a cache for each slot, as
-llama-server has with -np, and not a pool, as pyskip serve has otherwise.
+the servers' own clocks for one stream and the client's for several.
 """
 
 from __future__ import annotations
@@ -164,9 +163,7 @@ def main() -> int:
         port = free_port()
         command = [sys.executable, "-m", "pyskip", "serve", model, "--port", str(port), "-c", n_ctx, "-t", threads]
         command += ["--skip", "off", "--kernels", args.kernels, *(("--profile", args.profile) if args.profile else ())]
-        ours = stack.enter_context(
-            server("pyskip serve", [*command, "--", "--parallel", str(n_slots), "--no-kv-unified"], port)
-        )
+        ours = stack.enter_context(server("pyskip serve", [*command, "--", "--parallel", str(n_slots)], port))
         arms["server"] = lambda n_streams: rate(ours, n_streams, args.n, {"skip": "off"})
         if args.skip:
             arms[f"server skip={args.skip}"] = lambda n_streams: rate(ours, n_streams, args.n, {"skip": args.skip})

@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from serving import ALTERNATE, Running, running, start, wait_until
 from vocabulary import add_bytes
 
 from pyskip.cli.main import run
-from pyskip.server import program
 
 pytestmark = pytest.mark.loopback
 
@@ -319,23 +318,25 @@ def test_the_programs_own_command_line(tiny: Path, cli: Any) -> None:
         assert done.stderr.startswith("pyskip: ")
 
 
-def test_slots_have_one_pool_however_many(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """--parallel alone gives each slot a cache of its own, of which only neighbours are decoded in one batch."""
-    presets: list[str] = []
+@pytest.mark.parametrize(("flags", "expected"), [((), [0, 1]), (("--kv-unified",), [0, 3])])
+def test_a_request_gets_a_slot_beside_those_that_are_busy(
+    tiny: Path, flags: tuple[str, ...], expected: list[int]
+) -> None:
+    """Of the others the one used the longest ago, as in a pool: there any slots are decoded together."""
 
-    def wait_for(args: list[str]) -> int:
-        assert args[-3:] == flags  # which have the last word
-        presets.append(Path(args[args.index("--models-preset") + 1]).read_text() if "--models-preset" in args else "")
-        return 0 if "--kv-unified" in args else 3
+    def body(i: int, **more: Any) -> dict[str, Any]:
+        return {"prompt": " ".join(f"w{20 * i + j}" for j in range(20)), "ignore_eos": True, "skip": "off", **more}
 
-    flags = ["--parallel", "3", "--no-kv-unified"]
-    monkeypatch.setattr(program, "_wait_for", wait_for)
-    monkeypatch.setattr(program, "program", lambda: Path("pyskip-server"))
-    monkeypatch.delattr("os.memfd_create", raising=False)
-    served = program.ServedModel(tiny, 512)
-    assert program.run({"m": served}, flags) == 0
-    assert program.run({"m": served, "n": served}, flags) == 3
-    assert presets[1].count("kv-unified = true\n") == 2
+    with running(str(tiny), "-c", "2048", "--", "--parallel", "4", *flags) as server, ExitStack() as stack:
+        for place in (0, 3, 1, 2):
+            assert server.post("/completion", body(place, n_predict=1, id_slot=place)).json()["id_slot"] == place
+        places = []
+        for i in (4, 5):
+            request = body(i, n_predict=1500, stream=True)
+            stream = stack.enter_context(server.client.stream("POST", server.url + "/completion", json=request))
+            line = next(line for line in stream.iter_lines() if line.startswith("data: {"))
+            places.append(json.loads(line[6:])["id_slot"])
+    assert places == expected
 
 
 @pytest.mark.slow

@@ -78,8 +78,7 @@ def _wait_for(args: Sequence[str]) -> int:
 def _command(models: Mapping[str, ServedModel], flags: Sequence[str], text_file: TextFile) -> list[str]:
     if len(models) == 1:
         ((name, model),) = models.items()
-        options = _options(model, text_file).items()
-        own = [item for key, value in options for item in ((f"--{key}",) if value == "true" else (f"--{key}", value))]
+        own = [item for key, value in _options(model, text_file).items() for item in (f"--{key}", value)]
         return [str(program()), "--model", str(model.path), "--alias", name, *own, *flags]
     return [
         str(program()),
@@ -92,9 +91,8 @@ def _command(models: Mapping[str, ServedModel], flags: Sequence[str], text_file:
 
 
 def _options(model: ServedModel, text_file: TextFile) -> dict[str, str]:
-    """A pool for as many requests as there are slots, each of which may fill a context. One pool, also where --parallel
-    says how many: in a cache of its own each, slots that are no neighbours would not be decoded together."""
-    options = {"kv-unified": "true", "kv-unified-per-slot": str(model.n_ctx)}
+    """A pool for as many requests as there are slots, each of which may fill a context."""
+    options = {"kv-unified-per-slot": str(model.n_ctx)}
     template = model.chat_template
     if template is not None:
         options["chat-template-file"] = text_file("template", template) if "{" in template else template
