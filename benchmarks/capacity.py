@@ -6,11 +6,11 @@ and measured, too.
 
 Service times: the seconds of a step with 1 to --slots streams, what a step takes more behind a long prompt, and the
 seconds of prompts of the lengths of PROMPTS, each from the server's own clocks without any other request, and what a
-request takes beside them; anew after each load, since a machine's speed drifts. A load is a share of what the replica can do with all slots busy. Requests come at random, with
-prompts and answers of lengths as in LENGTHS, no two prompts alike; the prediction is the simulation of the same
-requests on service times between those before and those after. --plan reads such a file and tells how many requests a
-replica takes before the 95th percentile of the first-token time is longer than --wait (2 s), and how many replicas a
-thousand and a million users a day need.
+request takes beside them; anew after each load, since a machine's speed drifts. A load is a share of what the replica
+can do with all slots busy. Requests come at random, with prompts and answers of lengths as in LENGTHS, no two prompts
+alike; the prediction is the simulation of the same requests on service times between those before and those after.
+--plan reads such a file and tells how many requests a replica takes before the 95th percentile of the first-token time
+is longer than --wait (2 s), and how many replicas a thousand and a million users a day need.
 """
 
 from __future__ import annotations
