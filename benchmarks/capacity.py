@@ -6,11 +6,11 @@ and measured, too.
 
 Service times: the seconds of a step with 1 to --slots streams, what a step takes more behind a long prompt, and the
 seconds of prompts of the lengths of PROMPTS, each from the server's own clocks without any other request, and what a
-request takes beside them; anew after each load, since a machine's speed drifts. A load is a share of what the replica
-can do with all slots busy. Requests come at random, with prompts and answers of lengths as in LENGTHS, no two prompts
-alike; the prediction is the simulation of the same requests on service times between those before and those after.
---plan reads such a file and tells how many requests a replica takes before the 95th percentile of the first-token time
-is longer than --wait (2 s), and how many replicas a thousand and a million users a day need.
+request takes beside them; anew after every PART requests, since a machine's speed drifts. A load is a share of what the
+replica can do with all slots busy. Requests come at random, with prompts and answers of lengths as in LENGTHS, no two
+prompts alike; the prediction is the simulation of the same requests on service times between those before and those
+after them. --plan reads such a file and tells how many requests a replica takes before the 95th percentile of the
+first-token time is longer than --wait (2 s), and how many replicas a thousand and a million users a day need.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ N_STEPS = 48  # tokens of a stream that is measured
 SHORT = 4  # tokens of its prompt
 PROMPTS = (16, 48, 128, 384)  # tokens of those that are measured
 WARM = 3  # requests at first that are not counted
+PART = 25  # requests of a load between which service times are measured anew
 USERS = (1_000, 1_000_000)  # a day
 PER_USER = 10  # requests of a user's day
 PEAK = 3.0  # the busiest hour, in the mean of the day
@@ -124,9 +125,9 @@ def capacity(service: Service) -> float:
     return 1 / (n_prompt * seconds / n_rows + (n_generated - 1) * step)
 
 
-def load_run(url: str, requests: list[Arrival], more: dict[str, Any]) -> tuple[list[float], list[Arrival]]:
+def load_run(url: str, requests: list[Arrival], more: dict[str, Any], seed: int) -> tuple[list[float], list[Arrival]]:
     """First-token times of requests that come when they should, and what they were in tokens."""
-    rng, began = random.Random(2), time.perf_counter()
+    rng, began = random.Random(seed), time.perf_counter()
     texts = [prompt(rng, request.n_prompt) for request in requests]
     found: list[tuple[float, dict[str, Any]]] = [(0.0, {})] * len(requests)
 
@@ -159,18 +160,33 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     try:
         services.append(service_times(server.url, args.slots, more, args.rounds))
         for load in map(float, args.loads.split(",")):
-            per_second = load * capacity(services[-1])
-            wanted = arrivals(per_second, args.requests, LENGTHS, seed=int(100 * load))
-            measured, counted = load_run(server.url, wanted, more)
-            services.append(service_times(server.url, args.slots, more, args.rounds))
-            predicted = [outcome.first for outcome in simulate(mean(services[-2:]), counted)]
-            sides = {"measured": percentiles(measured), "predicted": percentiles(predicted)}
-            rows.append({"load": load, "per_second": per_second, "n": len(counted), **sides})
+            parts: list[dict[str, Any]] = []
+            while (n_left := args.requests - sum(len(part["measured"]) for part in parts)) > 0:
+                per_second, seed = load * capacity(services[-1]), int(1000 * load) + len(parts)
+                wanted = arrivals(per_second, min(PART, n_left), LENGTHS, seed)
+                measured, counted = load_run(server.url, wanted, more, seed)
+                services.append(service_times(server.url, args.slots, more, args.rounds))
+                predicted = [outcome.first for outcome in simulate(mean(services[-2:]), counted)]
+                parts.append({"per_second": per_second, "measured": measured, "predicted": predicted})
+                told = ", ".join(f"{rows} {seconds * 1000:.1f}" for rows, seconds in services[-1].curve)
+                print(f"capacity: load {load}, {n_left} to go; ms of rows: {told}", file=sys.stderr, flush=True)
+            rows.append({"load": load, **summary(parts), "parts": parts})
         service = mean(services)
     finally:
         server.stop()
     made = {"build": BUILD, "cpu": cpu_name(), "date": datetime.date.today().isoformat(), "n_threads": args.threads}
     return {"model": args.model, "skip": args.skip, "service": asdict(service), "rows": rows, **made}
+
+
+def summary(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of a load's requests, all together."""
+    sides = {side: [first for part in parts for first in part[side]] for side in ("measured", "predicted")}
+    found = {side: percentiles(firsts) for side, firsts in sides.items()}
+    return {
+        "per_second": statistics.mean(part["per_second"] for part in parts),
+        "n": len(sides["measured"]),
+        **found,
+    }
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -203,9 +219,9 @@ def main() -> int:
     parser.add_argument("model", nargs="?", default="demo")
     parser.add_argument("--skip", default="off", help="of every request")
     parser.add_argument("--loads", default="0.5,0.8", help="shares of what the replica can do")
-    parser.add_argument("--requests", type=int, default=100, help="of each load")
+    parser.add_argument("--requests", type=int, default=300, help="of each load")
     parser.add_argument("--slots", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=3, help="samples of each service time")
+    parser.add_argument("--rounds", type=int, default=5, help="samples of each service time")
     parser.add_argument("--context", type=int, help="tokens of a request's context")
     parser.add_argument("-t", "--threads", type=int, default=physical_cores())
     parser.add_argument("--plan", type=Path, metavar="FILE.json", help="what a file of measurements means for users")
