@@ -165,12 +165,12 @@ bench: $(VENV)/.built build/reference/.built build/never-built/.built $(VENV)/.d
 
 results: $(VENV)/.built build/reference/.built $(VENV)/.dev
 	$(BIN)/python -m benchmarks.results $(if $(DATA),--text $(DATA)/dev_wiki.txt --lambada $(DATA)/dev_lambada.jsonl \
-	  --factoid $(DATA)/dev_factoid.jsonl --arc-easy $(DATA)/dev_arc_easy.jsonl --cnn $(DATA)/dev_cnn_dailymail.jsonl \
+	  --factoid $(DATA)/dev_factoid.jsonl --arc-easy $(DATA)/dev_arc_easy.jsonl --cnn $(DATA)/dev_cnn_dailymail.jsonl --mt-bench $(DATA)/dev_mt_bench_questions.jsonl \
 	  --fit $(DATA)/calibration_wiki.txt) \
 	  $(if $(ONLY),--only $(ONLY)) $(RESULTS_ARGS)
 
 # Rates of generated tokens, and one of prompts. A profile is calibrated where none lies beside a model.
-FRONTIER_SKIPS = --skip 0.1 --skip 0.2 --skip 0.3 --skip profile:rate=0,prompt=0.3
+FRONTIER_SKIPS = --skip 0.1 --skip 0.2 --skip 0.3 --skip profile:rate=0,prompt=0.4 -p 512
 
 frontier: $(VENV)/.built $(VENV)/.dev
 	@test -n "$(TEXTS)" || { echo 'make frontier: found no TEXTS, expected TEXTS="wiki=FILE code=FILE"'; exit 1; }

@@ -1,15 +1,16 @@
 """When to take a smaller quantisation, when to skip, when both: speed and quality of one model's files on this machine.
 
     python benchmarks/frontier.py FILE ... --text KIND=FILE [--text ...] [--profile FILE] [--skip SPEC ...]
-                                  [--windows N] [--rounds N] [-t N] [-o FILE]
+                                  [--windows N] [--rounds N] [-t N] [-d DEPTH] [-o FILE]
 
 FILEs are quantisations of one model. The first is what the others are compared with, and what the profile was made for;
 its profile serves the others too, since their blocks compute nearly the same. Quality is taken on each --text: the same
 windows of 256 tokens for every point, the second half of each scored, perplexity as a ratio and KL divergence to the
 first file, dense. Under `prompt=` windows are longer: a prompt of as many tokens as is timed is skipped, and what is
-scored is the 128 tokens that follow. Speed is taken in turns: in every round
-each point takes its turn, and the order rotates; see benchmarks/peers.py. -o keeps what other models and machines left
-in the file; benchmarks/frontier_page.py makes docs/frontier.md of it.
+scored is the 128 tokens that follow. Speed is taken in turns: in every round each point takes its turn, and the order
+rotates; see benchmarks/peers.py. With --depth both are taken behind so many tokens of the text, dense, and prompts are
+not timed: the place for `attn=`. -o keeps what other models and machines left in the file; benchmarks/frontier_page.py
+makes docs/frontier.md of it.
 
 Memory: all files are loaded at once for the turns, about twice their size.
 """
@@ -25,6 +26,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -87,56 +89,97 @@ def prompt_counts(llm: Llama) -> tuple[int, int]:
     return n_skipped, n_skipped + sum(stats.prompt_evaluated)
 
 
-def scored(
-    llm: Llama, decoder: Decoder, arm: PolicyArm, is_prompt: bool, windows: Sequence[list[int]], dense: LogP
-) -> dict[str, float]:
-    """Of an arm on windows of one kind of text; where `dense` has none of a window, it is filled."""
-    log_p, dense_log_p, kld, n_skipped, n = [], [], [], 0, 0
-    llm.reset_skip_stats()
-    for window in windows:
-        first = len(window) - N_SCORED
-        decoder.begin(arm)
-        if is_prompt:
-            llm.mark_generated(first)  # what is scored is what follows
-        logits = decoder.decode(window, 0, first)
-        is_first = tuple(window) not in dense
-        if is_first:
-            dense[tuple(window)] = np.empty(logits.shape, np.float32)
-        reference, targets = dense[tuple(window)], window[first + 1 :]
-        scores = score(logits, targets, reference, is_dense=is_first)
-        n_tokens, skipped = arm.take()
-        skipped = skipped[: len(skipped) // 2]  # FFNs, without attention
-        log_p.append(scores.log_p)
-        dense_log_p.append(reference[np.arange(len(targets)), targets])
-        kld.append(scores.kld)
-        n_skipped, n = n_skipped + int(skipped.sum()), n + n_tokens * len(skipped)
-    if is_prompt:
+@dataclass
+class Tally:
+    """What an arm did on one kind of text, token by token."""
+
+    log_p: list[npt.NDArray[np.float64]] = field(default_factory=list)
+    dense_log_p: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    kld: list[npt.NDArray[np.float64]] = field(default_factory=list)
+    n_skipped: int = 0  # FFN blocks, without attention
+    n_attention: int = 0
+    n: int = 0  # blocks that could have been
+
+    def result(self) -> dict[str, float]:
+        ppl, dense_ppl = (float(np.exp(-np.concatenate(p).mean())) for p in (self.log_p, self.dense_log_p))
+        return {
+            "ppl": round(ppl, 4),
+            "dense_ppl": round(dense_ppl, 4),
+            "kld": round(float(np.concatenate(self.kld).mean()), 5),
+            "skip_rate": round(self.n_skipped / self.n, 4),
+            "attention_rate": round(self.n_attention / self.n, 4),
+        }
+
+
+def score_window(
+    llm: Llama, decoder: Decoder, arm: PolicyArm, window: list[int], start: int, dense: LogP, tally: Tally
+) -> None:
+    """The last N_SCORED tokens of a window, `start` of which are decoded. `dense` is filled where it has none of it."""
+    first = len(window) - N_SCORED
+    logits = decoder.decode(window, start, first)
+    is_first = tuple(window) not in dense
+    if is_first:
+        dense[tuple(window)] = np.empty(logits.shape, np.float32)
+    reference, targets = dense[tuple(window)], window[first + 1 :]
+    scores = score(logits, targets, reference, is_dense=is_first)
+    tally.log_p.append(scores.log_p)
+    tally.dense_log_p.append(reference[np.arange(len(targets)), targets])
+    tally.kld.append(scores.kld)
+    n_tokens, skipped = arm.take()
+    n_layer = len(skipped) // 2
+    if is_prompt_rate(str(arm.policy)):
         n_skipped, n = prompt_counts(llm)
-    ppl, dense_ppl = (float(np.exp(-np.concatenate(p).mean())) for p in (log_p, dense_log_p))
-    return {
-        "ppl": round(ppl, 4),
-        "dense_ppl": round(dense_ppl, 4),
-        "kld": round(float(np.concatenate(kld).mean()), 5),
-        "skip_rate": round(n_skipped / n, 4),
-    }
+    else:
+        n_skipped, n = int(skipped[:n_layer].sum()), n_tokens * n_layer
+    tally.n_skipped, tally.n_attention = tally.n_skipped + n_skipped, tally.n_attention + int(skipped[n_layer:].sum())
+    tally.n += n
 
 
 def quality(
-    llm: Llama, skips: Sequence[str], windows: Windows, long_windows: Windows, dense: LogP
+    llm: Llama, skips: Sequence[str], windows: Windows, long_windows: Windows, depth: int, dense: LogP
 ) -> dict[str, dict[str, Any]]:
-    """Of each skip, and of off, by kind of text; of rates for prompts on the long windows. `dense` is filled by the
-    first Llama's off."""
-    found: dict[str, dict[str, Any]] = {}
+    """Of off and each skip, by kind of text; of rates for prompts on the long windows. Behind a context (depth) what is
+    decoded of it, dense, serves all arms. `dense` is filled by the first Llama's off."""
+    found: dict[str, dict[str, Any]] = {skip: {} for skip in ("off", *skips)}
     n_max = max(len(window) for some in (windows, long_windows) for window in next(iter(some.values())))
     with decoding_arms(llm, skips, n_max) as (decoder, arms):
-        if not dense and any(map(is_prompt_rate, skips)):
-            for some in long_windows.values():
-                scored(llm, decoder, arms[0], False, some, dense)
-        for arm, skip in zip(arms, ("off", *skips), strict=True):
-            is_prompt = is_prompt_rate(skip)
-            by_kind = long_windows if is_prompt else windows
-            found[skip] = {kind: scored(llm, decoder, arm, is_prompt, some, dense) for kind, some in by_kind.items()}
+        for kind in windows:
+            tallies = [Tally() for _ in arms]
+            for arm, tally in zip(arms, tallies, strict=True):
+                if is_prompt_rate(str(arm.policy)):
+                    score_prompts(llm, decoder, (arms[0], arm), long_windows[kind], dense, tally)
+            for window in windows[kind]:
+                is_there = False
+                for arm, tally in zip(arms, tallies, strict=True):
+                    if is_prompt_rate(str(arm.policy)):
+                        continue
+                    if is_there:
+                        decoder.go_on(arm, depth)
+                    else:
+                        decoder.begin(arm)
+                    if depth:
+                        llm.mark_generated(depth)
+                    score_window(llm, decoder, arm, window, depth if is_there else 0, dense, tally)
+                    is_there = depth > 0
+            for skip, tally in zip(found, tallies, strict=True):
+                found[skip][kind] = tally.result()
     return found
+
+
+def score_prompts(
+    llm: Llama, decoder: Decoder, arms: tuple[PolicyArm, PolicyArm], windows: Sequence[list[int]], dense: LogP,
+    tally: Tally,
+) -> None:  # fmt: skip
+    """What follows a prompt that is skipped: arms are off and one with a rate for prompts."""
+    off, arm = arms
+    for window in windows:
+        if tuple(window) not in dense:
+            decoder.begin(off)
+            score_window(llm, decoder, off, window, 0, dense, Tally())
+        decoder.begin(arm)
+        llm.mark_generated(len(window) - N_SCORED)
+        llm.reset_skip_stats()
+        score_window(llm, decoder, arm, window, 0, dense, tally)
 
 
 def qualities(args: argparse.Namespace, profiles: dict[Path, str | None]) -> dict[Point, dict[str, Any]]:
@@ -144,15 +187,16 @@ def qualities(args: argparse.Namespace, profiles: dict[Path, str | None]) -> dic
     long_windows: Windows = {}
     dense: LogP = {}
     found: dict[Point, dict[str, Any]] = {}
-    n_ctx = max(N_SCORED, args.prompt) + N_SCORED
+    n_ctx = max(N_SCORED, args.prompt, args.depth) + N_SCORED
     for model, profile in profiles.items():
         print(f"frontier: quality of {model.name}", file=sys.stderr, flush=True)
         with closing(
             Llama(str(model), n_ctx=n_ctx, n_batch=n_ctx, profile=profile, n_threads=args.threads, verbose=False)
         ) as llm:
-            windows = windows or windows_of(llm, args.text, args.windows, N_SCORED)
+            windows = windows or windows_of(llm, args.text, args.windows, args.depth or N_SCORED)
             long_windows = long_windows or windows_of(llm, args.text, args.windows, args.prompt)
-            for skip, kinds in quality(llm, args.skip if profile else (), windows, long_windows, dense).items():
+            skips = args.skip if profile else ()
+            for skip, kinds in quality(llm, skips, windows, long_windows, args.depth, dense).items():
                 found[model, skip] = kinds
     return found
 
@@ -161,18 +205,19 @@ def speeds(
     args: argparse.Namespace, profiles: dict[Path, str | None]
 ) -> tuple[dict[Point, dict[str, list[Sample]]], str]:
     """Samples of each point by kind of test, and the instruction set."""
-    tests = parse_tests([args.prompt], [args.n_gen])
+    tests = parse_tests([] if args.depth else [args.prompt], [args.n_gen])
     n_max = max(args.prompt, args.n_gen)
+    n_before = args.depth or N_CONTEXT
     taken: dict[Point, dict[str, list[Sample]]] = {}
     with ExitStack() as stack:
         arms: list[Pyskip] = []
         of: dict[int, Point] = {}
         tokens: list[int] = []
         for model, profile in profiles.items():
-            setup = {"model": str(model), "profile": profile, "n_ctx": n_max + 8}
+            setup = {"model": str(model), "profile": profile, "n_ctx": n_max + 8, "depth": args.depth}
             worker = stack.enter_context(Worker("fast", sys.executable, setup))
-            text = read_text(args.text[0][1])[: 64 * n_max]
-            tokens = tokens or list(worker.ask({"do": "tokenize", "text": text})["tokens"])[: N_CONTEXT + n_max]
+            text = read_text(args.text[0][1])[: 64 * (n_before + n_max)]
+            tokens = tokens or list(worker.ask({"do": "tokenize", "text": text})["tokens"])[: n_before + n_max]
             worker.ask({"do": "set_tokens", "tokens": tokens})
             for skip in ("off", *(args.skip if profile else ())):
                 arms.append(Pyskip(worker, skip))
@@ -197,7 +242,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         kinds = qualities(args, profiles)
         turns, instructions = speeds(args, profiles)
     return {
-        "model": args.name or args.files[0].stem,
+        "model": (args.name or args.files[0].stem) + (f" behind {args.depth:,} tokens" if args.depth else ""),
         "cpu": cpu_name(),
         "n_cores": os.cpu_count(),
         "instructions": instructions,
@@ -215,7 +260,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 "skip": skip,
                 "decode_skip_rate": round(float(np.mean([s.skip_rate for s in turns[model, skip]["tg"]])), 4),
                 "decode_ts": [round(s.tokens_s, 3) for s in turns[model, skip]["tg"]],
-                "prompt_ts": [round(s.tokens_s, 3) for s in turns[model, skip]["pp"]],
+                "prompt_ts": [round(s.tokens_s, 3) for s in turns[model, skip].get("pp", [])],
                 "texts": texts,
             }
             for (model, skip), texts in kinds.items()
@@ -244,6 +289,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("-t", "--threads", type=int, default=os.cpu_count())
     parser.add_argument("-p", "--prompt", type=int, default=256)
     parser.add_argument("-n", "--n-gen", type=int, default=32)
+    parser.add_argument("-d", "--depth", type=int, default=0, help="tokens of context before what is decoded")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="JSON")
     return parser.parse_args(argv)
 

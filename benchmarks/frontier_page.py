@@ -38,33 +38,44 @@ def slug(run: dict[str, Any]) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", f"{run['model']}-{run['instructions']}".lower())
 
 
+def skipped(point: dict[str, Any], kinds: Sequence[str]) -> str:
+    """Shares of FFN blocks, and of attention if any was, from the text with the least to that with the most."""
+    if point["skip"] == "off":
+        return ""
+    parts = []
+    for what, key in (("", "skip_rate"), ("attention ", "attention_rate")):
+        rates = [point["texts"][kind].get(key, 0) for kind in kinds]
+        if what == "" or max(rates) > 0:
+            parts.append(f"{what}{min(rates):.1%} to {max(rates):.1%}")
+    return ", ".join(parts)
+
+
 def table(run: dict[str, Any]) -> str:
     base = base_of(run)
     kinds = list(base["texts"])
-    head = ["file", "MB", "skip", "skipped", "decode, tokens/s", "x", "prompt, tokens/s", "x"]
+    tests = {"decode": "decode_ts", **({"prompt": "prompt_ts"} if base["prompt_ts"] else {})}
+    head = ["file", "MB", "skip", "skipped"]
+    head += [cell for test in tests for cell in (f"{test}, tokens/s", "x")]
     head += [f"{kind}: perplexity x, KL" for kind in kinds]
     lines = []
     for point in run["points"]:
-        rates = [point["texts"][kind]["skip_rate"] for kind in kinds]
-        skipped = f"{min(rates):.1%} to {max(rates):.1%}" if point["skip"] != "off" else ""
         texts = [
             f"{point['texts'][kind]['ppl'] / point['texts'][kind]['dense_ppl']:.3f}, {point['texts'][kind]['kld']:.3f}"
             for kind in kinds
         ]
         speed = [
             cell
-            for test in ("decode_ts", "prompt_ts")
+            for test in tests.values()
             for cell in (median_cell(point[test], 1), f"{quartiles(ratios(point[test], base[test]))[1]:.2f}")
         ]
-        lines.append(
-            [quantisation(point["file"]), f"{point['bytes'] / 1e6:.0f}", point["skip"], skipped, *speed, *texts]
-        )
+        file = [quantisation(point["file"]), f"{point['bytes'] / 1e6:.0f}", point["skip"], skipped(point, kinds)]
+        lines.append([*file, *speed, *texts])
     profile = f"a profile of {run['profile_bytes'] / 1e6:.0f} MB" if run["profile_bytes"] else "no profile"
+    prompts = f", prompts of {run['n_prompt']} tokens" if base["prompt_ts"] else ""
     about = (
         f"{run['instructions']}: {run['cpu']}, {run['n_threads']} threads, {run['date']}, pyskip at {run['commit']}, "
-        f"{profile}. Speed: medians of {len(base['decode_ts'])} rounds in turns (quartiles), prompts of "
-        f"{run['n_prompt']} tokens. Quality: {run['n_tokens']} tokens of each text, relative to "
-        f"{quantisation(run['reference'])}, dense."
+        f"{profile}. Speed: medians of {len(base['decode_ts'])} rounds in turns (quartiles){prompts}. Quality: "
+        f"{run['n_tokens']} tokens of each text, relative to {quantisation(run['reference'])}, dense."
     )
     return "\n".join([about, "", *grid(head, lines)])
 

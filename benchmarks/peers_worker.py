@@ -20,8 +20,9 @@ INSTRUCTIONS = {"AVX512": "AVX-512", "AVX2": "AVX2", "AVX": "AVX", "SVE": "SVE",
 
 
 class Worker:
-    def __init__(self, *, model: str, kernels: str, profile: str | None, n_ctx: int) -> None:
-        arguments: dict[str, Any] = {"n_ctx": N_CONTEXT + n_ctx, "profile": profile, "verbose": False}
+    def __init__(self, *, model: str, kernels: str, profile: str | None, n_ctx: int, depth: int = 0) -> None:
+        self.depth = depth  # of a context that generated tokens follow, decoded once; 0: N_CONTEXT, every time
+        arguments: dict[str, Any] = {"n_ctx": (depth or N_CONTEXT) + n_ctx, "profile": profile, "verbose": False}
         if "kernels" in inspect.signature(pyskip.Llama).parameters:
             arguments["kernels"] = kernels
         elif kernels != "upstream":
@@ -56,6 +57,9 @@ class Worker:
 
     def set_tokens(self, tokens: list[int]) -> dict[str, Any]:
         self.tokens = tokens
+        if self.depth:
+            self.llm.skip = "off"
+            self.llm.eval(tokens[: self.depth])
         return {}
 
     def run(self, kind: str, n: int, n_threads: int, skip: str) -> dict[str, Any]:
@@ -71,13 +75,20 @@ class Worker:
 
     def once(self, kind: str, n: int) -> float:
         """A prompt starts in an empty context, as llama-bench's does."""
-        llm, timed = self.llm, self.tokens[N_CONTEXT : N_CONTEXT + n]
-        llm.reset()
-        if kind == "tg":
-            llm.eval(self.tokens[:N_CONTEXT])
-            llm.mark_generated(N_CONTEXT)
+        llm, n_before = self.llm, self.depth or N_CONTEXT
+        timed = self.tokens[n_before : n_before + n]
+        if self.depth:
+            if not llm.engine.cut(self.depth, 0):
+                raise RuntimeError("the model's memory cannot be cut (a recurrent state), expected a KV cache")
+            llm.n_tokens = self.depth
         else:
+            llm.reset()
+        if kind == "pp":
             llm.mark_generated(n)  # a rate for prompts counts from their end
+        else:
+            if not self.depth:
+                llm.eval(self.tokens[:N_CONTEXT])
+            llm.mark_generated(n_before)
         llm.reset_skip_stats()
         start = time.perf_counter()
         if kind == "pp":

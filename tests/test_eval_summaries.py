@@ -119,8 +119,8 @@ ITEM = '{"context": "a", "continuation": "b"}'
         ([LINE, '{"highlights": "a"}'], 'line 2: no "article"'),
         ([LINE, '{"article": " ", "highlights": "a"}'], 'line 2: "article" is " "'),
         ([LINE, '{"article": "a", "highlights": 3}'], 'line 2: "highlights" is 3'),
-        ([ITEM, LINE], "line 2: an article, expected none as before it"),
-        ([LINE, "", ITEM, ITEM], "line 3: no article, expected articles as before it"),
+        ([ITEM, LINE], "line 2: found articles behind items, expected one kind"),
+        ([LINE, "", ITEM, ITEM], "line 3: found items behind articles, expected one kind"),
     ],
 )
 def test_bad_lines(tmp_path: Path, lines: list[str], said: str) -> None:

@@ -58,6 +58,28 @@ def test_points(page_models: tuple[Path, Path], tmp_path: Path) -> None:
     assert "frontier-" in frontier_page.section([run])
 
 
+def test_behind_a_context(page_models: tuple[Path, Path], tmp_path: Path) -> None:
+    """What is decoded behind a context costs what it costs, however many arms share what is decoded of it; prompts are
+    not timed."""
+    first, _ = page_models
+    profile = ["--profile", str(first.with_suffix(".skip.gguf"))]
+    found = []
+    for skips in (["static:0,attn=1", "0.3"], ["0.3"]):
+        more = [*profile, *(f"--skip={skip}" for skip in skips), "-d", "256", "-o", "found.json"]
+        done = measured(tmp_path, [first], *more)
+        assert done.returncode == 0, done.stderr
+        (run,) = json.loads((tmp_path / "found.json").read_text())["runs"]
+        found.append({p["skip"]: p for p in run["points"]})
+    assert run["model"] == "fitted behind 256 tokens"
+    assert {p["texts"]["plain"]["attention_rate"] > 0 for p in found[0].values()} == {True, False}
+    assert found[0]["0.3"]["texts"] == found[1]["0.3"]["texts"]
+    assert found[0]["static:0,attn=1"]["texts"]["plain"]["kld"] > 0
+    assert found[0]["off"]["prompt_ts"] == []
+    section = frontier_page.section([run])
+    assert "decode, tokens/s" in section
+    assert "prompt, tokens/s" not in section
+
+
 def a_point(file: str, skip: str, speed: float, ppl: float, kld: float) -> dict[str, Any]:
     texts = {"wiki": {"ppl": ppl, "dense_ppl": 8.0, "kld": kld, "skip_rate": 0.2 if skip != "off" else 0}}
     decode = [speed, 2 * speed, 4 * speed]

@@ -106,6 +106,9 @@ def measure(folder: Path) -> Path:
         dense = {key: 0.4, f"{key}_se": 0.05, "n": 40}
         where = {"name": f"{name}.jsonl", "sha256": "cd" * 32}
         documents.append(document(name, inputs={name: where}, warmup=0, n=40, dense=dense, rows=rows(key)))
+    kinds = [{**row, "same_top": 0.9, "kld_mean": 0.05} for row in rows("same_top")]
+    where = {"mt_bench": {"name": "mt_bench.jsonl", "sha256": "ef" * 32}}
+    documents.append(document("mt_bench", inputs=where, n=16, dense={"n_tokens": 900}, rows=kinds))
     for each in documents:
         (folder / f"{each['step']}.json").write_text(json.dumps(each))
     return folder
@@ -118,12 +121,13 @@ def page(benchmarks: tuple[ModuleType, ...], tmp_path_factory: pytest.TempPathFa
 
 def test_page_holds_every_table(page: Path) -> None:
     text = page.read_text()
-    for title in ("Wiki text", "LAMBADA", "Factoid", "ARC easy", "CNN/DailyMail"):
+    for title in ("Wiki text", "LAMBADA", "Factoid", "ARC easy", "CNN/DailyMail", "MT-bench"):
         section = text.split(f"### {title}\n")[1].split("\n#")[0]
         rates = [line.split(" |")[0] for line in section.splitlines() if re.match(r"\| \d", line)]
         assert rates == ["| 5 %", "| 25 %", "| 35 %"]
         assert "`python -m benchmarks.results --only" in section
     assert "| 25 % | 90.0 ± 0.9 (22.5 %) | 2.718 ± 0.027 (22.5 %) |" in text
+    assert "| 25 % | 90.0, 0.050 (22.5 %) |" in text
     assert "| 35 % | 5.5 ± 2.0 (31.5 %) |" in text  # 0.4 / (1 + 9 x 0.35 x 2)
     assert "| profile, 35 % | 30.0 ± 1.0 | 1.350 | 1.200 | 35 % | 1.073 |" in text
     assert "| 29 | 0.958 | 0.800 | 0.970 |" in text

@@ -9,14 +9,15 @@ Steps, in this order; each needs the ones that it names to have run, in this or 
     accuracy  the profile at a rate of 0.25 on every item of lambada, factoid and arc_easy
     cos       cos(x, z) of each block on the text, dense
     arms      what to compare: the layers of `static` by single ablation, the thresholds of `cosine` (cos)
-    text, lambada, factoid, arc_easy, cnn     quality of each policy at each rate, by `pyskip eval` (arms)
+    text, lambada, factoid, arc_easy, cnn, mt_bench     quality of each policy at each rate, by `pyskip eval` (arms)
     bench     decode rates of the policies, by pyskip.bench; wants an otherwise idle machine (arms)
     calibration  profiles that `pyskip calibrate` makes with other flags, and from other text, on the text
     page      the page and the plots
 
 Every score goes to a journal in build/results first: after Ctrl-C the same command goes on where it was, and more
 windows or items (--chunks, --items) add to what is there. On two slow cores, with the default counts, near three hours:
-headline 22, accuracy 30, arms 6, text 17, lambada 19, factoid 6, arc_easy 8, cnn 13, bench 5, calibration 12.
+headline 22, accuracy 30, arms 6, text 17, lambada 19, factoid 6, arc_easy 8, cnn 13, bench 5, calibration 12. Another
+model has a page of its own: -o docs/results-NAME writes docs/results-NAME.md.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ TITLES = {
     "factoid": "Factoid",
     "arc_easy": "ARC easy",
     "cnn": "CNN/DailyMail",
+    "mt_bench": "MT-bench",
 }
 MEASURES = {
     "text": "perplexity / dense",
@@ -31,8 +32,10 @@ MEASURES = {
     "factoid": "accuracy, %: the fact by greedy decoding (the paper's Factoid-QA asks such questions)",
     "arc_easy": "accuracy, %: the right one of about four choices the likeliest for its length",
     "cnn": "ROUGE-L F1, %, of summaries against the highlights (the paper has summaries judged by GPT-4)",
+    "mt_bench": "how often the policy would have written the dense model's next token, and KL divergence, nats, along "
+    "the dense answers to its questions, two turns each (the paper has answers judged by GPT-4)",
 }
-UNITS = {"text": "windows of 512 tokens, the second half of each"}
+UNITS = {"text": "windows of 512 tokens, the second half of each", "mt_bench": "questions"}
 
 
 def write(folder: Path) -> Path:
@@ -56,7 +59,7 @@ def write(folder: Path) -> Path:
     if "calibration" in documents:
         parts.append(_calibrations(documents["calibration"]))
     parts.append(_arms(documents["arms"], quality))
-    page = folder.with_suffix(".md")
+    page = folder.parent / f"{folder.name}.md"
     page.write_text("\n\n".join(words.filled(part) for part in parts if part) + "\n")
     return page
 
@@ -103,8 +106,8 @@ repository root with the inputs there, measures one table again; `make results` 
 | `profile` | pyskip's: a gate predicts the harm token by token, a small stand-in serves in the block's place |
 
 The paper's models have 7 to 13 billion parameters, this one {model["n_params"] / 1e6:,.0f} million: a small model has
-less to spare, so these are not the paper's figures. Of its three tables, that on conversations (MT-bench) needs another
-model as a judge and is not here.
+less to spare, so these are not the paper's figures. Its third table, on conversations (MT-bench), has another model
+as a judge; here answers are compared with dense ones, token by token.
 """
 
 

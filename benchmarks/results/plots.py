@@ -31,7 +31,13 @@ STYLES = {
 DENSE = "#777777"
 PLACES = {"static": ((-7, 6), "right"), "cosine": ((8, -10), "left"), "profile": ((0, -17), "center")}  # of labels
 DASHES = (0, (5, 2))
-DATA = {"lambada": "LAMBADA", "factoid": "Factoid", "arc_easy": "ARC easy", "cnn": "CNN/DailyMail"}
+DATA = {
+    "lambada": "LAMBADA",
+    "factoid": "Factoid",
+    "arc_easy": "ARC easy",
+    "cnn": "CNN/DailyMail",
+    "mt_bench": "MT-bench",
+}
 SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "pyskip",
@@ -69,6 +75,8 @@ def quality(documents: dict[str, dict[str, Any]], path: Path) -> None:
             if name == "text":
                 _text_panel(next(axes), document)
                 _near_dense(next(axes), document)
+            elif name == "mt_bench":
+                _same_panel(next(axes), document)
             else:
                 _task_panel(next(axes), name, document)
         for axis in axes:
@@ -106,6 +114,16 @@ def _task_panel(axis: Axes, name: str, document: dict[str, Any]) -> None:
     _finish(axis, DATA[name], label, 100 * document["dense"][key])
     axis.set_ylim(0, max(5, axis.get_ylim()[1]))
     axis.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+
+
+def _same_panel(axis: Axes, document: dict[str, Any]) -> None:
+    """How often the next token is dense's."""
+    for policy, rows in _by_policy(document["rows"]):
+        known = [{**row, "se": 0.0} for row in rows]
+        x, y, se = _columns(known, "same_top", "se")
+        _line(axis, policy, x, 100 * y, 100 * se)
+    _finish(axis, DATA["mt_bench"], "same next token (%)", 100)
+    axis.set_ylim(0, 105)
 
 
 def _columns(rows: list[dict[str, Any]], value: str, error: str) -> tuple[Floats, Floats, Floats]:

@@ -27,6 +27,7 @@ FORMATS = {
     "factoid": PAIRS,
     "arc_easy": 'JSON lines with "query", "choices" and "gold"',
     "cnn": 'JSON lines with "article" and "highlights"',
+    "mt_bench": 'JSON lines with "turns"',
 }
 EXACT = ("lambada", "factoid", "arc_easy")  # accuracies, of short items
 FIXED = ("headline", "accuracy", "cos", "calibration")  # steps that do not go by --rates
@@ -40,7 +41,7 @@ READS = {
     "calibration": ("text", "fit"),
     **{name: (name,) for name in FORMATS},
 }
-ITEMS = {"lambada": 100, "factoid": 200, "arc_easy": 60, "cnn": 8}  # by default
+ITEMS = {"lambada": 100, "factoid": 200, "arc_easy": 60, "cnn": 8, "mt_bench": 16}  # by default
 RATES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35)
 
 
@@ -65,7 +66,7 @@ class Setup:
 
     def rates_of(self, name: str) -> tuple[float, ...]:
         """The slow steps take every second rate."""
-        return self.rates[::2] if name in ("cnn", "bench") else self.rates
+        return self.rates[::2] if name in ("cnn", "mt_bench", "bench") else self.rates
 
     def load(self, name: str) -> dict[str, Any]:
         """What an earlier step found."""

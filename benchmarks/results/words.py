@@ -38,6 +38,10 @@ def made(document: Row) -> str:
 def warmup(name: str, document: Row) -> str:
     if name == "text":
         return f"{document['dense']['n_tokens']:,} tokens scored."
+    if name == "mt_bench":
+        return (
+            f"{document['dense']['n_tokens']:,} tokens of answers; questions run dense, and so do the first 16 tokens."
+        )
     if name == "cnn":
         return "articles run dense (but for `static`), and so do the first 16 tokens of a summary."
     return "policies decide from the first token on, without their usual 16 dense ones: the items are short."
@@ -48,7 +52,8 @@ def counted(document: Row) -> int:
 
 
 def unit(name: str) -> str:
-    return "perplexity / dense" if name == "text" else "ROUGE-L, %" if name == "cnn" else "accuracy, %"
+    units = {"text": "perplexity / dense", "cnn": "ROUGE-L, %", "mt_bench": "same token, %, and KL"}
+    return units.get(name, "accuracy, %")
 
 
 def key(name: str) -> str:
@@ -59,12 +64,16 @@ def dense(name: str, document: Row) -> str:
     row = document["dense"]
     if name == "text":
         return f"1 (perplexity {row['ppl']:.2f} ± {row['ppl_se']:.2f})"
+    if name == "mt_bench":
+        return "100, 0"
     return points(row, key(name))
 
 
 def cell(name: str, row: Row) -> str:
     if name == "text":
         value = f"{ratio(row['ppl_ratio'])} ± {ratio(row['ppl_ratio_se'], row['ppl_ratio'])}"
+    elif name == "mt_bench":
+        value = f"{100 * row['same_top']:.1f}, {row['kld_mean']:.3f}"
     else:
         value = f"{100 * row[key(name)]:.1f} ± {error(row[key(name) + '_diff_se'])}"
     return f"{value} ({percent(row['skip_rate'], 1)})"

@@ -20,23 +20,32 @@ if TYPE_CHECKING:
     from pyskip.evaluation import TaskResult, TextResult
     from pyskip.evaluation.journal import Journal
     from pyskip.evaluation.summaries import SummaryResult
-    from pyskip.evaluation.tasks import Article, TaskItem
+    from pyskip.evaluation.tasks import Line
     from pyskip.runtime.llama import Llama
 
     Result = TextResult | TaskResult | SummaryResult
+    Content = str | Sequence[Line]
 
 __all__ = ["eval"]
 
 COUNT = click.IntRange(1, 2**31 - 1)
-N_CTX = {"text": 512, "items": 512, "articles": 2048}
-FIGURE = {"text": "windows, ppl / dense", "items": "items, accuracy", "articles": "articles, ROUGE-L"}
+N_CTX = {"text": 512, "items": 512, "articles": 2048, "conversations": 2048}
+FIGURE = {
+    "text": "windows, ppl / dense",
+    "items": "items, accuracy",
+    "articles": "articles, ROUGE-L",
+    "conversations": "conversations, ppl / dense",
+}
+WRITTEN = ("articles", "conversations")  # the model writes
 N_BATCH = 512  # if nothing but the prompt's end is scored
 
 
 @click.command()
 @click.argument("model")
 @click.option("--text", metavar="FILE", help="UTF-8 text: perplexity, and the distance from dense.")
-@click.option("--task", metavar="FILE.jsonl", help="Task items, one JSON object a line: accuracy, or ROUGE-L.")
+@click.option(
+    "--task", metavar="FILE.jsonl", help="Task items, one JSON object a line: accuracy, ROUGE-L, or distance."
+)
 @click.option("--skip", "skips", multiple=True, metavar="SPEC", help="A policy; may be given several times.")
 @click.option("--chunks", type=COUNT, metavar="N", help="Windows of the text, or items of the task, at most.")
 @click.option(
@@ -45,10 +54,16 @@ N_BATCH = 512  # if nothing but the prompt's end is scored
     "n_ctx",
     type=click.IntRange(8, 2**31 - 1),
     metavar="N",
-    help="Window in tokens. [default: 512, for articles 2048]",
+    help="Window in tokens. [default: 512, for articles and conversations 2048]",
 )
 @click.option(
-    "-n", "n_predict", type=COUNT, default=96, show_default=True, metavar="N", help="Tokens of a summary at most."
+    "-n",
+    "n_predict",
+    type=COUNT,
+    default=96,
+    show_default=True,
+    metavar="N",
+    help="Tokens of what it writes, at most.",
 )
 @click.option(
     "-t", "n_threads", type=click.IntRange(1, 512), metavar="N", help="Threads. [default: the physical cores]"
@@ -86,7 +101,7 @@ def eval(
         raise click.UsageError("Give either --text or --task.", click.get_current_context())
     if no_dense and task is not None:
         raise click.UsageError("--no-dense goes with --text only.", click.get_current_context())
-    from pyskip.evaluation.tasks import Article, read_task, read_text
+    from pyskip.evaluation.tasks import NAMES, read_task, read_text
     from pyskip.policy import parse_skip
     from pyskip.runtime.llama import Llama
 
@@ -94,10 +109,10 @@ def eval(
         parse_skip(spec)  # these, and the file, before a model is loaded
     start = time.monotonic()
     content = read_task(path, chunks) if text is None else read_text(path)
-    kind = "text" if isinstance(content, str) else "articles" if isinstance(content[0], Article) else "items"
+    kind = "text" if isinstance(content, str) else NAMES[type(content[0])]
     path_of_model, arguments = _arguments(model, kind, n_ctx, n_threads, profile, kernels)
     llm = ui.in_thread(lambda: Llama(path_of_model, verbose=False, **arguments))
-    journal = _journal(resume, llm, kind, path, {"n_predict": n_predict} if kind == "articles" else {})
+    journal = _journal(resume, llm, kind, path, {"n_predict": n_predict} if kind in WRITTEN else {})
     if on_ray:
         _score_on_ray(model, arguments, llm, content, skips, chunks, n_predict, not no_dense, journal)
     with ui.progress_line() as show:
@@ -134,7 +149,7 @@ def _score_on_ray(
     model: str,
     arguments: dict[str, Any],
     llm: Llama,
-    content: str | Sequence[TaskItem] | Sequence[Article],
+    content: Content,
     skips: Sequence[str],
     chunks: int | None,
     n_predict: int,
@@ -182,21 +197,25 @@ def _journal(resume: str | None, llm: Llama, kind: str, path: str, more: dict[st
 
 def _evaluate(
     llm: Llama,
-    content: str | Sequence[TaskItem] | Sequence[Article],
+    content: Content,
     skips: Sequence[str],
     chunks: int | None,
     n_predict: int,
     given: dict[str, Any],
 ) -> Sequence[Result]:
     from pyskip.evaluation import evaluate_task, evaluate_text
+    from pyskip.evaluation.conversations import evaluate_conversations
     from pyskip.evaluation.summaries import evaluate_summaries
-    from pyskip.evaluation.tasks import Article, TaskItem
+    from pyskip.evaluation.tasks import Article, Conversation, TaskItem
 
     if isinstance(content, str):
         return evaluate_text(llm, content, skips, n_ctx=llm.n_ctx(), chunks=chunks, **given)
     articles = [item for item in content if isinstance(item, Article)]
     if articles:
         return evaluate_summaries(llm, articles, skips, n_predict=n_predict, **given)
+    conversations = [item for item in content if isinstance(item, Conversation)]
+    if conversations:
+        return evaluate_conversations(llm, conversations, skips, n_predict=n_predict, **given)
     items = [item for item in content if isinstance(item, TaskItem)]
     return evaluate_task(llm, items, skips, n_ctx=llm.n_ctx(), **given)
 

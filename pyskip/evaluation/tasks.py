@@ -6,9 +6,11 @@ A task file holds one JSON object a line. Two kinds, which may be mixed, have a 
     {"context": ..., "continuation": ...}          right when greedy decoding yields the continuation
     {"query": ..., "choices": [...], "gold": 0}    right when the gold choice is the likeliest for its length
 
-A third, in files of its own, is summarised (pyskip.summaries):
+Two more, each in files of its own, are what a model writes about: summaries (summaries.py) and answers, turn by turn
+(conversations.py; MT-bench's questions are such a file):
 
     {"article": ..., "highlights": ...}
+    {"turns": ["...", ...]}
 """
 
 from __future__ import annotations
@@ -26,11 +28,22 @@ from ..json_lines import object_of
 from ..runtime.decoding import Decoder
 from ..runtime.llama import Llama
 
-__all__ = ["Article", "EncodedItem", "Option", "TaskItem", "encode", "is_right", "read_task", "read_text"]
+__all__ = [
+    "Article",
+    "Conversation",
+    "EncodedItem",
+    "Option",
+    "TaskItem",
+    "encode",
+    "is_right",
+    "read_task",
+    "read_text",
+]
 
 KEYS = {
     "choices": ("query", "choices", "gold"),
     "article": ("article", "highlights"),
+    "turns": ("turns",),
     "continuation": ("context", "continuation"),
 }
 
@@ -52,6 +65,18 @@ class Article:
     where: str  # "FILE, line N"
     text: str
     highlights: str
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One line of a task file: what the user says, turn by turn."""
+
+    where: str  # "FILE, line N"
+    turns: tuple[str, ...]
+
+
+Line = TaskItem | Article | Conversation
+NAMES: dict[type[Line], str] = {TaskItem: "items", Article: "articles", Conversation: "conversations"}
 
 
 @dataclass(frozen=True)
@@ -91,53 +116,55 @@ def read_text(path: str | os.PathLike[str]) -> str:
     return text
 
 
-def read_task(path: str | os.PathLike[str], limit: int | None = None) -> list[TaskItem] | list[Article]:
+def read_task(
+    path: str | os.PathLike[str], limit: int | None = None
+) -> list[TaskItem] | list[Article] | list[Conversation]:
     """The first `limit` items of a task file (default: all). Empty lines do not count.
 
     Raises PyskipError with the line for what is no item, or of another kind than those before.
     """
-    items: list[TaskItem] = []
-    articles: list[Article] = []
+    found: list[Any] = []
     for number, line in enumerate(read_text(path).split("\n"), 1):
-        if limit is not None and len(items) + len(articles) >= limit:
+        if limit is not None and len(found) >= limit:
             break
         if not line.strip():
             continue
         item = _item(f"{os.fspath(path)}, line {number}", line)
-        if isinstance(item, Article):
-            articles.append(item)
-        else:
-            items.append(item)
-        if items and articles:
-            found, before = ("an article", "none") if isinstance(item, Article) else ("no article", "articles")
-            raise PyskipError(
-                f"{item.where}: {found}, expected {before} as before it: put articles into their own file"
-            )
-    return articles or items
+        if found and type(item) is not type(found[0]):
+            is_, were = NAMES[type(item)], NAMES[type(found[0])]
+            raise PyskipError(f"{item.where}: found {is_} behind {were}, expected one kind: put each into its own file")
+        found.append(item)
+    return found
 
 
-def _item(where: str, line: str) -> TaskItem | Article:
+def _item(where: str, line: str) -> Line:
     document = object_of(where, line)
     kind = next((kind for kind, keys in KEYS.items() if any(key in document for key in keys)), "continuation")
     for key in KEYS[kind]:
         if key not in document:
             raise PyskipError(
                 f'{where}: no "{key}", expected the keys "context" and "continuation", or "query", "choices" and '
-                '"gold", or "article" and "highlights"'
+                '"gold", or "article" and "highlights", or "turns"'
             )
     if kind == "article":
         return Article(where, *(_text(where, key, document[key]) for key in KEYS[kind]))
     if kind == "continuation":
         context, answer = (_text(where, key, document[key]) for key in KEYS[kind])
         return TaskItem(where, context, (answer,), None)
-    choices = document["choices"]
-    if not isinstance(choices, list) or len(choices) < 2:
-        raise PyskipError(f'{where}: "choices" is {_shown(choices)}, expected a list of at least two strings')
-    answers = tuple(_text(where, f"choices[{i}]", choice) for i, choice in enumerate(choices))
+    if kind == "turns":
+        return Conversation(where, _texts(where, "turns", document["turns"], 1))
+    answers = _texts(where, "choices", document["choices"], 2)
     gold = document["gold"]
     if isinstance(gold, bool) or not isinstance(gold, int) or not 0 <= gold < len(answers):
         raise PyskipError(f'{where}: "gold" is {_shown(gold)}, expected a whole number from 0 to {len(answers) - 1}')
     return TaskItem(where, _text(where, "query", document["query"]), answers, gold)
+
+
+def _texts(where: str, key: str, values: Any, n_least: int) -> tuple[str, ...]:
+    if not isinstance(values, list) or len(values) < n_least:
+        least = "two strings" if n_least == 2 else "one string"
+        raise PyskipError(f'{where}: "{key}" is {_shown(values)}, expected a list of at least {least}')
+    return tuple(_text(where, f"{key}[{i}]", value) for i, value in enumerate(values))
 
 
 def _text(where: str, key: str, value: Any) -> str:

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..evaluation import evaluate_task, evaluate_windows
+from ..evaluation.conversations import evaluate_conversations
 from ..evaluation.journal import Journal, Record
 from ..evaluation.summaries import evaluate_summaries
-from ..evaluation.tasks import Article, TaskItem
+from ..evaluation.tasks import Article, Conversation, Line, TaskItem
 from .cluster import n_workers, outcome
 from .worker import WorkerModel, loaded
 
 __all__ = ["Evaluation", "score_on"]
 
-Item = Sequence[int] | TaskItem | Article  # a window is its tokens
+Item = Sequence[int] | Line  # a window is its tokens
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ def score(evaluation: Evaluation, item: Item) -> dict[str, Record]:
         evaluate_task(llm, [item], evaluation.skips, n_ctx=llm.n_ctx(), journal=journal)
     elif isinstance(item, Article):
         evaluate_summaries(llm, [item], evaluation.skips, n_predict=evaluation.n_predict, journal=journal)
+    elif isinstance(item, Conversation):
+        evaluate_conversations(llm, [item], evaluation.skips, n_predict=evaluation.n_predict, journal=journal)
     else:
         evaluate_windows(llm, [item], evaluation.skips, n_ctx=llm.n_ctx(), dense=evaluation.dense, journal=journal)
     return journal.arms(0)

@@ -87,6 +87,16 @@ class Decoder:
         self._from = 0
         self._engine.skip.set_generated_from(0, 0)
 
+    def go_on(self, arm: PolicyArm, pos: int) -> None:
+        """Behind the first pos tokens, as they are in the cache, under another arm's policy. Raises DecodeError if the
+        model's memory cannot be cut there."""
+        if not self._engine.cut(pos, seq_id=0):
+            raise DecodeError("the model's memory cannot be cut (a recurrent state), expected a KV cache")
+        self._llm.skip = arm.policy
+        self._arm = arm
+        self._from = pos
+        self._engine.skip.set_generated_from(0, pos)
+
     def rewind(self, pos: int) -> int:
         """Forget positions >= pos; all of them if the model's memory cannot. Returns how many are left."""
         if self._engine.cut(pos, seq_id=0):

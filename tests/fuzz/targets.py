@@ -32,7 +32,7 @@ import pyskip
 from pyskip.chat.conversation import Conversation
 from pyskip.chat.session import load_session, save_session
 from pyskip.cli.main import run as run_cli
-from pyskip.evaluation.tasks import Article, encode, read_task
+from pyskip.evaluation.tasks import TaskItem, encode, read_task
 from pyskip.models.profile import Profile
 from pyskip.policy import Profiled, parse_skip
 
@@ -138,7 +138,7 @@ class Task(Target):
 
     def _read(self, path: Path) -> None:
         items = read_task(path)
-        encode(self.llm, [item for item in items if not isinstance(item, Article)], 64)
+        encode(self.llm, [item for item in items if isinstance(item, TaskItem)], 64)
 
 
 class ProfileFile(Target):
