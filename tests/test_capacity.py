@@ -16,7 +16,7 @@ from conftest import ROOT, make_random
 sys.path.insert(0, str(ROOT / "benchmarks"))
 try:
     from capacity import rising, table
-    from queueing import Arrival, Service, arrivals, quantile, simulate
+    from queueing import Arrival, Service, arrivals, parts, quantile, simulate
 finally:
     sys.path.remove(str(ROOT / "benchmarks"))
 
@@ -40,7 +40,7 @@ def test_slots_that_do_not_hinder_each_other_are_an_m_m_k_queue() -> None:
     import random
 
     n_slots, seconds, load, rng = 4, 1.0, 0.8, random.Random(2)
-    service = Service(n_slots, [(1, 0.01), (1000, 0.01)])
+    service = Service(n_slots, [(1, 0.01), (1000, 0.01)], has_pool=True)
     requests = [
         Arrival(arrival.at, 1, 1 + round(rng.expovariate(1 / seconds) / 0.01))
         for arrival in arrivals(load * n_slots / seconds, 20_000, [(1, 1)], seed=3)
@@ -54,13 +54,40 @@ def test_slots_that_do_not_hinder_each_other_are_an_m_m_k_queue() -> None:
 
 
 def test_a_step_is_shared() -> None:
-    """Two that come together: prompts of one batch, then steps of two streams; the third waits for a slot, and its
-    prompt is computed beside the token of the first."""
+    """Two that come together: ten rows of either prompt, and the rest of the longer one; then steps of two streams. The
+    third waits for a slot, and its prompt is computed beside the token of the first: a row of either, and the rest."""
     service = Service(2, [(1, 1.0), (2, 1.5), (10, 3.5), (30, 6.0)], n_batch=100)
     outcomes = simulate(service, [Arrival(0.0, 10, 3), Arrival(0.0, 20, 2), Arrival(0.0, 7, 1)])
     found = [seconds for outcome in outcomes for seconds in (outcome.first, outcome.whole)]
-    mixed = 1.5 + 2.0 * 6 / 8  # 8 rows
-    assert found == pytest.approx([6.0, 7.5 + mixed, 6.0, 7.5, 7.5 + mixed, 7.5 + mixed])
+    prompts = service.seconds(20) + 3.5
+    mixed = 1.5 + service.seconds(6)
+    assert found == pytest.approx(
+        [prompts, prompts + 1.5 + mixed, prompts, prompts + 1.5, prompts + 1.5 + mixed, prompts + 1.5 + mixed]
+    )
+
+
+def test_a_longer_context_takes_longer() -> None:
+    service = Service(1, [(1, 1.0), (10, 2.0)], per_cell=0.01, beside=0.5)
+    (outcome,) = simulate(service, [Arrival(7.0, 10, 3)])
+    assert (outcome.first, outcome.whole) == pytest.approx((2.5, 2.5 + 1.11 + 1.12))
+
+
+def test_rows_that_are_computed_together() -> None:
+    """As many of each slot, of neighbours alone."""
+    assert parts([(0, 1), (1, 1), (2, 1), (3, 1)], 512) == [4]
+    assert parts([(0, 1), (2, 1)], 512) == [1, 1]
+    assert parts([(0, 1), (1, 1), (3, 1)], 512) == [2, 1]
+    assert parts([(0, 1), (1, 300)], 512) == [2, 299]
+    assert parts([(0, 7)], 512) == [7]
+    assert parts([(0, 1), (3, 5), (2, 9)], 512) == [1, 5, 9]  # the order in the step counts
+    assert parts([(1, 300)], 100) == [100, 100, 100]
+
+
+def test_a_request_goes_beside_those_that_are_there() -> None:
+    """The first ends while the second and the third are there; the fourth takes its place, not the one beyond."""
+    service = Service(4, [(1, 1.0), (2, 1.0), (3, 1.0), (4, 1.0)])
+    apart = simulate(service, [Arrival(0.0, 1, 2), Arrival(0.0, 1, 9), Arrival(0.0, 1, 9), Arrival(2.5, 1, 4)])
+    assert [outcome.whole for outcome in apart] == [2.0, 9.0, 9.0, 4.5]
 
 
 def test_what_a_step_of_some_rows_takes() -> None:
@@ -84,7 +111,7 @@ def test_measured_beside_predicted() -> None:
 
 
 def test_a_long_prompt_takes_turns_with_tokens_and_short_prompts() -> None:
-    service = Service(3, [(1, 0.1), (10, 0.1), (100, 1.0)], n_batch=100)
+    service = Service(3, [(1, 0.1), (10, 0.1), (100, 1.0)], n_batch=100, has_pool=True)
     outcomes = simulate(service, [Arrival(0.0, 1000, 2), Arrival(0.5, 50, 11)])
     assert outcomes[1].first == pytest.approx(1.5)  # with the next step, not behind the thousand
     assert outcomes[0].first == pytest.approx(10.59)  # 1000 and 50 rows of prompts, 9 of tokens

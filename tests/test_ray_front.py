@@ -19,7 +19,7 @@ import pytest
 from pyskip.errors import PyskipError
 from pyskip.ray.directory import Membership
 from pyskip.ray.local import LocalFront
-from pyskip.ray.messages import answer_head, request_head
+from pyskip.ray.messages import Chunks, answer_head, request_head
 from pyskip.ray.pool import Nowhere, Pool, Server
 from pyskip.ray.run import is_local
 
@@ -123,6 +123,35 @@ def test_nobody_there() -> None:
         assert closed.value.code == "shutting_down"
 
     asyncio.run(main())
+
+
+# Chunks
+
+
+BODY = b"5\r\nab\r\nc\r\n0a\r\n0123456789\r\n1\r\n\n\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 20, len(BODY)])
+def test_chunks_go_on_as_they_came(n: int) -> None:
+    chunks, got = Chunks(), list[bytes]()
+    for i in range(0, len(BODY), n):
+        assert not chunks.is_whole
+        got.append(chunks.feed(BODY[i : i + n]))
+    assert chunks.is_whole
+    assert b"".join(got) == BODY
+    ends, at = {0}, 0
+    for part in (b"5\r\nab\r\nc\r\n", b"0a\r\n0123456789\r\n", b"1\r\n\n\r\n", b"0\r\n\r\n"):
+        at += len(part)
+        ends.add(at)
+    assert {len(b"".join(got[:i])) for i in range(len(got))} <= ends  # whole ones alone
+
+
+@pytest.mark.parametrize(
+    "data", [b"\r\n", b"x\r\n\r\n", b"-1\r\n\r\n", b"1" * 100, b"HTTP/1.1 200 OK and more than a size\r\n"]
+)
+def test_what_is_no_chunk(data: bytes) -> None:
+    with pytest.raises(ValueError, match=r"size|literal"):
+        Chunks().feed(data)
 
 
 # Heads
@@ -331,7 +360,9 @@ def test_a_replica_that_dies_while_it_writes(stack: ExitStack, events: bool) -> 
             return
         lines = client.get("/").text.split("\n\n")
     assert lines[0] == "data: 1"
-    assert json.loads(lines[-2].rpartition("data: ")[2])["error"]["code"] == "replica_gone"
+    assert lines[1].startswith("data: {")  # what came of the next is left out
+    assert json.loads(lines[1][6:])["error"]["code"] == "replica_gone"
+    assert lines[2:] == [""]
 
 
 def test_a_replica_that_dies_before_it_writes(stack: ExitStack) -> None:

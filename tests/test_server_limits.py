@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -316,6 +316,27 @@ def test_the_programs_own_command_line(tiny: Path, cli: Any) -> None:
         assert done.returncode in (1, 2)
         assert words in done.stderr
         assert done.stderr.startswith("pyskip: ")
+
+
+@pytest.mark.parametrize(("flags", "expected"), [((), [0, 1]), (("--kv-unified",), [0, 3])])
+def test_a_request_gets_a_slot_beside_those_that_are_busy(
+    tiny: Path, flags: tuple[str, ...], expected: list[int]
+) -> None:
+    """Of the others the one used the longest ago, as in a pool: there any slots are decoded together."""
+
+    def body(i: int, **more: Any) -> dict[str, Any]:
+        return {"prompt": " ".join(f"w{20 * i + j}" for j in range(20)), "ignore_eos": True, "skip": "off", **more}
+
+    with running(str(tiny), "-c", "2048", "--", "--parallel", "4", *flags) as server, ExitStack() as stack:
+        for place in (0, 3, 1, 2):
+            assert server.post("/completion", body(place, n_predict=1, id_slot=place)).json()["id_slot"] == place
+        places = []
+        for i in (4, 5):
+            request = body(i, n_predict=1500, stream=True)
+            stream = stack.enter_context(server.client.stream("POST", server.url + "/completion", json=request))
+            line = next(line for line in stream.iter_lines() if line.startswith("data: {"))
+            places.append(json.loads(line[6:])["id_slot"])
+    assert places == expected
 
 
 @pytest.mark.slow

@@ -17,6 +17,9 @@
 // Of a block's output: who misses less is believed no more than that.
 static constexpr double LEAST_MISS = 1e-2;
 
+// Features are padded with zeros to a multiple of this, which llama.cpp's fast product of f32 matrices asks for.
+static constexpr int64_t FEATURE_ALIGNMENT = 16;
+
 pyskip_gather::pyskip_gather(pyskip_gather_kind kind, pyskip_sublayer sublayer, int32_t n_layer, int64_t n_embd,
                              int32_t warmup, std::shared_ptr<const pyskip_profile> profile)
     : kind(kind), sublayer(sublayer), n_embd(n_embd), warmup(warmup), profile(std::move(profile)), layers(n_layer) {
@@ -97,9 +100,11 @@ void weights_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
     }
 }
 
-// Columns of dst are the batch's rows: the first source's values, log(|x|) if there is an x, and 1, times the row's weight.
-void features_compute(ggml_tensor * dst, int ith, int nth, void *) {
+// Columns of dst are the batch's rows: the first source's values, log(|x|) if there is an x, and 1, times the row's weight;
+// then zeros.
+void features_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
     const int64_t       n_rows = dst->ne[0];
+    const int64_t       n_all  = ((const pyskip_gather_layer *) userdata)->gram->ne[0];
     const int64_t       n      = dst->src[0]->ne[0];
     const float *       weight = (const float *) dst->src[1]->data;
     const ggml_tensor * x      = dst->src[2];
@@ -115,7 +120,10 @@ void features_compute(ggml_tensor * dst, int ith, int nth, void *) {
             const double size     = norm(pyskip_row(x, row), x->ne[0]);
             out[n * n_rows + row] = w > 0.0f ? w * (float) std::log(std::max(size, 1e-19)) : 0.0f;
         }
-        out[(dst->ne[1] - 1) * n_rows + row] = w;
+        out[(n_all - 1) * n_rows + row] = w;
+        for (int64_t i = n_all; i < dst->ne[1]; ++i) {
+            out[i * n_rows + row] = 0.0f;
+        }
     }
 }
 
@@ -223,6 +231,11 @@ ggml_tensor * glu_of(const pyskip_block & block) {
     return nullptr;
 }
 
+// Adds to sums a product that has padding behind its rows and columns.
+ggml_tensor * add_product(ggml_context * ctx, ggml_tensor * sums, ggml_tensor * product) {
+    return ggml_add_inplace(ctx, sums, ggml_view_2d(ctx, product, sums->ne[0], sums->ne[1], product->nb[1], 0));
+}
+
 } // namespace
 
 std::vector<ggml_tensor *> pyskip_gather_build(ggml_context * ctx, pyskip_gather & gather, const pyskip_slot & slot) {
@@ -251,7 +264,8 @@ std::vector<ggml_tensor *> pyskip_gather_build(ggml_context * ctx, pyskip_gather
     }
     ggml_tensor * weights  = pyskip_operator(ctx, slot.n_rows, 1, outputs, weights_compute, &layer);
     sources[1]             = weights;
-    ggml_tensor * features = pyskip_operator(ctx, slot.n_rows, layer.gram->ne[0], sources, features_compute, &layer);
+    const int64_t n_padded = GGML_PAD(layer.gram->ne[0], FEATURE_ALIGNMENT);
+    ggml_tensor * features = pyskip_operator(ctx, slot.n_rows, n_padded, sources, features_compute, &layer);
     ggml_tensor * targets  = nullptr;
     if (layer.cross->ne[1] == 1) {
         if (ggml_tensor * y_ = own ? pyskip_stand_in_build(ctx, *own, xn) : nullptr) {
@@ -262,7 +276,7 @@ std::vector<ggml_tensor *> pyskip_gather_build(ggml_context * ctx, pyskip_gather
         targets = pyskip_operator(ctx, slot.n_rows, gather.n_embd, { slot.block.y, weights }, outputs_compute, &layer);
     }
     return {
-        ggml_add_inplace(ctx, layer.gram, ggml_mul_mat(ctx, features, features)),
-        ggml_add_inplace(ctx, layer.cross, ggml_mul_mat(ctx, features, targets)),
+        add_product(ctx, layer.gram, ggml_mul_mat(ctx, features, features)),
+        add_product(ctx, layer.cross, ggml_mul_mat(ctx, features, targets)),
     };
 }

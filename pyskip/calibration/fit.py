@@ -73,8 +73,9 @@ def _scale(start: F64, gram: F64, cross: F64) -> float:
     return float((start * cross).sum()) / own if own > 0 else 1.0
 
 
-def _explained(fitted: F64, gram: F64, cross: F64, energy: float) -> float:
-    missed = energy - 2 * float((fitted * cross).sum()) + float((fitted * (gram @ fitted)).sum())
+def _explained(fitted: F64, product: F64, cross: F64, energy: float) -> float:
+    """product: gram @ fitted."""
+    missed = energy - 2 * float((fitted * cross).sum()) + float((fitted * product).sum())
     return 1 - missed / energy if energy > 0 else 0.0
 
 
@@ -100,7 +101,7 @@ def fit_linear_stand_in(sums: LayerSums, rank: int) -> StandInFit | None:
     else:
         fitted = full
         matrices = {"skip_up": full[:n_embd].T.astype(np.float32)}
-    explained = _explained(fitted, gram, cross, sums.energy)
+    explained = _explained(fitted, gram @ fitted, cross, sums.energy)
     return StandInFit(fitted[n_embd].astype(np.float32), matrices, explained)
 
 
@@ -114,8 +115,9 @@ def fit_gated_stand_in(sums: LayerSums, down: F32, *, is_normed: bool = False) -
     diagonal = gram.diagonal()
     penalty = (GATED_RIDGE + N_PRIOR / max(1, sums.n_tokens)) * diagonal + 1e-6 * diagonal.mean()
     penalty[-1] = 0  # the bias is free
-    fitted = start + _solve(gram, cross - gram @ start, penalty)
-    explained = _explained(fitted, gram, cross, sums.energy)
+    more = _solve(gram, cross - gram @ start, penalty)
+    fitted, product = start + more, cross - penalty[:, None] * more  # of a wide gram the product takes a second
+    explained = _explained(fitted, product, cross, sums.energy)
     importance = (diagonal[:-1] / max(1, sums.n_tokens)).astype(np.float32)
     matrices = {"skip_down": fitted[:-1].T.astype(np.float32)}
     return StandInFit(fitted[-1].astype(np.float32), matrices, explained, importance)
@@ -125,7 +127,7 @@ def fit_gate(sums: LayerSums) -> GateFit:
     """The linear prediction of the target of Kind.ERRORS."""
     gram, cross = sums.gram.astype(np.float64), sums.cross[:, 0].astype(np.float64)
     gate = _solve(gram, cross, GATE_RIDGE * _mean_diagonal(gram))
-    missed = 1 - _explained(gate, gram, cross, sums.energy)
+    missed = 1 - _explained(gate, gram @ gate, cross, sums.energy)
     variance = 1 - cross[-1] ** 2 / sums.n_tokens / sums.energy if sums.energy > 0 else 0.0
     r2 = 1 - missed / variance if variance > 0 else 0.0
     return GateFit(gate.astype(np.float32), r2, float(gram[-2, -1]) / sums.n_tokens)

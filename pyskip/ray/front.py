@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .conversation import conversation
-from .messages import MAX_HEAD, REASONS, answer_head, error_body, error_event, request_head
+from .messages import MAX_HEAD, REASONS, Chunks, answer_head, error_body, error_event, request_head
 from .pool import Nowhere, Pool, Server
 
 __all__ = ["Client"]
@@ -210,16 +210,21 @@ class Client(asyncio.Protocol):
 
 
 class _Answer(asyncio.Protocol):
-    """A replica's answer, on its way to the client. `done` once it has it, or was told that there is no more."""
+    """A replica's answer, on its way to the client. `done` once it has it, or was told that there is no more.
+
+    A stream's bytes go on as they are, a read at a time: what runs for each token is what a stream loses of its rate,
+    since it takes the core of a thread that decodes. Other answers are parsed to their end."""
 
     transport: Any = None
 
     def __init__(self, client: Client, request: Request, sent: bytes) -> None:
         self._client, self._request, self._sent = client, request, sent
+        self._head = b""
         self._lines: list[tuple[bytes, bytes]] = []
         self._reason = b""
         self._out: list[bytes] = []
         self._is_chunked = self._is_events = self._has_begun = False
+        self._chunks: Chunks | None = None  # of a stream that goes on as it is
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: Any) -> None:
@@ -231,6 +236,26 @@ class _Answer(asyncio.Protocol):
         self._sent = b""
 
     def data_received(self, data: bytes) -> None:
+        if self._chunks is not None:
+            self._pass_on(self._chunks, data)
+        elif self._has_begun:
+            self._parse(data)
+        else:
+            self._begin(data)
+
+    def _begin(self, data: bytes) -> None:
+        self._head += data
+        end = self._head.find(b"\r\n\r\n") + 4
+        if end < 4:
+            if len(self._head) > MAX_HEAD:
+                self.transport.abort()
+            return
+        head, body = self._head[:end], self._head[end:]
+        self._parse(head)
+        if body and not self.transport.is_closing():
+            self.data_received(body)
+
+    def _parse(self, data: bytes) -> None:
         import httptools
 
         try:
@@ -239,25 +264,35 @@ class _Answer(asyncio.Protocol):
             self.transport.abort()
         self._flush()
 
+    def _pass_on(self, chunks: Chunks, data: bytes) -> None:
+        try:
+            self._client.transport.write(chunks.feed(data))
+        except ValueError:
+            self.transport.abort()
+        if chunks.is_whole:
+            self._end()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Before the end: the replica is gone."""
         if self.done.done():
             return
         if not self._has_begun:
             self.done.set_exception(Nowhere(503, "replica_gone", "the replica that had the request is gone: ask again"))
-            return
-        if self._is_events and self._is_chunked:
+        elif self._is_events and self._is_chunked:
             self.on_body(error_event("replica_gone", "the replica that wrote this is gone: ask again"))
             self.on_message_complete()
-            self._flush()
         else:  # so that nobody takes it for whole
             self._client.transport.abort()
-            self.done.set_result(None)
+            self._end()
 
     def _flush(self) -> None:
         if self._out:
             self._client.transport.write(b"".join(self._out))
             self._out.clear()
+
+    def _end(self) -> None:
+        if not self.done.done():
+            self.done.set_result(None)
 
     # What the parser found
 
@@ -268,12 +303,14 @@ class _Answer(asyncio.Protocol):
         self._lines.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        names, status = {name for name, _ in self._lines}, self._parser.get_status_code()
+        headers, status = dict(self._lines), self._parser.get_status_code()
         has_body = self._request.method != "HEAD" and status not in (204, 304)
-        if b"content-length" not in names and has_body:
+        if b"content-length" not in headers and has_body:
             self._is_chunked = not self._request.is_old
             self._request.stays = self._request.stays and self._is_chunked
-        self._is_events = any(v.startswith(b"text/event-stream") for n, v in self._lines if n == b"content-type")
+        self._is_events = headers.get(b"content-type", b"").startswith(b"text/event-stream")
+        if self._is_events and self._is_chunked and headers.get(b"transfer-encoding", b"").lower() == b"chunked":
+            self._chunks = Chunks()
         stays, is_chunked = self._request.stays, self._is_chunked
         self._out.append(answer_head(status, self._reason, self._lines, stays=stays, is_chunked=is_chunked))
         self._has_begun = True
@@ -289,4 +326,4 @@ class _Answer(asyncio.Protocol):
         if self._is_chunked:
             self._out.append(b"0\r\n\r\n")
         self._flush()
-        self.done.set_result(None)
+        self._end()

@@ -1,4 +1,5 @@
-"""Heads of HTTP/1.1 messages as the front writes them, and errors in OpenAI's shape, as the server's own."""
+"""Heads of HTTP/1.1 messages as the front writes them, chunks of bodies, and errors in OpenAI's shape, as the
+server's own."""
 
 from __future__ import annotations
 
@@ -7,13 +8,48 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Protocol
 
-__all__ = ["MAX_HEAD", "OWN_HEADERS", "REASONS", "answer_head", "error_body", "error_event", "request_head"]
+__all__ = [
+    "MAX_HEAD",
+    "OWN_HEADERS",
+    "REASONS",
+    "Chunks",
+    "answer_head",
+    "error_body",
+    "error_event",
+    "request_head",
+]
 
-MAX_HEAD = 64 << 10  # bytes of a request's head
+MAX_HEAD = 64 << 10  # bytes of a head
+MAX_SIZE_LINE = 32  # bytes of the line before a chunk
 # What is a connection's own and is not passed on (RFC 9110, 7.6.1)
 OWN_HEADERS = {"connection", "keep-alive", "proxy-authenticate", "te", "trailer", "transfer-encoding", "upgrade"}
 REASONS = {int(status): status.phrase.encode() for status in HTTPStatus}
 Lines = Iterable[tuple[bytes, bytes]]  # names in lower case
+
+
+class Chunks:
+    """A chunked body (RFC 9112, 7.1) that goes on as it comes, chunk by chunk, so that one of our own may follow at any
+    time. No extensions and no trailers, which the server does not write."""
+
+    is_whole = False
+
+    def __init__(self) -> None:
+        self._rest = b""  # of a chunk that is not there yet
+
+    def feed(self, data: bytes) -> bytes:
+        """The chunks that are there, as they came. Raises ValueError if it is no such body."""
+        data, at, end = self._rest + data, 0, 0
+        while not self.is_whole and (end := data.find(b"\r\n", at, at + MAX_SIZE_LINE)) >= 0:
+            size = int(data[at:end], 16)
+            if size < 0:
+                raise ValueError("a chunk of a negative size")
+            if end + size + 4 > len(data):
+                break
+            at, self.is_whole = end + size + 4, not size
+        self._rest = data[at:]
+        if end < 0 and len(self._rest) >= MAX_SIZE_LINE:
+            raise ValueError("a chunk without a size")
+        return data[:at]
 
 
 class Asked(Protocol):
