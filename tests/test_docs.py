@@ -193,6 +193,16 @@ def test_a_page_that_is_wrong_is_found(
         test_blocks(page, reader)
 
 
+def test_installs_from_a_folder_name_the_version() -> None:
+    """Without one pip takes what PyPI has under the name, which is another project's."""
+    files = [ROOT / name for name in (*pages(), "Containerfile")]
+    files += [path for path in (ROOT / "examples").rglob("*") if path.is_file()]
+    lines = [line for file in files for line in file.read_text().splitlines() if "--find-links" in line]
+    named = [found for line in lines for found in re.findall(r"(?<!/)pyskip(?:\[[a-z,]+\])[^\s\"]*", line)]
+    assert named
+    assert {name.partition("]")[2] for name in named} == {f"=={pyskip.__version__}"}
+
+
 def test_the_commands_of_a_console_session() -> None:
     text = "$ a 'b\nc'  # it's\nout\n$ d \\\n  e\n$ f # don't\nout 'g\n"
     assert commands(Block("page", 1, "console", text, "")) == "a 'b\nc'  # it's\nd \\\n  e\nf # don't\n"

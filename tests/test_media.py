@@ -534,6 +534,8 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         )
         for name in "va" for part in PARTS
     },
+    "positions of images": (renamed("v.position_embd.weight"), r"of kind mlp without v\.position_embd\.weight,"),
+    "positions of audio": (renamed("a.position_embd.weight"), r"kind ultravox without a\.position_embd\.weight,"),
     "pair": (renamed("mm.2.weight"), "there is a mm.2.bias and no weight, expected both"),
     "heads": (valued("clip.vision.attention.head_count", "<I", 0), "head_count is 0, expected"),
     "many heads": (valued("clip.audio.attention.head_count", "<I", 2**31), "head_count is 2147483648, expected"),

@@ -107,8 +107,8 @@ def measure(folder: Path) -> Path:
         where = {"name": f"{name}.jsonl", "sha256": "cd" * 32}
         documents.append(document(name, inputs={name: where}, warmup=0, n=40, dense=dense, rows=rows(key)))
     kinds = [{**row, "same_top": 0.9, "kld_mean": 0.05} for row in rows("same_top")]
-    where = {"mt_bench": {"name": "mt_bench.jsonl", "sha256": "ef" * 32}}
-    documents.append(document("mt_bench", inputs=where, n=16, dense={"n_tokens": 900}, rows=kinds))
+    questions = {"mt_bench": {"name": "mt_bench.jsonl", "sha256": "ef" * 32}}
+    documents.append(document("mt_bench", inputs=questions, n=16, dense={"n_tokens": 900}, rows=kinds))
     for each in documents:
         (folder / f"{each['step']}.json").write_text(json.dumps(each))
     return folder

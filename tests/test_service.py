@@ -47,15 +47,6 @@ def test_container_runs_as_nobody_and_brings_no_compiler() -> None:
     assert "/health" in health
 
 
-@pytest.mark.parametrize("name", ["Containerfile", "README.md", "docs/install.md"])
-def test_wheels_of_a_folder_are_taken_from_it(name: str) -> None:
-    """On PyPI there is another project of the name, whose version is higher."""
-    commands = re.findall(r"pip install .*", (ROOT / name).read_text("utf-8"))
-    first = next(i for i, command in enumerate(commands) if re.search(r"--find-links \S+ \W?pyskip\b", command))
-    assert "--no-index" in commands[first]
-    assert re.search(r"--find-links \S+ \W?pyskip\[demo\]", commands[first + 1])
-
-
 def words(name: str) -> list[str]:
     """Of the image's last such instruction."""
     return list(yaml.safe_load([rest for found, rest in instructions() if found == name][-1]))

@@ -47,15 +47,12 @@ void quantize(const float * x, activations_256 * block) {
     const float scale = max > SMALLEST ? 127.0f / max : 0.0f;
     block->d          = max > SMALLEST ? max / 127.0f : 0.0f;
     for (int i = 0; i < 16; ++i) {
-        const int32_t sum      = round_16(x + 16 * i, scale, block->q + 16 * i);
-        block->sum_16[i]       = (int16_t) sum;
-        block->minus_sum_16[i] = -sum;
+        block->sum_16[i] = (int16_t) round_16(x + 16 * i, scale, block->q + 16 * i);
     }
     block->minus_sum = 0;
     for (int i = 0; i < 8; ++i) {
-        block->minus_sum_32[i] = block->minus_sum_16[2 * i] + block->minus_sum_16[2 * i + 1];
-        block->sum_32[i]       = (int16_t) -block->minus_sum_32[i];
-        block->minus_sum += block->minus_sum_32[i];
+        block->sum_32[i] = (int16_t) (block->sum_16[2 * i] + block->sum_16[2 * i + 1]);
+        block->minus_sum -= block->sum_32[i];
     }
 }
 

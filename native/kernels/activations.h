@@ -14,8 +14,6 @@ struct activations_256 {
 
     float   d;
     int32_t minus_sum; // minus the sum of all numbers
-    int32_t minus_sum_16[16];
-    int32_t minus_sum_32[8];
     int16_t sum_16[16];
     int16_t sum_32[8];
     int8_t  q[256];

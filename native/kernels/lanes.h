@@ -65,6 +65,12 @@ inline i32v broadcast_bytes(const void * p) {
     return broadcast(&word);
 }
 
+// N times x. The compiler would multiply what x was broadcast from, and move it over from the other registers.
+template <int N> inline i32v times(i32v x) {
+    asm("" : "+v"(x));
+    return x * N;
+}
+
 inline f32v broadcast(float x) {
 #    if PYSKIP_LANES == 16
     return (f32v) _mm512_set1_ps(x);

@@ -26,10 +26,8 @@ template <int N, class Fn> PYSKIP_INLINE inline void unrolled(Fn fn) {
     unrolled(fn, std::make_integer_sequence<int, N>());
 }
 
-// Without VNNI a sum begins at 0 and weights' offsets are subtracted for a whole block, as minimums are: the scales of two
-// sub-blocks, as 16-bit pairs, times sums of activations.
-template <class F> constexpr bool needs_offsets = !PYSKIP_VNNI && F::OFFSET != 0;
-
+// Weights' offsets are subtracted for a whole block, as minimums are: the scales of two sub-blocks, as 16-bit pairs, times
+// sums of activations.
 template <class F, class View> inline i32v offset_of(const View & view, int p) {
     return (view.scale(2 * p) & 0xffff) | view.scale(2 * p + 1) << 16;
 }
@@ -48,11 +46,26 @@ template <class F> inline u8v fold(u8v codes, i32v scale) {
     return (u8v) (((even + shift) & 0xff) | (odd + shift) << 8);
 }
 
+// How far ahead of what is multiplied memory is asked for, in bytes. With some columns so much is computed between two reads
+// that the processor's own prefetching falls behind.
+constexpr int AHEAD = 10 * 1024;
+
 // A view of a packed block that gives what a kernel asks for.
 template <class F> struct packed_view : F::view {
     static constexpr bool IS_FOLDED = false;
 
-    explicit packed_view(const typename F::block & block) : F::view(block) {}
+    const char * packed;
+
+    explicit packed_view(const typename F::block & block) : F::view(block), packed((const char *) &block) {}
+
+    // Part i of n of what follows. An address beyond the matrix does no harm.
+    template <int N> PYSKIP_INLINE void ask_ahead(int i) const {
+        constexpr int LINE    = 64;
+        constexpr int N_LINES = ((int) sizeof(typename F::block) + LINE * N - 1) / (LINE * N);
+        for (int line = i * N_LINES; line < (i + 1) * N_LINES; ++line) {
+            __builtin_prefetch(packed + AHEAD + LINE * line, 0, 2);
+        }
+    }
 
     i32v factor(int s) const { return factor_of(this->scale(s)); }
     i32v offset(int p) const { return offset_of<F>(*this, p); }
@@ -64,9 +77,11 @@ template <class F, int N = F::activations::N> struct expanded;
 template <class F> struct expanded<F, 256> {
     static constexpr bool IS_FOLDED = folds<F>;
 
+    template <int N> void ask_ahead(int) const {} // it was just written
+
     u8v  groups[64];
     i32v factors[IS_FOLDED ? 1 : 256 / F::SUB];
-    i32v offsets[needs_offsets<F> ? 128 / F::SUB : 1];
+    i32v offsets[F::OFFSET && !IS_FOLDED ? 128 / F::SUB : 1];
     i32v minimums[F::HAS_MIN ? 128 / F::SUB : 1];
     f32v own_d;
     f32v own_d_min;
@@ -89,7 +104,7 @@ template <class F> struct expanded<F, 256> {
         for (int s = 0; s < 256 / F::SUB && !IS_FOLDED; ++s) {
             factors[s] = factor_of(view.scale(s));
         }
-        if constexpr (needs_offsets<F>) {
+        if constexpr (F::OFFSET && !IS_FOLDED) {
             for (int p = 0; p < 128 / F::SUB; ++p) {
                 offsets[p] = offset_of<F>(view, p);
             }
@@ -106,6 +121,8 @@ template <class F> struct expanded<F, 256> {
 
 // The same of a block of 32, of which one row has one scale, and a minimum where HAS_MIN.
 template <class F> struct expanded<F, 32> {
+    template <int N> void ask_ahead(int) const {}
+
     u8v  groups[8];
     f32v own_d;
     f32v own_minimum;
@@ -124,17 +141,13 @@ template <class F> struct expanded<F, 32> {
     }
 };
 
-template <class F> inline i32v minus_sum(const activations_256 & a, int sub_block) {
-    return broadcast(F::SUB == 16 ? &a.minus_sum_16[sub_block] : &a.minus_sum_32[sub_block]) * F::OFFSET;
-}
-
 // sum[s][c] = a block of folded weights of strip s times column c
 template <class F, int NS, int NC, class View>
 PYSKIP_INLINE inline void sum_folded(i32v (&sum)[NS][NC], const View * const (&view)[NS],
                                      const activations_256 * const (&a)[NC]) {
     for (int c = 0; c < NC; ++c) {
         for (int s = 0; s < NS; ++s) {
-            sum[s][c] = SHIFT<F> ? broadcast(&a[c]->minus_sum) * SHIFT<F> : i32v{};
+            sum[s][c] = SHIFT<F> ? times<SHIFT<F>>(broadcast(&a[c]->minus_sum)) : i32v{};
         }
     }
     for (int u = 0; u < 8; ++u) {
@@ -156,6 +169,9 @@ PYSKIP_INLINE inline void sum_scaled(i32v (&sum)[NS][NC], const View * const (&v
     constexpr int N_SUB = 32 / F::SUB; // sub-blocks a unit
 
     for (int u = 0; u < 8; ++u) {
+        for (int s = 0; s < NS; ++s) {
+            view[s]->template ask_ahead<8>(u);
+        }
         unrolled<N_SUB>([&](auto sub) PYSKIP_INLINE {
             const int                      s8 = N_SUB * u + sub;
             dot_product<F::MAX, 8 / N_SUB> dot[NS][NC];
@@ -164,9 +180,8 @@ PYSKIP_INLINE inline void sum_scaled(i32v (&sum)[NS][NC], const View * const (&v
                 factor[s] = view[s]->factor(s8);
             }
             for (int c = 0; c < NC; ++c) {
-                const i32v start = PYSKIP_VNNI && F::OFFSET ? minus_sum<F>(*a[c], s8) : i32v{};
                 for (int s = 0; s < NS; ++s) {
-                    dot[s][c] = dot_product<F::MAX, 8 / N_SUB>(start);
+                    dot[s][c] = dot_product<F::MAX, 8 / N_SUB>(i32v{});
                 }
             }
             unrolled<8 / N_SUB>([&](auto step) PYSKIP_INLINE {
@@ -211,11 +226,17 @@ PYSKIP_INLINE inline void add_block(f32v (&acc)[NS][NC], const View * const (&vi
         return sum;
     };
     for (int s = 0; s < NS; ++s) {
+        if constexpr (F::OFFSET && !View::IS_FOLDED) {
+            i32v offsets[128 / F::SUB];
+            for (int p = 0; p < 128 / F::SUB; ++p) {
+                offsets[p] = view[s]->offset(p);
+            }
+            for (int c = 0; c < NC; ++c) {
+                sum[s][c] -= F::OFFSET * with_sums(c, [&](int p) PYSKIP_INLINE { return offsets[p]; });
+            }
+        }
         const f32v d = view[s]->d();
         for (int c = 0; c < NC; ++c) {
-            if constexpr (needs_offsets<F>) {
-                sum[s][c] -= F::OFFSET * with_sums(c, [&](int p) PYSKIP_INLINE { return view[s]->offset(p); });
-            }
             acc[s][c] = multiply_add(to_float(sum[s][c]), d * broadcast(a[c]->d), acc[s][c]);
         }
     }
@@ -233,11 +254,14 @@ PYSKIP_INLINE inline void add_block(f32v (&acc)[NS][NC], const View * const (&vi
 template <class F, int NS, int NC, class View>
 PYSKIP_INLINE inline void add_block(f32v (&acc)[NS][NC], const View * const (&view)[NS],
                                     const activations_32 * const (&a)[NC]) {
+    for (int s = 0; s < NS; ++s) {
+        view[s]->template ask_ahead<1>(0);
+    }
     const i32v             one = factor_of(i32v{} + 1);
     dot_product<F::MAX, 8> dot[NS][NC];
     i32v                   sum[NS][NC];
     for (int c = 0; c < NC; ++c) {
-        const i32v start = F::OFFSET ? broadcast(&a[c]->minus_sum) * F::OFFSET : i32v{};
+        const i32v start = F::OFFSET ? times<F::OFFSET>(broadcast(&a[c]->minus_sum)) : i32v{};
         for (int s = 0; s < NS; ++s) {
             dot[s][c] = dot_product<F::MAX, 8>(start);
             sum[s][c] = PYSKIP_VNNI ? i32v{} : start;

@@ -12,12 +12,22 @@
 
 namespace {
 
+// So few rows are packed by the thread that gives them their places: the others would wait longer for one more operator.
+constexpr int64_t FEW_ROWS = 16;
+
 bool is_run(const pyskip_slot & slot, int32_t t) {
     return !slot.state->skips(slot.k, t);
 }
 
 bool has_stand_in(const pyskip_slot & slot, int32_t t) {
     return !is_run(slot, t) && slot.state->tokens[t].rule->has_gates();
+}
+
+void pack_rows(const pyskip_slot & slot, const ggml_tensor * input, int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+        std::memcpy((char *) slot.packed->data + slot.place[row] * slot.packed->nb[1], pyskip_row(input, row),
+                    input->ne[0] * sizeof(float));
+    }
 }
 
 // The last thread, after all rows are decided: give each its place, and the region and the stand-in their rows.
@@ -35,6 +45,9 @@ void share_out(pyskip_slot & slot, int64_t n_run, int64_t n_stand_in) {
         slot.place[row] = is_run(slot, t) ? next_run++ : has_stand_in(slot, t) ? next_stand_in++ : next_rest++;
     }
     slot.shape(n_run, n_stand_in);
+    if (slot.is_packed_at_once) {
+        pack_rows(slot, slot.gate->src[0], 0, slot.n_rows);
+    }
 }
 
 void decide(pyskip_slot & slot, int32_t t, const float * x, const float * xn, int64_t n_embd) {
@@ -70,10 +83,7 @@ void gate_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
 void pack_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
     const pyskip_slot & slot = *(const pyskip_slot *) userdata;
     const pyskip_share  share(slot.n_rows, ith, nth);
-    for (int64_t i = share.begin; i < share.end; ++i) {
-        std::memcpy((char *) dst->data + slot.place[i] * dst->nb[1], pyskip_row(dst->src[0], i),
-                    dst->ne[0] * sizeof(float));
-    }
+    pack_rows(slot, dst->src[0], share.begin, share.end);
 }
 
 void read_instead(const std::vector<ggml_tensor *> & nodes, const ggml_tensor * old, ggml_tensor * now) {
@@ -110,6 +120,7 @@ std::vector<ggml_tensor *> pyskip_gate_build(ggml_context * ctx, pyskip_slot & s
         ggml_format_name(slot.packed, "pyskip_packed-%d", slot.block.il);
         slot.packed_skipped = ggml_view_2d(ctx, slot.packed, xn->ne[0], slot.n_rows, slot.packed->nb[1], 0);
         slot.place.assign(slot.n_rows, 0);
+        slot.is_packed_at_once = slot.n_rows <= FEW_ROWS;
         read_instead(slot.governed, xn, slot.packed);
         made.push_back(slot.packed);
         input = slot.packed_skipped;

@@ -15,6 +15,18 @@ constexpr int64_t MAX_DIVISOR = 1 << 20;
 const std::set<std::string> IN_EVERY_LAYER = { "attn_q", "attn_k",   "attn_v",   "attn_qkv", "attn_out", "ln1",
                                                "ln2",    "ffn_down", "ffn_gate", "ffn_up",   "ls1",      "ls2" };
 
+// Kinds of encoders, by prefix, whose graph takes positions from the file without asking whether they are there; and those
+// that do so with the class's embedding.
+const std::map<std::string, std::set<std::string>> WITH_POSITIONS = {
+    { "v",
+      { "mlp",       "ldp",         "ldpv2",       "adapter",   "resampler",      "minicpmv4_6",     "qwen3vl_merger",
+        "ling3vl",   "step3vl",     "phi4",        "lfm2",      "gemma4v",        "gemma4uv",        "internvl",
+        "llama4",    "kimivl",      "kimik25",     "paddleocr", "nemotron_v2_vl", "granite4_vision", "cogvlm",
+        "hunyuanvl", "deepseekocr", "muse-glimmer" } },
+    { "a", { "ultravox", "voxtral", "meralion", "musicflamingo", "glma", "qwen2a", "qwen2.5o", "qwen3a", "lfm2a" } },
+};
+const std::set<std::string> WITH_CLASS = { "internvl", "llama4", "nemotron_v2_vl", "cogvlm", "deepseekocr" };
+
 // Sizes that something is divided by.
 const std::set<std::string> DIVISORS = { "attention.head_count",
                                          "embedding_length",
@@ -60,6 +72,32 @@ bool check_keys(const gguf_context * gguf, std::string & found) {
                 return fail(found, name + " is " + (is_float ? std::to_string(value) : "no number") +
                                        ", expected a number from 0");
             }
+        }
+    }
+    return true;
+}
+
+// What a key says; "" if there is none, or another type.
+std::string text_of(const gguf_context * gguf, const std::string & key) {
+    const int64_t id = gguf_find_key(gguf, key.c_str());
+    return id >= 0 && gguf_get_kv_type(gguf, id) == GGUF_TYPE_STRING ? gguf_get_val_str(gguf, id) : "";
+}
+
+bool check_kinds(const gguf_context * gguf, std::string & found) {
+    const auto lacks = [&](const std::string & kind, const std::string & tensor) {
+        if (gguf_find_tensor(gguf, tensor.c_str()) >= 0) {
+            return false;
+        }
+        return !fail(found, "a projector of kind " + kind + " without " + tensor + ", which its encoder reads");
+    };
+    for (const auto & [prefix, kinds] : WITH_POSITIONS) {
+        std::string kind = text_of(gguf, "clip.projector_type");
+        if (kind.empty()) {
+            kind = text_of(gguf, prefix == "v" ? "clip.vision.projector_type" : "clip.audio.projector_type");
+        }
+        if ((kinds.count(kind) > 0 && lacks(kind, prefix + ".position_embd.weight")) ||
+            (prefix == "v" && WITH_CLASS.count(kind) > 0 && lacks(kind, "v.class_embd"))) {
+            return false;
         }
     }
     return true;
@@ -129,5 +167,6 @@ bool check_layers(const gguf_context * gguf, std::string & found) {
 } // namespace
 
 bool pyskip_projector_check(const gguf_context * gguf, std::string & found) {
-    return check_keys(gguf, found) && check_types(gguf, found) && check_layers(gguf, found) && check_pairs(gguf, found);
+    return check_keys(gguf, found) && check_types(gguf, found) && check_layers(gguf, found) &&
+           check_pairs(gguf, found) && check_kinds(gguf, found);
 }

@@ -4,13 +4,17 @@
 
 #include <algorithm>
 
+static void set_computed(ggml_tensor * node, bool is_computed) {
+    if (is_computed) {
+        node->flags |= GGML_TENSOR_FLAG_COMPUTE;
+    } else {
+        node->flags &= ~GGML_TENSOR_FLAG_COMPUTE;
+    }
+}
+
 static void set_computed(const std::vector<ggml_tensor *> & nodes, bool is_computed) {
     for (ggml_tensor * node : nodes) {
-        if (is_computed) {
-            node->flags |= GGML_TENSOR_FLAG_COMPUTE;
-        } else {
-            node->flags &= ~GGML_TENSOR_FLAG_COMPUTE;
-        }
+        set_computed(node, is_computed);
     }
 }
 
@@ -36,7 +40,7 @@ void pyskip_slot::shape(int64_t n_run_now, int64_t n_skip) {
         node->ne[1] = n_skip;
     }
     // as its readers in the region see it; the pack, which an empty tensor would leave out, writes all rows by their places
-    set_computed({ packed }, n_run_now + n_skip > 0);
+    set_computed(packed, !is_packed_at_once && n_run_now + n_skip > 0);
     packed->ne[1]         = std::max<int64_t>(n_run_now, 1);
     packed_skipped->ne[1] = n_skip;
     packed_skipped->data  = (char *) packed->data + n_run_now * packed->nb[1];
@@ -51,7 +55,7 @@ void pyskip_slot::restore() {
             node->ne[1] = n_rows;
         }
     }
-    set_computed({ packed }, true);
+    set_computed(packed, true);
     packed->ne[1]         = n_rows;
     packed_skipped->ne[1] = n_rows;
     packed_skipped->data  = packed->data;

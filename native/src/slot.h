@@ -32,13 +32,14 @@ struct pyskip_slot {
     // With a profile that has a stand-in for the layer, set by gate.cpp:
     const pyskip_stand_in *    own        = nullptr;
     ggml_tensor *              gate       = nullptr;
-    ggml_tensor *              y_stand_in = nullptr;     // its output
-    std::vector<ggml_tensor *> stand_in;                 // its nodes
-    bool                       is_standing    = true;    // whether they are set to be computed
-    ggml_tensor *              packed         = nullptr; // in a batch: the input, rows that run first
-    ggml_tensor *              packed_skipped = nullptr; // its rest
-    std::vector<int64_t>       place;                    // of a row among the packed
-    int64_t                    n_run = 0;                // how many run
+    ggml_tensor *              y_stand_in = nullptr;      // its output
+    std::vector<ggml_tensor *> stand_in;                  // its nodes
+    bool                       is_standing    = true;     // whether they are set to be computed
+    ggml_tensor *              packed         = nullptr;  // in a batch: the input, rows that run first
+    ggml_tensor *              packed_skipped = nullptr;  // its rest
+    std::vector<int64_t>       place;                     // of a row among the packed
+    bool                       is_packed_at_once = false; // few rows: the gate packs them itself
+    int64_t                    n_run             = 0;     // how many run
 
     // Set whether the region's nodes, and those of the stand-in, are computed.
     void arm(bool run, bool stand_in_runs);
