@@ -330,10 +330,12 @@ def test_a_request_gets_a_slot_beside_those_that_are_busy(
     with running(str(tiny), "-c", "2048", "--", "--parallel", "4", *flags) as server, ExitStack() as stack:
         for place in (0, 3, 1, 2):
             assert server.post("/completion", body(place, n_predict=1, id_slot=place)).json()["id_slot"] == place
+        streams = []  # each ends its request once nobody has it
         for i in (4, 5):
-            request = body(i, n_predict=1500, stream=True)
+            request = body(i, n_predict=1900, stream=True)
             stream = stack.enter_context(server.client.stream("POST", server.url + "/completion", json=request))
-            assert next(line for line in stream.iter_lines() if line.startswith("data: {"))
+            streams.append(stream.iter_lines())
+            assert next(line for line in streams[-1] if line.startswith("data: {"))
         assert [slot["id"] for slot in server.get("/slots").json() if slot["is_processing"]] == expected
 
 
