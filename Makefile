@@ -264,7 +264,8 @@ $(VENV)/.modules: FORCE | $(VENV)/.tools
 
 $(VENV)/.built: $(VENV)/.runtime $(VENV)/.modules $(NATIVE)
 	@echo "pyskip: compiling llama.cpp with pyskip (a few minutes the first time)" >&2
-	@PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation -C cmake.define.PYSKIP_SERVER=OFF --editable .
+	@PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation --editable . \
+	  -C cmake.define.PYSKIP_SERVER=$(if $(wildcard $(VENV)/.server),ON,OFF) # who had the server keeps it
 	@touch $@
 
 # The same build with the server.
