@@ -145,7 +145,7 @@ LONG = b'{"context": "' + b"word " * 100 + b'", "continuation": "b"}'
         ("--task", ITEM + b'{"context": "a", ', "FILE, line 2: not JSON"),
         ("--task", ITEM + b'{"query": "a", "choices": ["b", "c"], "gold": 2}', 'FILE, line 2: "gold" is 2'),
         ("--task", ITEM + LONG, "tokens do not fit a context of 64: raise"),
-        ("--task", ITEM + b'{"article": "a", "highlights": "b"}', "FILE, line 2: an article, expected none"),
+        ("--task", ITEM + b'{"article": "a", "highlights": "b"}', "FILE, line 2: found articles behind items"),
     ],
 )
 def test_mistakes_in_files(cli: Run, tiny: Path, tmp_path: Path, flag: str, content: bytes, said: str) -> None:
