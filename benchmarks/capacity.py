@@ -89,8 +89,7 @@ def service_times(url: str, n_slots: int, more: dict[str, Any], n_rounds: int) -
         return statistics.median(samples)
 
     streams = [(n, steps(n, SHORT)) for n in range(1, n_slots + 1)]
-    per_cell = max(0.0, (steps(1, PROMPTS[-1]) - streams[0][1]) / (PROMPTS[-1] - SHORT))
-    curve = [(n, seconds - n * per_cell * (SHORT + N_STEPS / 2)) for n, seconds in streams]
+    per_cell, curve = without_context(streams, steps(1, PROMPTS[-1]))
     beside = []
     for n in (n for n in PROMPTS if n > n_slots):
         told = [ask(url, prompt(rng, n), 2, more) for _ in range(n_rounds)]
@@ -98,6 +97,15 @@ def service_times(url: str, n_slots: int, more: dict[str, Any], n_rounds: int) -
         curve.append((n_rows, statistics.median(timings["prompt_ms"] for _, timings in told) / 1000))
         beside += [first - timings["prompt_ms"] / 1000 for first, timings in told]
     return Service(n_slots, rising(curve), beside=max(0.0, statistics.median(beside)), per_cell=per_cell)
+
+
+def without_context(streams: list[tuple[int, float]], longest: float) -> tuple[float, list[tuple[int, float]]]:
+    """What a token takes for each token before it, of steps behind short prompts and of one stream's behind the longest;
+    and the steps without that. It is at most half of any step: noise can say more than a step takes."""
+    n_cells = SHORT + N_STEPS / 2
+    most = min(seconds / n for n, seconds in streams) / 2 / n_cells
+    per_cell = min(max(0.0, (longest - streams[0][1]) / (PROMPTS[-1] - SHORT)), most)
+    return per_cell, [(n, seconds - n * per_cell * n_cells) for n, seconds in streams]
 
 
 def rising(curve: list[tuple[int, float]]) -> list[tuple[int, float]]:

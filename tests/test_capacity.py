@@ -15,7 +15,7 @@ from conftest import ROOT, make_random
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 try:
-    from capacity import rising, table
+    from capacity import N_STEPS, PROMPTS, SHORT, rising, table, without_context
     from queueing import Arrival, Service, arrivals, parts, quantile, simulate
 finally:
     sys.path.remove(str(ROOT / "benchmarks"))
@@ -98,6 +98,17 @@ def test_what_a_step_of_some_rows_takes() -> None:
 
 def test_more_rows_take_no_less() -> None:
     assert rising([(4, 2.0), (1, 1.0), (2, 2.5), (2, 9.0)]) == [(1, 1.0), (2, 2.5), (4, 2.5)]
+
+
+def test_what_a_context_takes() -> None:
+    """The slope between short and long prompts, taken off the steps; noise leaves steps that take time."""
+    cells = SHORT + N_STEPS / 2
+    per_cell, curve = without_context([(1, 0.010), (2, 0.012)], 0.010 + 1e-5 * (PROMPTS[-1] - SHORT))
+    assert per_cell == pytest.approx(1e-5)
+    assert curve == [(1, pytest.approx(0.010 - 1e-5 * cells)), (2, pytest.approx(0.012 - 2e-5 * cells))]
+    assert without_context([(1, 0.010), (2, 0.012)], 0.002) == (0.0, [(1, 0.010), (2, 0.012)])
+    _, curve = without_context([(1, 0.001), (2, 0.0015)], 0.1)
+    assert [seconds > 0 for _, seconds in curve] == [True, True]
 
 
 def test_measured_beside_predicted() -> None:
