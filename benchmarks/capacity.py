@@ -100,8 +100,8 @@ def service_times(url: str, n_slots: int, more: dict[str, Any], n_rounds: int) -
 
 
 def without_context(streams: list[tuple[int, float]], longest: float) -> tuple[float, list[tuple[int, float]]]:
-    """What a token takes for each token before it, of steps behind short prompts and one stream's behind the longest; and
-    the steps without that. It is at most half of any step: noise can say more than a step takes."""
+    """What a token takes for each token before it, of steps behind short prompts and one stream's behind the longest;
+    and the steps without that. It is at most half of any step: noise can say more than a step takes."""
     n_cells = SHORT + N_STEPS / 2
     most = min(seconds / n for n, seconds in streams) / 2 / n_cells
     per_cell = min(max(0.0, (longest - streams[0][1]) / (PROMPTS[-1] - SHORT)), most)
