@@ -17,10 +17,11 @@ namespace pyskip_cpu {
 
 namespace {
 
-constexpr int N_KEYS    = 512; // seen keys that are weighed at a time
-constexpr int N_ABREAST = 4;   // of which the products are computed together
-constexpr int N_SLICE   = 4;   // registers of an output at a time
-constexpr int MAX_CHAIN = 32;  // nodes from an attention's query back to the product that it comes from
+constexpr int N_KEYS    = 512;  // seen keys that are weighed at a time
+constexpr int N_ABREAST = 4;    // of which the products are computed together
+constexpr int N_SLICE   = 4;    // registers of an output at a time
+constexpr int N_LONG    = 2048; // keys from which on upstream's way of a single row is faster
+constexpr int MAX_CHAIN = 32;   // nodes from an attention's query back to the product that it comes from
 
 f32v exponential(f32v x) {
 #    if PYSKIP_LANES == 16
@@ -30,16 +31,17 @@ f32v exponential(f32v x) {
 #    endif
 }
 
-// Lanes in a fixed order.
+// Halves, then their halves, and so on.
 float sum_of(f32v x) {
-    float lanes[L];
-    store(lanes, x);
-    for (int n = L / 2; n > 0; n /= 2) {
-        for (int i = 0; i < n; ++i) {
-            lanes[i] += lanes[i + n];
-        }
-    }
-    return lanes[0];
+#    if PYSKIP_LANES == 16
+    const __m256 half =
+        _mm256_add_ps(_mm512_castps512_ps256((__m512) x), (__m256) _mm512_extractf64x4_pd((__m512d) x, 1));
+#    else
+    const __m256 half = (__m256) x;
+#    endif
+    __m128 sum = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    sum        = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+    return _mm_cvtss_f32(_mm_add_ss(sum, _mm_shuffle_ps(sum, sum, 1)));
 }
 
 // One query row of one head, and its keys.
@@ -194,9 +196,9 @@ bool is_supported(const ggml_tensor * op, int nth) {
         q->ne[1] >= (int64_t) ggml_fa_tile_config::Q || k->ne[0] % L != 0 || v->ne[0] % L != 0) {
         return false;
     }
-    // with more threads than rows of heads upstream's way of long texts, which parts the keys among them, is faster
+    // in long texts upstream's way, which parts the keys among the threads, is faster, and where these are more than heads
     const bool is_parted = q->ne[1] == 1 && q->ne[3] == 1 && k->ne[1] >= 512;
-    return (!is_parted || q->ne[2] >= nth) && is_of_packed_weights(q);
+    return (!is_parted || (k->ne[1] < N_LONG && q->ne[2] >= nth)) && is_of_packed_weights(q);
 }
 
 float slope_of(float max_bias, int64_t head, int64_t n_head) {
