@@ -165,7 +165,8 @@ bench: $(VENV)/.built build/reference/.built build/never-built/.built $(VENV)/.d
 
 results: $(VENV)/.built build/reference/.built $(VENV)/.dev
 	$(BIN)/python -m benchmarks.results $(if $(DATA),--text $(DATA)/dev_wiki.txt --lambada $(DATA)/dev_lambada.jsonl \
-	  --factoid $(DATA)/dev_factoid.jsonl --arc-easy $(DATA)/dev_arc_easy.jsonl --cnn $(DATA)/dev_cnn_dailymail.jsonl --mt-bench $(DATA)/dev_mt_bench_questions.jsonl \
+	  --factoid $(DATA)/dev_factoid.jsonl --arc-easy $(DATA)/dev_arc_easy.jsonl --cnn $(DATA)/dev_cnn_dailymail.jsonl \
+	  --mt-bench $(DATA)/dev_mt_bench_questions.jsonl \
 	  --fit $(DATA)/calibration_wiki.txt) \
 	  $(if $(ONLY),--only $(ONLY)) $(RESULTS_ARGS)
 

@@ -143,27 +143,33 @@ def quality(
     found: dict[str, dict[str, Any]] = {skip: {} for skip in ("off", *skips)}
     n_max = max(len(window) for some in (windows, long_windows) for window in next(iter(some.values())))
     with decoding_arms(llm, skips, n_max) as (decoder, arms):
+        of_prompts = [arm for arm in arms if is_prompt_rate(str(arm.policy))]
+        others = [arm for arm in arms if arm not in of_prompts]
         for kind in windows:
-            tallies = [Tally() for _ in arms]
-            for arm, tally in zip(arms, tallies, strict=True):
-                if is_prompt_rate(str(arm.policy)):
-                    score_prompts(llm, decoder, (arms[0], arm), long_windows[kind], dense, tally)
+            tallies = {arm: Tally() for arm in arms}
+            for arm in of_prompts:
+                score_prompts(llm, decoder, (arms[0], arm), long_windows[kind], dense, tallies[arm])
             for window in windows[kind]:
-                is_there = False
-                for arm, tally in zip(arms, tallies, strict=True):
-                    if is_prompt_rate(str(arm.policy)):
-                        continue
-                    if is_there:
-                        decoder.go_on(arm, depth)
-                    else:
-                        decoder.begin(arm)
-                    if depth:
-                        llm.mark_generated(depth)
-                    score_window(llm, decoder, arm, window, depth if is_there else 0, dense, tally)
-                    is_there = depth > 0
-            for skip, tally in zip(found, tallies, strict=True):
-                found[skip][kind] = tally.result()
+                score_behind(llm, decoder, others, window, depth, dense, tallies)
+            for skip, arm in zip(found, arms, strict=True):
+                found[skip][kind] = tallies[arm].result()
     return found
+
+
+def score_behind(
+    llm: Llama, decoder: Decoder, arms: Sequence[PolicyArm], window: list[int], depth: int, dense: LogP,
+    tallies: dict[PolicyArm, Tally],
+) -> None:  # fmt: skip
+    """A window under all arms, whose first `depth` tokens are decoded once."""
+    for i, arm in enumerate(arms):
+        start = depth if i else 0
+        if start:
+            decoder.go_on(arm, start)
+        else:
+            decoder.begin(arm)
+        if depth:
+            llm.mark_generated(depth)
+        score_window(llm, decoder, arm, window, start, dense, tallies[arm])
 
 
 def score_prompts(
