@@ -27,8 +27,8 @@ Progress = Callable[[str, int, int, str], None]  # stage, done, total, what to s
 
 @dataclass(frozen=True)
 class DistilSettings:
-    """seconds: of training in all, earlier runs counted in. n_fit: windows of the model's own text, if no text is given
-    and no GPU writes it."""
+    """seconds: of training in all, earlier runs counted in. n_fit: windows of the model's own text, beside a text that
+    is given, or alone; None: none beside a text, else N_SAMPLED unless a GPU writes it."""
 
     seconds: float
     text: tuple[Path, ...]
@@ -76,7 +76,11 @@ def text_for(
     starts = Starts(*starts_of(llm, settings.seed))
     if settings.text:
         kinds, held, digest = read_kinds(llm, settings.text, n_window, settings.n_curve)
-        return Text(kinds, ", ".join(path.name for path in settings.text), digest, starts), held
+        source = ", ".join(path.name for path in settings.text)
+        if settings.n_fit and not measure_only:
+            own = sample_text(llm, n_window, settings.n_fit, 0, settings.seed, progress)
+            kinds, source = kinds | {"own": list(own.fitted)}, f"{source}, and {own.source}"
+        return Text(kinds, source, digest, starts), held
     if away:
         return Text({}, f"sampled from the model, seed {settings.seed}", "", starts), ()
     n_fit = 0 if measure_only else settings.n_fit or N_SAMPLED
