@@ -35,7 +35,7 @@ class Kept:
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def gather(dense: Dense, draws: Draws, n_windows: int, batch: int, warmup: int, is_late: IsLate) -> Kept:
-    kind = torch.bfloat16 if dense.device.type == "cuda" else torch.float32
+    kind = torch.bfloat16 if dense.is_narrow else torch.float32
     kept: list[list[tuple[torch.Tensor, ...]]] = [[] for _ in range(dense.n_layer)]
 
     def keep(il: int, x: torch.Tensor, xn: torch.Tensor, block: Inner) -> torch.Tensor:

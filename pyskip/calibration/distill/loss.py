@@ -11,11 +11,11 @@ from .dense import Dense
 
 __all__ = ["Seen", "compare", "divergence_gradient", "label_gradient"]
 
-PIECE = 1 << 27  # logits at a time
+PIECE = {"cuda": 1 << 27, "cpu": 1 << 22}  # logits at a time: as many as fill a GPU, or stay in caches
 
 
 def _rows(dense: Dense) -> int:
-    return max(64, PIECE // int(dense.config.vocab_size))
+    return max(64, PIECE[dense.device.type] // int(dense.config.vocab_size))
 
 
 def _kl(dense: Dense, target: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
