@@ -13,6 +13,7 @@
 #include "pyskip-build.h"
 #include "pyskip.h"
 #include "state.h"
+#include "sums.h"
 
 #include <algorithm>
 #include <cstdio>
@@ -449,6 +450,7 @@ void pyskip_gather_get(const pyskip_gather * gather, int32_t il, pyskip_gather_s
     sums->n_tokens = layer.n_tokens;
     sums->energy   = layer.energy;
     if (layer.gram) {
+        pyskip_sums_mirror((float *) layer.gram->data, layer.gram->ne[0]);
         sums->gram    = (const float *) layer.gram->data;
         sums->cross   = (const float *) layer.cross->data;
         sums->n_row   = layer.cross->ne[0];

@@ -9,6 +9,7 @@
 #include "slot.h"
 #include "stand-in.h"
 #include "state.h"
+#include "sums.h"
 
 #include <algorithm>
 #include <cmath>
@@ -16,9 +17,6 @@
 
 // Of a block's output: who misses less is believed no more than that.
 static constexpr double LEAST_MISS = 1e-2;
-
-// Features are padded with zeros to a multiple of this, which llama.cpp's fast product of f32 matrices asks for.
-static constexpr int64_t FEATURE_ALIGNMENT = 16;
 
 pyskip_gather::pyskip_gather(pyskip_gather_kind kind, pyskip_sublayer sublayer, int32_t n_layer, int64_t n_embd,
                              int32_t warmup, std::shared_ptr<const pyskip_profile> profile)
@@ -100,8 +98,7 @@ void weights_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
     }
 }
 
-// Columns of dst are the batch's rows: the first source's values, log(|x|) if there is an x, and 1, times the row's weight;
-// then zeros.
+// dst is in panels (sums.h): the first source's values, log(|x|) if there is an x, and 1, times the row's weight.
 void features_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
     const int64_t       n_rows = dst->ne[0];
     const int64_t       n_all  = ((const pyskip_gather_layer *) userdata)->gram->ne[0];
@@ -114,67 +111,80 @@ void features_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
         const float   w = weight[row];
         const float * f = pyskip_row(dst->src[0], row);
         for (int64_t i = 0; i < n; ++i) {
-            out[i * n_rows + row] = w > 0.0f ? w * f[i] : 0.0f; // not even a NaN of a row that does not count
+            out[pyskip_panel_at(i, row, n_rows)] = w > 0.0f ? w * f[i] : 0.0f; // not even a NaN where it does not count
         }
         if (x) {
-            const double size     = norm(pyskip_row(x, row), x->ne[0]);
-            out[n * n_rows + row] = w > 0.0f ? w * (float) std::log(std::max(size, 1e-19)) : 0.0f;
+            const double size                    = norm(pyskip_row(x, row), x->ne[0]);
+            out[pyskip_panel_at(n, row, n_rows)] = w > 0.0f ? w * (float) std::log(std::max(size, 1e-19)) : 0.0f;
         }
-        out[(n_all - 1) * n_rows + row] = w;
+        out[pyskip_panel_at(n_all - 1, row, n_rows)] = w;
         for (int64_t i = n_all; i < dst->ne[1]; ++i) {
-            out[i * n_rows + row] = 0.0f;
+            out[pyskip_panel_at(i, row, n_rows)] = 0.0f;
         }
     }
 }
 
-// Columns of dst are the outputs y of the batch's rows, times their weights.
+void count(pyskip_gather_layer & layer, double energy, int64_t n_tokens) {
+    const std::lock_guard<std::mutex> lock(layer.gather->mutex);
+    layer.energy += energy;
+    layer.n_tokens += n_tokens;
+}
+
+// dst is in panels: the outputs y of the batch's rows, times their weights.
 void outputs_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
-    pyskip_gather_layer & layer    = *(pyskip_gather_layer *) userdata;
-    const int64_t         n_rows   = dst->ne[0];
-    const float *         weight   = (const float *) dst->src[1]->data;
-    float *               out      = (float *) dst->data;
-    double                energy   = 0.0;
-    int64_t               n_tokens = 0;
-    const pyskip_share    share(n_rows, ith, nth);
+    const int64_t      n_rows   = dst->ne[0];
+    const int64_t      n        = dst->src[0]->ne[0];
+    const float *      weight   = (const float *) dst->src[1]->data;
+    float *            out      = (float *) dst->data;
+    double             energy   = 0.0;
+    int64_t            n_tokens = 0;
+    const pyskip_share share(n_rows, ith, nth);
     for (int64_t row = share.begin; row < share.end; ++row) {
         const float   w = weight[row];
         const float * y = pyskip_row(dst->src[0], row);
         n_tokens += w > 0.0f;
         for (int64_t i = 0; i < dst->ne[1]; ++i) {
-            const float target    = w > 0.0f ? w * y[i] : 0.0f;
-            out[i * n_rows + row] = target;
+            const float target                   = i < n && w > 0.0f ? w * y[i] : 0.0f;
+            out[pyskip_panel_at(i, row, n_rows)] = target;
             energy += (double) target * target;
         }
     }
-    const std::lock_guard<std::mutex> lock(layer.gather->mutex);
-    layer.energy += energy;
-    layer.n_tokens += n_tokens;
+    count(*(pyskip_gather_layer *) userdata, energy, n_tokens);
 }
 
-// One target a row: what was given, or the log of the stand-in's error.
+// dst is a panel with one target a row: what was given, or the log of the stand-in's error.
 void target_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
     pyskip_gather_layer &   layer = *(pyskip_gather_layer *) userdata;
     const pyskip_stand_in * own   = layer.gather->find(layer.slot->block.il);
-    float *                 out   = (float *) dst->data;
 
     double             energy   = 0.0;
     int64_t            n_tokens = 0;
     const pyskip_share share(dst->ne[0], ith, nth);
     for (int64_t row = share.begin; row < share.end; ++row) {
-        out[row] = 0.0f;
+        float * out = (float *) dst->data + pyskip_panel_at(0, row, dst->ne[0]);
+        std::fill(out, out + PYSKIP_PANEL, 0.0f);
         if (!counts(layer, row)) {
             continue;
         }
         const float * y  = pyskip_row(dst->src[0], row);
         const float * y_ = dst->src[1] ? pyskip_row(dst->src[1], row) : nullptr;
-        out[row]         = own ? (float) std::log(std::max(miss(y, y_, own->bias, dst->src[0]->ne[0]), 1e-19))
+        out[0]           = own ? (float) std::log(std::max(miss(y, y_, own->bias, dst->src[0]->ne[0]), 1e-19))
                                : given(*layer.gather, token_of(layer, row));
-        energy += (double) out[row] * out[row];
+        energy += (double) out[0] * out[0];
         ++n_tokens;
     }
-    const std::lock_guard<std::mutex> lock(layer.gather->mutex);
-    layer.energy += energy;
-    layer.n_tokens += n_tokens;
+    count(layer, energy, n_tokens);
+}
+
+// Adds the batch's products to the layer's sums: of its features with themselves and with the targets. dst is not used.
+void products_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    pyskip_gather_layer & layer    = *(pyskip_gather_layer *) userdata;
+    const float *         features = (const float *) dst->src[0]->data;
+    const float *         targets  = (const float *) dst->src[1]->data;
+    const int64_t         n_rows   = dst->src[0]->ne[0];
+    const int64_t         n        = layer.gram->ne[0];
+    pyskip_sums_add((float *) layer.gram->data, features, n, features, n, n_rows, true, ith, nth);
+    pyskip_sums_add((float *) layer.cross->data, targets, layer.cross->ne[1], features, n, n_rows, false, ith, nth);
 }
 
 // Adds squares, of the share of a row that is this thread's.
@@ -231,11 +241,6 @@ ggml_tensor * glu_of(const pyskip_block & block) {
     return nullptr;
 }
 
-// Adds to sums a product that has padding behind its rows and columns.
-ggml_tensor * add_product(ggml_context * ctx, ggml_tensor * sums, ggml_tensor * product) {
-    return ggml_add_inplace(ctx, sums, ggml_view_2d(ctx, product, sums->ne[0], sums->ne[1], product->nb[1], 0));
-}
-
 } // namespace
 
 std::vector<ggml_tensor *> pyskip_gather_build(ggml_context * ctx, pyskip_gather & gather, const pyskip_slot & slot) {
@@ -262,21 +267,19 @@ std::vector<ggml_tensor *> pyskip_gather_build(ggml_context * ctx, pyskip_gather
         sources = { pyskip_stand_in_hidden(ctx, *own, xn), nullptr };
         outputs.push_back(ggml_mul_mat(ctx, own->down, sources[0]));
     }
-    ggml_tensor * weights  = pyskip_operator(ctx, slot.n_rows, 1, outputs, weights_compute, &layer);
-    sources[1]             = weights;
-    const int64_t n_padded = GGML_PAD(layer.gram->ne[0], FEATURE_ALIGNMENT);
-    ggml_tensor * features = pyskip_operator(ctx, slot.n_rows, n_padded, sources, features_compute, &layer);
-    ggml_tensor * targets  = nullptr;
+    ggml_tensor * weights   = pyskip_operator(ctx, slot.n_rows, 1, outputs, weights_compute, &layer);
+    sources[1]              = weights;
+    const int64_t n_feature = pyskip_panel_rows(layer.gram->ne[0]);
+    const int64_t n_target  = pyskip_panel_rows(layer.cross->ne[1]);
+    ggml_tensor * features  = pyskip_operator(ctx, slot.n_rows, n_feature, sources, features_compute, &layer);
+    ggml_tensor * targets   = nullptr;
     if (layer.cross->ne[1] == 1) {
         if (ggml_tensor * y_ = own ? pyskip_stand_in_build(ctx, *own, xn) : nullptr) {
             outputs.push_back(y_);
         }
-        targets = pyskip_operator(ctx, slot.n_rows, 1, outputs, target_compute, &layer);
+        targets = pyskip_operator(ctx, slot.n_rows, n_target, outputs, target_compute, &layer);
     } else {
-        targets = pyskip_operator(ctx, slot.n_rows, gather.n_embd, { slot.block.y, weights }, outputs_compute, &layer);
+        targets = pyskip_operator(ctx, slot.n_rows, n_target, { slot.block.y, weights }, outputs_compute, &layer);
     }
-    return {
-        add_product(ctx, layer.gram, ggml_mul_mat(ctx, features, features)),
-        add_product(ctx, layer.cross, ggml_mul_mat(ctx, features, targets)),
-    };
+    return { pyskip_operator(ctx, 1, 1, { features, targets }, products_compute, &layer) };
 }

@@ -1,5 +1,5 @@
 // Calibration's sums: what the closed-form fits need of a dense run, gathered while the graph runs, so that no
-// activation is ever stored. The products are llama.cpp's own matrix operators. Called by api.cpp and, while a graph is
+// activation is ever stored. Called by api.cpp and, while a graph is
 // made, by state.cpp. No policy uses it.
 
 #pragma once
