@@ -12,6 +12,7 @@ from contextlib import ExitStack, closing, contextmanager
 
 import httpx
 import pytest
+from serving import free_port
 
 from pyskip.errors import PyskipError
 from pyskip.ray.directory import Membership
@@ -76,11 +77,6 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-def port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
-
-
 @pytest.fixture
 def stack() -> Iterator[ExitStack]:
     with ExitStack() as stack:
@@ -89,7 +85,7 @@ def stack() -> Iterator[ExitStack]:
 
 def served(stack: ExitStack, *behaviours: Behaviour, **limits: int) -> tuple[str, int, list[Membership]]:
     """The front's host and port, with replicas that behave so."""
-    address = ("127.0.0.1", port())
+    address = ("127.0.0.1", free_port())
     bounds = {"max_requests": 8, "max_queue": 8, "max_body": 1000, **limits}
     front = LocalFront(address[0], address[1], **bounds)
     stack.callback(front.close)
@@ -216,10 +212,10 @@ def test_a_replica_that_dies_before_it_writes(stack: ExitStack) -> None:
 
 
 def test_a_replica_where_nothing_listens_is_passed_over(stack: ExitStack) -> None:
-    address = ("127.0.0.1", port())
+    address = ("127.0.0.1", free_port())
     front = LocalFront(*address, max_requests=8, max_queue=8, max_body=1000)
     stack.callback(front.close)
-    dead = Membership(str(front.directory), f"http://127.0.0.1:{port()}")
+    dead = Membership(str(front.directory), f"http://127.0.0.1:{free_port()}")
     stack.callback(dead.leave)
     assert dead.load() == 0
     with httpx.Client(base_url=f"http://127.0.0.1:{address[1]}", verify=False) as client:
@@ -345,7 +341,7 @@ def test_after_the_end_began(stack: ExitStack) -> None:
         assert go.wait(10)
         echo(connection, request)
 
-    address = ("127.0.0.1", port())
+    address = ("127.0.0.1", free_port())
     front = LocalFront(*address, max_requests=8, max_queue=8, max_body=1000)
     stack.callback(front.close)
     member = Membership(str(front.directory), stack.enter_context(upstream(behave)))
