@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from peers import N_CONTEXT, commit, cpu_name, earlier, order, stored
+from peers import N_CONTEXT, commit, earlier, order, stored
 from peers_arms import ArmError, Pyskip, Sample, Worker, parse_tests
 
 from pyskip import Llama
@@ -43,6 +43,7 @@ from pyskip.models.gguf_info import inspect
 from pyskip.models.profile import Profile
 from pyskip.runtime.decoding import Decoder, PolicyArm, decoding_arms
 from pyskip.runtime.engine import Floats
+from pyskip.system import cpu_name
 
 N_SCORED = 128  # of a window, its last tokens
 Windows = dict[str, list[list[int]]]  # by kind of text
