@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from peers import N_CONTEXT, commit, cpu_name, earlier, order, stored
+from peers import N_CONTEXT, commit, earlier, order, stored
 from peers_arms import ArmError, Pyskip, Sample, Worker, parse_tests
 
 from pyskip import Llama
@@ -42,6 +42,8 @@ from pyskip.evaluation.tasks import read_text
 from pyskip.models.gguf_info import inspect
 from pyskip.models.profile import Profile
 from pyskip.runtime.decoding import Decoder, PolicyArm, decoding_arms
+from pyskip.runtime.engine import Floats
+from pyskip.system import cpu_name
 
 N_SCORED = 128  # of a window, its last tokens
 Windows = dict[str, list[list[int]]]  # by kind of text
@@ -111,16 +113,13 @@ class Tally:
         }
 
 
-def score_window(
-    llm: Llama, decoder: Decoder, arm: PolicyArm, window: list[int], start: int, dense: LogP, tally: Tally
-) -> None:
-    """The last N_SCORED tokens of a window, `start` of which are decoded. `dense` is filled where it has none of it."""
-    first = len(window) - N_SCORED
-    logits = decoder.decode(window, start, first)
+def score_window(llm: Llama, arm: PolicyArm, window: list[int], logits: Floats, dense: LogP, tally: Tally) -> None:
+    """The last N_SCORED tokens of a window, by the logits of all but the very last. `dense` is filled where it has none
+    of it."""
     is_first = tuple(window) not in dense
     if is_first:
         dense[tuple(window)] = np.empty(logits.shape, np.float32)
-    reference, targets = dense[tuple(window)], window[first + 1 :]
+    reference, targets = dense[tuple(window)], window[1 - N_SCORED :]
     scores = score(logits, targets, reference, is_dense=is_first)
     tally.log_p.append(scores.log_p)
     tally.dense_log_p.append(reference[np.arange(len(targets)), targets])
@@ -150,26 +149,12 @@ def quality(
             for arm in of_prompts:
                 score_prompts(llm, decoder, (arms[0], arm), long_windows[kind], dense, tallies[arm])
             for window in windows[kind]:
-                score_behind(llm, decoder, others, window, depth, dense, tallies)
+                first = len(window) - N_SCORED
+                for arm, logits in decoder.under_each(others, window, depth, first, is_shared=True):
+                    score_window(llm, arm, window, logits, dense, tallies[arm])
             for skip, arm in zip(found, arms, strict=True):
                 found[skip][kind] = tallies[arm].result()
     return found
-
-
-def score_behind(
-    llm: Llama, decoder: Decoder, arms: Sequence[PolicyArm], window: list[int], depth: int, dense: LogP,
-    tallies: dict[PolicyArm, Tally],
-) -> None:  # fmt: skip
-    """A window under all arms, whose first `depth` tokens are decoded once."""
-    for i, arm in enumerate(arms):
-        start = depth if i else 0
-        if start:
-            decoder.go_on(arm, start)
-        else:
-            decoder.begin(arm)
-        if depth:
-            llm.mark_generated(depth)
-        score_window(llm, decoder, arm, window, start, dense, tallies[arm])
 
 
 def score_prompts(
@@ -179,13 +164,14 @@ def score_prompts(
     """What follows a prompt that is skipped: arms are off and one with a rate for prompts."""
     off, arm = arms
     for window in windows:
+        first = len(window) - N_SCORED
         if tuple(window) not in dense:
             decoder.begin(off)
-            score_window(llm, decoder, off, window, 0, dense, Tally())
+            score_window(llm, off, window, decoder.decode(window, 0, first), dense, Tally())
         decoder.begin(arm)
-        llm.mark_generated(len(window) - N_SCORED)
+        llm.mark_generated(first)
         llm.reset_skip_stats()
-        score_window(llm, decoder, arm, window, 0, dense, tally)
+        score_window(llm, arm, window, decoder.decode(window, 0, first), dense, tally)
 
 
 def qualities(args: argparse.Namespace, profiles: dict[Path, str | None]) -> dict[Point, dict[str, Any]]:

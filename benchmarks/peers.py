@@ -22,7 +22,6 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import signal
 import statistics
 import subprocess
@@ -37,6 +36,7 @@ from peers_page import table
 
 from pyskip.errors import PyskipError
 from pyskip.models import resolve
+from pyskip.system import cpu_name
 
 ROOT = Path(__file__).resolve().parent.parent
 N_CONTEXT = 16  # as in peers_worker.py
@@ -108,16 +108,6 @@ def earlier(runs: Sequence[dict[str, Any]], run: dict[str, Any]) -> int | None:
     """Where the file has the same model on the same machine with the same instructions."""
     names = ("cpu", "instructions", "model")
     return next((i for i, r in enumerate(runs) if all(r[name] == run[name] for name in names)), None)
-
-
-def cpu_name() -> str:
-    """As the kernel calls it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model")))
-    return next(names, platform.processor() or platform.machine())
 
 
 def commit() -> str:

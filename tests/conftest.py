@@ -28,6 +28,7 @@ from pyskip.models import resolve
 ROOT = Path(__file__).resolve().parent.parent
 TEST_PATH = [str(ROOT / folder) for folder in ("tests", "tests/support", "tools/models")]  # for tests run as scripts
 os.environ["HF_HUB_OFFLINE"] = "1"  # for all but the `hub` fixture's users: no test reaches the real one
+EXACT: dict[str, Any] = {"type_k": 0, "type_v": 0, "flash_attn": False}  # of a Llama, as Raw(exact=True)
 REFERENCE = Path(os.environ.get("PYSKIP_REFERENCE_LIB", ROOT / "build" / "reference" / "lib"))
 
 
@@ -118,8 +119,7 @@ def open_llm(path: Path, n_ctx: int, **kwargs: Any) -> pyskip.Llama:
 
 @pytest.fixture(scope="module")
 def exact_llm(demo_f32: Path) -> Iterator[pyskip.Llama]:
-    """As Raw(exact=True)."""
-    llm = open_llm(demo_f32, 128, type_k=0, type_v=0, flash_attn=False)
+    llm = open_llm(demo_f32, 128, **EXACT)
     yield llm
     llm.close()
 
@@ -129,6 +129,32 @@ def tiny_llm(tiny: Path) -> Iterator[pyskip.Llama]:
     llm = open_llm(tiny, 128)
     yield llm
     llm.close()
+
+
+@pytest.fixture(scope="session")
+def eyes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A projector of the tiny model's, for images."""
+    return make_projector.make(tmp_path_factory.mktemp("eyes") / "mmproj.gguf", 64)
+
+
+@pytest.fixture(scope="session")
+def eyes_and_ears(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Likewise, for images and audio."""
+    return make_projector.make(tmp_path_factory.mktemp("eyes_and_ears") / "mmproj.gguf", 64, kind="both")
+
+
+@pytest.fixture(scope="module")
+def seeing_llm(tiny: Path, eyes: Path) -> Iterator[pyskip.Llama]:
+    llm = open_llm(tiny, 512, mmproj=eyes, **EXACT)
+    yield llm
+    llm.close()
+
+
+@pytest.fixture
+def seeing(seeing_llm: pyskip.Llama) -> pyskip.Llama:
+    """The tiny model with eyes, dense."""
+    seeing_llm.skip = "off"
+    return seeing_llm
 
 
 Logits = Callable[..., dict[str, np.ndarray[Any, Any]]]

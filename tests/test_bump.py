@@ -1,16 +1,14 @@
 """Moving the pin: hunks find their place in another release, or nothing is changed. No release is downloaded here."""
 
-import importlib
 import io
 import re
 import shutil
-import sys
 import tarfile
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, tool
 
 PATCHES = [ROOT / "patches" / name for name in (ROOT / "patches" / "series").read_text().split()]
 FILES = tuple({file for path in PATCHES for file in re.findall(r"^--- a/(\S+)", path.read_text(), re.MULTILINE)})
@@ -18,11 +16,7 @@ FILES = tuple({file for path in PATCHES for file in re.findall(r"^--- a/(\S+)", 
 
 @pytest.fixture(scope="module")
 def bump() -> ModuleType:
-    sys.path.insert(0, str(ROOT / "tools"))
-    try:
-        return importlib.import_module("bump")
-    finally:
-        sys.path.remove(str(ROOT / "tools"))
+    return tool("bump")
 
 
 @pytest.fixture

@@ -89,14 +89,6 @@ def test_windows_needs_only_windows(path: Path) -> None:
 
 
 @needs_llvm
-@pytest.mark.skipif(not WINDOWS, reason="make windows-test compiles what is looked at")
-def test_windows_exports() -> None:
-    names = exported(ROOT / "build" / "windows" / "cmake" / "bin", "{}.dll")
-    assert {"llama_decode", "llama_model_load_from_file"} <= names
-    assert declared() <= names
-
-
-@needs_llvm
 @pytest.mark.skipif(not MACOS, reason="make macos compiles what is looked at")
 @pytest.mark.parametrize("path", MACOS, ids=name_of)
 def test_macos_needs_only_macos(path: Path) -> None:
@@ -112,15 +104,6 @@ def test_macos_needs_only_macos(path: Path) -> None:
 
 
 @needs_llvm
-@pytest.mark.skipif(not MACOS, reason="make macos compiles what is looked at")
-@pytest.mark.parametrize("arch", sorted({name_of(path).split("/")[1] for path in MACOS}))
-def test_macos_exports(arch: str) -> None:
-    names = exported(ROOT / "build" / "macos" / arch / "cmake" / "bin", "lib{}.dylib")
-    assert {"llama_decode", "llama_model_load_from_file"} <= names
-    assert declared() <= names
-
-
-@needs_llvm
 @pytest.mark.skipif(not MUSL, reason="make musl-test compiles what is looked at")
 @pytest.mark.parametrize("path", MUSL, ids=name_of)
 def test_musl_needs_only_musl(path: Path) -> None:
@@ -131,9 +114,20 @@ def test_musl_needs_only_musl(path: Path) -> None:
 
 
 @needs_llvm
-@pytest.mark.skipif(not MUSL, reason="make musl-test compiles what is looked at")
-def test_musl_exports() -> None:
-    names = exported(ROOT / "build" / "musl" / "cmake" / "bin", "lib{}.so")
+@pytest.mark.parametrize(
+    ("system", "pattern", "target"),
+    [
+        ("windows", "{}.dll", "windows-test"),
+        ("macos/aarch64", "lib{}.dylib", "macos"),
+        ("macos/x86_64", "lib{}.dylib", "macos"),
+        ("musl", "lib{}.so", "musl-test"),
+    ],
+)
+def test_exports(system: str, pattern: str, target: str) -> None:
+    if not built(system, "bin/*"):
+        pytest.skip(f"make {target} compiles what is looked at")
+    names = exported(ROOT / "build" / system / "cmake" / "bin", pattern)
+    assert {"llama_decode", "llama_model_load_from_file"} <= names
     assert declared() <= names
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, make_random
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 try:
@@ -34,11 +34,6 @@ def test_points(page_models: tuple[Path, Path], tmp_path: Path) -> None:
     """Dense and under two rates, one of them for prompts alone; a sibling under the first one's profile."""
     first, _ = page_models
     sibling = tmp_path / "sibling-q4_0.gguf"
-    sys.path.insert(0, str(ROOT / "tools" / "models"))
-    try:
-        import make_random
-    finally:
-        sys.path.remove(str(ROOT / "tools" / "models"))
     make_random.make(sibling, make_random.SHAPES["tiny"], seed=3)
     skips = ["--skip", "0.2", "--skip", "profile:rate=0,prompt=0.4"]
     profile = str(first.with_suffix(".skip.gguf"))

@@ -18,7 +18,7 @@ import llm
 import llm.cli
 import pytest
 from click.testing import CliRunner, Result
-from conftest import make_profile, make_projector, make_random
+from conftest import make_profile, make_random
 from media import png
 
 import pyskip.runtime.generation
@@ -300,8 +300,7 @@ def test_attachments_are_refused(model: Any) -> None:
 
 
 @pytest.mark.slow  # needs libmtmd, which `make test` builds
-def test_attachments(llm_cli: Cli, tmp_path: Path, tiny: Path) -> None:
-    eyes = make_projector.make(tmp_path / "mmproj.gguf", 64)
+def test_attachments(llm_cli: Cli, tmp_path: Path, tiny: Path, eyes: Path) -> None:
     files = []
     for seed in (1, 2):
         files.append(str(tmp_path / f"{seed}.png"))
@@ -346,8 +345,8 @@ def test_attachments(llm_cli: Cli, tmp_path: Path, tiny: Path) -> None:
 
 
 @pytest.mark.slow
-def test_attachments_of_async_models(tmp_path: Path, tiny: Path) -> None:
-    model = llm_plugin.PyskipModel("eyes", str(tiny), str(make_projector.make(tmp_path / "mmproj.gguf", 64)))
+def test_attachments_of_async_models(tiny: Path, eyes: Path) -> None:
+    model = llm_plugin.PyskipModel("eyes", str(tiny), str(eyes))
 
     async def ask(seed: int) -> str:
         attachment = llm.Attachment(content=png(seed), type="image/png")

@@ -1,23 +1,18 @@
-"""Llama(mmproj=): images and audio in prompts, under every policy and beside the cache; and what is none."""
+"""Llama(mmproj=): images and audio in prompts, under every policy and beside the cache."""
 
 from __future__ import annotations
 
 import base64
-import random
-import re
 import shutil
-import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import make_profile, make_projector, make_random, open_llm, zero_layers
-from media import image_url, png, png_of, wav
+from conftest import EXACT, make_profile, make_projector, make_random, open_llm, zero_layers
+from media import audio, image, image_url, png, png_of, said, user
 
 import pyskip
 from pyskip.runtime.generation import Generation, chat_tokens
@@ -27,50 +22,12 @@ import llama_cpp  # isort: skip  (behind pyskip)
 pytestmark = pytest.mark.slow  # needs libmtmd, which `make test` builds
 
 TYPED = "{% for m in messages %}<|{{ m.role }}|>{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}"
-EXACT = {"type_k": 0, "type_v": 0, "flash_attn": False}
-
-
-@pytest.fixture(scope="module")
-def eyes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_projector.make(tmp_path_factory.mktemp("eyes") / "mmproj.gguf", 64)
-
-
-@pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_projector.make(tmp_path_factory.mktemp("both") / "mmproj.gguf", 64, kind="both")
-
-
-@pytest.fixture(scope="module")
-def seeing(tiny: Path, eyes: Path) -> Iterator[pyskip.Llama]:
-    llm = open_llm(tiny, 512, mmproj=eyes, **EXACT)
-    yield llm
-    llm.close()
-
-
-@pytest.fixture(autouse=True)
-def dense(seeing: pyskip.Llama) -> None:
-    seeing.skip = "off"
 
 
 def fresh(llm: pyskip.Llama) -> pyskip.Llama:
     llm.engine.clear()
     llm.reset()
     return llm
-
-
-def image(seed: int) -> dict[str, Any]:
-    return {"type": "image_url", "image_url": {"url": image_url(seed)}}
-
-
-def audio(seed: int, seconds: float = 1.0) -> dict[str, Any]:
-    data = base64.b64encode(wav(seed, seconds)).decode()
-    return {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
-
-
-def user(*parts: dict[str, Any] | str) -> dict[str, Any]:
-    """A message; texts may be given as they are."""
-    typed = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
-    return {"role": "user", "content": typed}
 
 
 def logits(llm: pyskip.Llama, messages: list[Any]) -> Any:
@@ -81,11 +38,6 @@ def logits(llm: pyskip.Llama, messages: list[Any]) -> Any:
 
 def last_logits(llm: pyskip.Llama) -> Any:
     return np.array(np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(llm.ctx, -1), (llm.n_vocab(),)))
-
-
-def said(llm: pyskip.Llama, messages: list[Any], **more: Any) -> str:
-    answer = llm.create_chat_completion(messages, **{"max_tokens": 12, "temperature": 0.0, **more})
-    return str(answer["choices"][0]["message"]["content"])
 
 
 # What is seen
@@ -169,8 +121,8 @@ def test_upstreams_handlers(tiny: Path, eyes: Path, handler: str) -> None:
         llm.close()
 
 
-def test_audio_is_heard(tiny: Path, both: Path) -> None:
-    llm = open_llm(tiny, 512, mmproj=both, **EXACT)
+def test_audio_is_heard(tiny: Path, eyes_and_ears: Path) -> None:
+    llm = open_llm(tiny, 512, mmproj=eyes_and_ears, **EXACT)
     try:
         assert llm.engine.media is not None
         assert llm.engine.media.kinds == ("images", "audio")
@@ -364,223 +316,7 @@ def test_batches(tiny: Path, eyes: Path, seeing: pyskip.Llama) -> None:
     assert found == pytest.approx(logits(fresh(seeing), [user("w1", image(1), "w2")]), abs=1e-4)
 
 
-# What is refused
-
-
-BOMB = png_of(12000, 12000, b"\0" * 1000)
-BOMBS = [png_of(60000, 60000, b"\0" * 1000), png_of(2**31 - 1, 1, b"\0")]
-LONG = wav(1, 4000.0, 8)  # seconds; half a gigabyte at the encoder's rate
-HUGE = wav(1)[:40] + struct.pack("<I", 0xFFFFFFF0) + b"\0" * 64
-
-
-@pytest.mark.parametrize(
-    ("url", "reason"),
-    [
-        ("http://example.org/x.png", "expected a data: URI or the path of a file: nothing is downloaded here"),
-        ("data:image/png;base64,***", "no base64"),
-        ("data:image/png;base64,AAAA", "cannot be read"),
-        ("data:,", "a message's file of 0 bytes cannot be read"),
-        ("/no/such/file.png", "no such file"),
-        ("/dev/zero", "no such file"),
-        ("/etc/passwd", "cannot be read"),
-        ("a\0b", "expected an image or audio"),
-        ("data:;base64," + base64.b64encode(BOMB).decode(), "too large"),
-        ("data:;base64," + base64.b64encode(BOMBS[0]).decode(), "cannot be read"),
-        ("data:;base64," + base64.b64encode(BOMBS[1]).decode(), "cannot be read"),
-        ("data:;base64," + base64.b64encode(png(1)[:200]).decode(), "cannot be read"),
-        ("data:;base64," + base64.b64encode(wav(1)).decode(), "does not support audio"),
-        (7, "image_url is a int"),
-        (None, "image_url is a NoneType"),
-        ({"uri": "x"}, "image_url is a NoneType"),
-    ],
-)
-def test_what_is_no_image(seeing: pyskip.Llama, url: Any, reason: str) -> None:
-    with pytest.raises(pyskip.DecodeError, match=reason) as caught:
-        said(seeing, [user({"type": "image_url", "image_url": url}, "w1")])
-    assert "\n" not in str(caught.value)
-    assert "root:" not in str(caught.value)
-    assert said(seeing, [user(image(1), "w1")])
-
-
-def test_what_is_no_audio(seeing: pyskip.Llama, tiny: Path, both: Path) -> None:
-    with pytest.raises(pyskip.DecodeError, match=r"'input_audio', and \S+ reads images: leave it out"):
-        said(seeing, [user(audio(1), "w1")])
-    llm = open_llm(tiny, 512, mmproj=both)
-    try:
-        for data, reason in (
-            (None, "no data"), (7, "no data"), ("***", "no base64"), ("UklGRg==", "cannot be read"),
-            (base64.b64encode(LONG).decode(), "over an hour long"),
-            (base64.b64encode(wav(1)[:44]).decode(), "cannot"), (base64.b64encode(wav(1)[:20]).decode(), "cannot"),
-        ):  # fmt: skip
-            with pytest.raises(pyskip.DecodeError, match=reason) as caught:
-                said(llm, [user({"type": "input_audio", "input_audio": {"data": data}}, "w1")])
-            assert "\n" not in str(caught.value)
-        huge = {"type": "input_audio", "input_audio": {"data": base64.b64encode(HUGE).decode()}}
-        assert said(llm, [user(huge, "w1")])  # as long as it is, and not as it says
-        assert said(llm, [user(audio(1), "w1")])
-    finally:
-        llm.close()
-
-
-def test_damaged_files_never_crash(tiny: Path, both: Path) -> None:
-    """Bytes of images and audio changed here and there: an answer, or an error in one line."""
-    llm = open_llm(tiny, 512, mmproj=both)
-    rng = random.Random(0)
-    bmp = (
-        b"BM"
-        + struct.pack("<IHHIIiiHHIIiiII", 54 + 3072, 0, 0, 54, 40, 32, 32, 1, 24, 0, 3072, 0, 0, 0, 0)
-        + bytes(3072)
-    )
-    n_read = 0
-    try:
-        for i in range(200):
-            file = bytearray((png(i), bmp, wav(i, 0.2))[i % 20 % 3])
-            for _ in range(rng.choice((1, 2, 8))):
-                file[rng.randrange(min(len(file), 80) if rng.random() < 0.7 else len(file))] = rng.randrange(256)
-            if rng.random() < 0.2:
-                del file[rng.randrange(len(file)) :]
-            url = "data:;base64," + base64.b64encode(bytes(file)).decode()
-            with suppress(pyskip.DecodeError):
-                chat_tokens(llm, [user({"type": "image_url", "image_url": url}, "w1")])
-                n_read += 1
-        assert 20 < n_read < 190
-        assert said(llm, [user(image(1), audio(1), "w1")])
-    finally:
-        llm.close()
-
-
-def test_prompts_that_do_not_fit(seeing: pyskip.Llama) -> None:
-    many = [image(seed) for seed in range(32)]
-    with pytest.raises(pyskip.DecodeError, match=r"exceed context window|the prompt has"):
-        said(seeing, [user(*many, "w1")])
-    media = seeing.engine.media
-    assert media is not None
-    with pytest.raises(pyskip.DecodeError, match="ends in an image or audio, expected text behind it"):
-        next(seeing.generate(seeing.tokenize(media.text_of([image(1)]))))
-    assert said(seeing, [user("<__media__>", image(1), "<__media__>")])  # nobody's marker
-
-
-def test_without_a_projector(tiny_llm: pyskip.Llama) -> None:
-    with pytest.raises(pyskip.DecodeError, match=r"'image_url', expected text: .*\(mmproj=, --mmproj\)"):
-        said(tiny_llm, [user(image(1), "w1")])
-
-
-def test_what_is_no_projector(tiny: Path, eyes: Path, tmp_path: Path) -> None:
-    def refused(mmproj: Any, match: str, **more: Any) -> None:
-        with pytest.raises(pyskip.ModelLoadError, match=match) as caught:
-            open_llm(tiny, 64, mmproj=mmproj, **more)
-        assert "\n" not in str(caught.value)
-
-    refused(tmp_path / "none", "no such file, expected the model's projector")
-    refused(tiny, "a model of architecture 'llama', expected a projector")
-    refused(make_projector.make(tmp_path / "wide.gguf", 96), r"mismatch between text model \(n_embd = 64\)")
-    cut = tmp_path / "cut.gguf"
-    cut.write_bytes(eyes.read_bytes()[:-1000])
-    refused(cut, "cut.gguf")
-    cut.write_bytes(b"GGUF")
-    refused(cut, "cut.gguf")
-    data = eyes.read_bytes()
-    cut.write_bytes(data.replace(b"v.patch_embd.weight", b"v.patch_emxd.weight"))
-    refused(cut, r"no v\.patch_embd\.weight, expected both")
-    refused(eyes, "mmproj and vocab_only were both given", vocab_only=True)
-    refused(eyes, "mmproj and chat_handler were both given", chat_handler=print)
-
-
-def test_loading_damaged_projectors(tiny: Path, both: Path, tmp_path: Path) -> None:
-    """A byte of the head is another: it loads, or is refused in a line. In a process of its own, should it crash."""
-    code = (
-        "import sys, pyskip\n"
-        "for name in sys.argv[2:]:\n"
-        "    try:\n"
-        "        pyskip.Llama(sys.argv[1], mmproj=name, n_ctx=64, verbose=False).close()\n"
-        "    except pyskip.PyskipError as error:\n"
-        "        assert '\\n' not in str(error)\n"
-    )
-    rng, names = random.Random(1), []
-    data = both.read_bytes()
-    end = data.index(b"mm.a.mlp.2.weight")  # the head
-    for i in range(40):
-        changed = bytearray(data)
-        changed[rng.randrange(24, end)] = rng.randrange(256)
-        names.append(tmp_path / f"{i}.gguf")
-        names[-1].write_bytes(changed)
-    done = subprocess.run([sys.executable, "-c", code, str(tiny), *map(str, names)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
-Damage = Callable[[bytes], bytes]
-
-
-def renamed(name: str) -> Damage:
-    """A tensor's last letter is another."""
-    return lambda data: data.replace(name.encode(), name.encode()[:-1] + b"X")
-
-
-def valued(key: str, kind: str, value: float) -> Damage:
-    """Another value, of four bytes, for a key, behind its type."""
-
-    def change(data: bytes) -> bytes:
-        at = data.index(key.encode()) + len(key) + 4
-        return data[:at] + struct.pack(kind, value) + data[at + 4 :]
-
-    return change
-
-
-PARTS = ("attn_q.weight", "attn_k.weight", "attn_v.bias", "ln1.bias", "ffn_up.bias", "ffn_down.weight")
-DAMAGES: dict[str, tuple[Damage, str]] = {
-    **{
-        f"{name}.{part}": (
-            renamed(f"{name}.blk.1.{part}"), rf"{name}\.blk\.\*\.{part} is in 2 layers, expected all 3"
-        )
-        for name in "va" for part in PARTS
-    },
-    "positions of images": (renamed("v.position_embd.weight"), r"of kind mlp without v\.position_embd\.weight,"),
-    "positions of audio": (renamed("a.position_embd.weight"), r"kind ultravox without a\.position_embd\.weight,"),
-    "pair": (renamed("mm.2.weight"), "there is a mm.2.bias and no weight, expected both"),
-    "heads": (valued("clip.vision.attention.head_count", "<I", 0), "head_count is 0, expected"),
-    "many heads": (valued("clip.audio.attention.head_count", "<I", 2**31), "head_count is 2147483648, expected"),
-    "patch": (valued("clip.vision.patch_size", "<I", 0), "patch_size is 0, expected"),
-    "stack": (valued("clip.audio.projector.stack_factor", "<I", 0), "stack_factor is 0, expected"),
-    "norm": (valued("clip.vision.attention.layer_norm_epsilon", "<f", float("nan")), "epsilon is .*nan, expected"),
-    "cut": (lambda data: data[:-5000], "is cut off"),
-    "head": (lambda data: data[:300], "GGUF header that llama.cpp cannot read"),
-}  # fmt: skip
-
-
-def test_what_libmtmd_would_crash_on(tiny: Path, both: Path, tmp_path: Path) -> None:
-    """Refused by name before it sees the file, by the library and by the server; in a process of its own."""
-    code = (
-        "import sys, pyskip\n"
-        "for name in sys.argv[2:]:\n"
-        "    try:\n"
-        "        llm = pyskip.Llama(sys.argv[1], mmproj=name, n_ctx=512, verbose=False)\n"
-        "        print('no error')\n"
-        "        llm.close()\n"
-        "    except pyskip.ModelLoadError as error:\n"
-        "        print(str(error).replace('\\n', '<newline>'))\n"
-    )
-    data, names = both.read_bytes(), []
-    for i, (damage, _) in enumerate(DAMAGES.values()):
-        names.append(tmp_path / f"{i}.gguf")
-        names[-1].write_bytes(damage(data))
-        assert names[-1].read_bytes() != data
-    done = subprocess.run([sys.executable, "-c", code, str(tiny), *map(str, names)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    lines = done.stdout.splitlines()
-    for line, (name, (_, expected)) in zip(lines, DAMAGES.items(), strict=True):
-        assert re.search(expected, line), f"{name}: {line}"
-        assert "<newline>" not in line
-
-
-@pytest.mark.loopback
-def test_a_server_refuses_a_damaged_projector(
-    cli: Callable[..., subprocess.CompletedProcess[str]], tiny: Path, both: Path, tmp_path: Path
-) -> None:
-    path = tmp_path / "damaged.gguf"
-    path.write_bytes(DAMAGES["v.attn_k.weight"][0](both.read_bytes()))
-    done = cli("serve", str(tiny), "--port", "0", "--skip", "off", "--", "--mmproj", str(path))
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
-    assert "damaged.gguf: v.blk.*.attn_k.weight is in 2 layers" in done.stderr
+# The library, and its end
 
 
 def test_it_ends_with_the_model(tiny: Path, eyes: Path) -> None:
@@ -617,57 +353,3 @@ def test_only_pyskips_library_is_found(eyes: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(eyes)], capture_output=True, text=True)
     assert "BuildMismatchError: images and audio need libmtmd, and /nowhere has none" in done.stderr.splitlines()[-1]
-
-
-# The command line
-
-
-def test_generate_and_chat(
-    cli: Callable[..., subprocess.CompletedProcess[str]], tiny: Path, eyes: Path, tmp_path: Path
-) -> None:
-    files = []
-    for seed in (1, 2):
-        files.append(tmp_path / f"{seed}.png")
-        files[-1].write_bytes(png(seed))
-    common = (str(tiny), "-n", "8", "--seed", "1", "--skip", "off", "--mmproj", str(eyes))
-    texts = set()
-    for more in ((), ("--image", str(files[0])), ("--image", str(files[1])), ("--image", str(files[0])) * 2):
-        done = cli("generate", *common, "-p", "w1 w2", *more)
-        assert done.returncode == 0, done.stderr
-        texts.add(done.stdout)
-    assert len(texts) == 4
-    chats = [cli("chat", *common, "--temp", "1", "-p", "w1", "--image", str(file)) for file in files]
-    assert chats[0].returncode == 0, chats[0].stderr
-    assert chats[0].stdout != chats[1].stdout
-    one = cli("chat", *common, "--temp", "0", "-p", "w1", "--image", str(files[0]))
-    session = tmp_path / "session"
-    lines = f"/image {files[0]}\nw1\n/save {session}\nw2\n"
-    first = cli("chat", *common, "--temp", "0", input=lines)
-    assert first.returncode == 0, first.stderr
-    assert "1 file for the next turn" in first.stderr
-    assert first.stdout.startswith(one.stdout)
-    later = cli("chat", *common, "--temp", "0", "--load", str(session), input="w2\n")
-    assert later.returncode == 0, later.stderr
-    assert "tokens of context" in later.stderr
-    assert first.stdout == one.stdout + later.stdout
-
-
-def test_mistakes_at_the_command_line(
-    cli: Callable[..., subprocess.CompletedProcess[str]], tiny: Path, eyes: Path, tmp_path: Path
-) -> None:
-    file = tmp_path / "x.png"
-    file.write_bytes(b"no image")
-    alone = cli("generate", str(tiny), "-p", "w1", "--image", str(file))
-    assert alone.returncode == 2
-    assert "--image needs the model's projector" in alone.stderr
-    for more, reason in (
-        (("--mmproj", str(eyes), "--image", str(file)), "cannot be read"),
-        (("--mmproj", str(eyes), "--image", str(tmp_path)), "no such file"),
-        (("--mmproj", str(tiny)), "expected a projector"),
-    ):
-        for command in ("generate", "chat"):
-            done = cli(command, str(tiny), "-p", "w1", "--skip", "off", *more)
-            assert done.returncode == 1, done.stderr
-            assert reason in done.stderr.splitlines()[-1]
-            assert "Traceback" not in done.stderr
-    assert "has no projector" in cli("chat", str(tiny), "--skip", "off", input=f"/image {file}\n").stderr

@@ -9,7 +9,6 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -27,6 +26,7 @@ import pytest
 import yaml
 from conftest import ROOT
 from evaluations import Run, story
+from serving import free_port
 
 from pyskip.cli.main import run
 from pyskip.errors import PyskipError
@@ -197,8 +197,7 @@ class Cluster:
 @contextmanager
 def cluster(folder: Path, model: Path, through: str, **args: Any) -> Iterator[Cluster]:
     """through: "front", pyskip's own before replicas of one machine, or "proxy", Ray's."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     config = yaml.safe_load((ROOT / "examples" / "ray" / "serve.yaml").read_text())
     config["applications"][0]["args"] = {"model": f"tiny={model}", "flags": ["-c", "2048"], "cores": 1, **args}
     config |= {"proxy_location": "EveryNode"} if through == "proxy" else {}

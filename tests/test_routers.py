@@ -21,7 +21,7 @@ import httpx
 import pytest
 import yaml
 from conftest import ROOT
-from serving import running, wait_until
+from serving import free_port, running, wait_until
 
 from pyskip.cli.main import run
 
@@ -33,11 +33,6 @@ SHORT = {"messages": [{"role": "user", "content": "w1 w2"}], "max_tokens": 3, "t
 ENDLESS = {**SHORT, "max_tokens": 10_000, "ignore_eos": True, "stream": True}
 LONGER = ("-c", "16384", "--", "--override-kv", "llama.context_length=int:65536")  # the tiny model says 512
 PROXYD = Path("/lib/systemd/systemd-socket-proxyd")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 def answers(url: str, **kwargs: Any) -> bool:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import make_projector
 from media import image_url
 from serving import ALTERNATE, Running, running
 
@@ -20,8 +19,7 @@ ONE, OTHER = image_url(1), image_url(2)
 
 
 @pytest.fixture(scope="module")
-def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    eyes = make_projector.make(tmp_path_factory.mktemp("eyes") / "mmproj.gguf", 64)
+def server(tiny: Path, eyes: Path) -> Iterator[Running]:
     with running(str(tiny), "-c", "2048", "--", "--mmproj", str(eyes), *LONGER, "-ctk", "f32", "-ctv", "f32") as server:
         yield server
 

@@ -301,11 +301,7 @@ def test_built_wheel_needs_nothing_else(wheel: ModuleType, tmp_path: Path, path:
 def test_list_of_what_is_in_it(wheel: ModuleType) -> None:
     """CycloneDX, valid by its own schema: the pin, with its hash, and the libraries that llama.cpp brings."""
     pytest.importorskip("cyclonedx")
-    sys.path.insert(0, str(ROOT / "tools"))
-    try:
-        sbom = importlib.import_module("sbom")
-    finally:
-        sys.path.remove(str(ROOT / "tools"))
+    sbom = tool("sbom")
     from cyclonedx.schema import SchemaVersion
     from cyclonedx.validation.json import JsonStrictValidator
 

@@ -48,7 +48,7 @@ def evaluate_conversations(
             missing = [arm for arm in every if (keys[arm], i) not in journal]
             if missing:
                 turns = _answered(llm, every[0].policy, conversation, n_predict)
-                for arm, record in _scored(llm, decoder, every[0], missing, turns).items():
+                for arm, record in _scored(llm.n_vocab(), decoder, every[0], missing, turns).items():
                     journal.put(keys[arm], i, record)
             if progress is not None:
                 p, q = (Scores(*values(journal, keys[arm], i + 1)) for arm in (every[0], every[-1]))
@@ -85,25 +85,14 @@ def _answered(llm: Llama, off: Policy, conversation: Conversation, n_predict: in
 
 
 def _scored(
-    llm: Llama, decoder: Decoder, off: PolicyArm, missing: Sequence[PolicyArm], turns: Sequence[Turn]
+    n_vocab: int, decoder: Decoder, off: PolicyArm, missing: Sequence[PolicyArm], turns: Sequence[Turn]
 ) -> dict[PolicyArm, Record]:
-    """The records of one conversation. A prompt that all decode alike is decoded once."""
+    """The records of one conversation."""
     scores: dict[PolicyArm, list[Scores]] = {arm: [] for arm in (off, *missing)}
     for tokens, n_prompt in turns:
         first = n_prompt - 1  # whose logits the answer's first token is scored by
-        log_p = np.empty((len(tokens) - n_prompt, llm.n_vocab()), np.float32)
-        is_held = False
-        for arm in scores:
-            is_alike = not (arm.policy.decides_prompt or arm.policy.measures_prompt)
-            pos = 0
-            if is_held and is_alike:
-                pos = first
-                decoder.go_on(arm, pos)
-            else:
-                decoder.begin(arm)
-            is_held = is_alike
-            llm.mark_generated(first)
-            logits = decoder.decode(tokens, pos, first)
+        log_p = np.empty((len(tokens) - n_prompt, n_vocab), np.float32)  # the dense ones
+        for arm, logits in decoder.under_each(scores, tokens, first, first):
             scores[arm].append(score(logits, tokens[n_prompt:], log_p, is_dense=arm is off))
     records = {arm: Record(*arm.take(), np.concatenate(scores[arm], axis=1)) for arm in scores}
     return {arm: records[arm] for arm in missing}

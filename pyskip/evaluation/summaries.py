@@ -126,7 +126,7 @@ class _Writer:
     def write(self, prompt: list[int], policy: Policy) -> tuple[str, int, np.ndarray]:
         """The summary, tokens generated and decoded, and what was skipped for them: [2*n_layer] FFNs, attention."""
         llm, last = self._llm, len(prompt) - 1
-        wanted = prompt, policy if policy.decides_prompt or policy.measures_prompt else Off()
+        wanted = prompt, Off() if policy.shares_prompt else policy
         if self._held != wanted or not llm.engine.cut(last):
             llm.reset()
             llm.skip = wanted[1]

@@ -98,6 +98,11 @@ class Policy(ABC):
         return False
 
     @property
+    def shares_prompt(self) -> bool:
+        """Whether a prompt that was decoded dense serves it, too: it neither decides nor measures prompts."""
+        return not (self.decides_prompt or self.measures_prompt)
+
+    @property
     def prompt_rule(self) -> str:
         """What computes a prompt: under policies of one rule its values are the same. Empty: of two prompts that begin
         alike they are not, since their lengths have a say."""

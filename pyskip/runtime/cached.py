@@ -230,7 +230,7 @@ class Cached(llama_cpp.Llama if not TYPE_CHECKING else object):  # type: ignore[
 
     def _origin(self, is_prompt: bool) -> Origin:
         policy = self._policy
-        is_dense = policy.is_dense or (is_prompt and not (policy.decides_prompt or policy.measures_prompt))
+        is_dense = policy.is_dense or (is_prompt and policy.shares_prompt)
         if is_dense:
             rule = ""
         elif is_prompt:  # one that no other prompt has, if what is decided depends on where the prompt ends

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -87,16 +87,6 @@ class Decoder:
         self._from = 0
         self._engine.skip.set_generated_from(0, 0)
 
-    def go_on(self, arm: PolicyArm, pos: int) -> None:
-        """Behind the first pos tokens, as they are in the cache, under another arm's policy. Raises DecodeError if the
-        model's memory cannot be cut there."""
-        if not self._engine.cut(pos, seq_id=0):
-            raise DecodeError("the model's memory cannot be cut (a recurrent state), expected a KV cache")
-        self._llm.skip = arm.policy
-        self._arm = arm
-        self._from = pos
-        self._engine.skip.set_generated_from(0, pos)
-
     def rewind(self, pos: int) -> int:
         """Forget positions >= pos; all of them if the model's memory cannot. Returns how many are left."""
         if self._engine.cut(pos, seq_id=0):
@@ -118,6 +108,35 @@ class Decoder:
         logits = self._batch.decode(self._engine, self._engine.ctx, tokens[pos:], positions, [0] * n, wanted)
         self._count(first, last, n_wanted)
         return logits[:n_wanted]
+
+    def under_each(
+        self, arms: Iterable[PolicyArm], tokens: Sequence[int], n_prompt: int, first: int, *, is_shared: bool = False
+    ) -> Iterator[tuple[PolicyArm, Floats]]:
+        """Decode tokens under one arm after another, and yield each arm with its logits, as decode() has them. Behind
+        the first n_prompt tokens all count as generated.
+
+        A dense prompt is decoded once for the arms that share it. is_shared: the first arm's prompt serves all others,
+        whatever their policies make of prompts. Raises DecodeError if the model's memory cannot be cut behind it.
+        """
+        is_held = False  # the cache has a prompt that others may go on behind
+        for arm in arms:
+            shares = is_shared or arm.policy.shares_prompt
+            pos = n_prompt if is_held and shares else 0
+            if pos:
+                self._go_on(arm, pos)
+            else:
+                self.begin(arm)
+            is_held = shares
+            self._from = n_prompt
+            self._engine.skip.set_generated_from(0, n_prompt)
+            yield arm, self.decode(tokens, pos, first)
+
+    def _go_on(self, arm: PolicyArm, pos: int) -> None:
+        """Behind the first pos tokens, as they are in the cache."""
+        if not self._engine.cut(pos, seq_id=0):
+            raise DecodeError("the model's memory cannot be cut (a recurrent state), expected a KV cache")
+        self._llm.skip = arm.policy
+        self._arm = arm
 
     def _count(self, first: int, last: int, n_expected: int) -> None:
         arm = self._arm

@@ -1,4 +1,4 @@
-"""Images and audio of noise, as files and as data: URIs."""
+"""Images and audio of noise, as files, as data: URIs and in messages; and what a model says to those."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import io
 import struct
 import wave
 import zlib
+from typing import Any
 
 import numpy as np
 
-__all__ = ["image_url", "png", "png_of", "wav"]
+import pyskip
+
+__all__ = ["audio", "image", "image_url", "png", "png_of", "said", "user", "wav"]
 
 SIZE = 32
 
@@ -43,3 +46,23 @@ def wav(seed: int, seconds: float = 1.0, rate: int = 16000) -> bytes:
         file.setframerate(rate)
         file.writeframes(samples.tobytes())
     return out.getvalue()
+
+
+def image(seed: int) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": image_url(seed)}}
+
+
+def audio(seed: int, seconds: float = 1.0) -> dict[str, Any]:
+    data = base64.b64encode(wav(seed, seconds)).decode()
+    return {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+
+
+def user(*parts: dict[str, Any] | str) -> dict[str, Any]:
+    """A message; texts may be given as they are."""
+    typed = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
+    return {"role": "user", "content": typed}
+
+
+def said(llm: pyskip.Llama, messages: list[Any], **more: Any) -> str:
+    answer = llm.create_chat_completion(messages, **{"max_tokens": 12, "temperature": 0.0, **more})
+    return str(answer["choices"][0]["message"]["content"])

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from typing import IO, Any
 import httpx
 import pytest
 
-__all__ = ["ALTERNATE", "TOOL_TEMPLATE", "Running", "running", "start", "wait_until"]
+__all__ = ["ALTERNATE", "TOOL_TEMPLATE", "Running", "free_port", "running", "start", "wait_until"]
 
 ALTERNATE = "cosine:threshold=-1,run=1,cold_start=1,cold_end=1,warmup=0"  # skips layers 2 and 4 of 6, whatever they say
 
@@ -43,6 +44,11 @@ pyskip.server.program.program = lambda: pathlib.Path(os.environ["PYSKIP_TEST_PRO
 pyskip.cli.main.main()
 """
 PYSKIP = ("-c", OTHER) if "PYSKIP_TEST_PROGRAM" in os.environ else ("-m", "pyskip")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
 
 
 @dataclass

@@ -151,7 +151,7 @@ class Dense:
 
 
 def is_bf16_faster() -> bool:
-    """Whether this processor multiplies bf16 matrices faster than float32 ones (AVX512_BF16, AMX, SVE), by trying it."""
+    """Whether this processor multiplies bf16 matrices faster than float32 ones (AVX512_BF16, AMX, SVE): it is tried."""
     fastest = []
     for dtype in (torch.float32, torch.bfloat16):
         a, b = torch.ones(512, 512, dtype=dtype), torch.ones(512, 2048, dtype=dtype)
