@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,15 @@ from pyskip.calibration.write import Quantised, write_profile
 from pyskip.models.profile import Profile
 
 WARMUP = 16
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_float32() -> Iterator[None]:
+    """Whatever this processor multiplies faster."""
+    with pytest.MonkeyPatch.context() as patch:
+        if find_spec("torch"):
+            patch.setattr("pyskip.calibration.distill.dense.is_bf16_faster", lambda: False)
+        yield
 
 
 def numbers(n: int) -> str:
@@ -50,6 +60,11 @@ def test_tokens_for_another_machine(tiny: Path, tmp_path: Path) -> None:
     assert [name.split(" ")[1] for name in text.kinds] == ["a.txt", "b.txt"]
     assert len(set(text.starts.prompts)) > 800
     assert 2 in text.starts.ends
+    write_tokens(tiny, replace(settings, n_fit=4), tmp_path / "own.npz")
+    both = load_text(tmp_path / "own.npz")
+    assert list(both.kinds) == [*text.kinds, "own"]
+    assert len(both.kinds["own"]) == 4  # of the model's own, beside what is given
+    assert "and sampled from the model" in both.source
     (tmp_path / "t.npz").write_bytes(b"no tokens")
     with pytest.raises(pyskip.PyskipError, match=r"no file of tokens"):
         load_text(tmp_path / "t.npz")
@@ -110,10 +125,14 @@ def test_the_gradient_in_pieces_is_that_of_the_whole(torch: Any, monkeypatch: py
 
     rng = torch.Generator().manual_seed(3)
     out = torch.randn(700, 32, generator=rng)
-    dense: Any = SimpleNamespace(config=SimpleNamespace(vocab_size=700), head=lambda h: 5 * torch.tanh(h @ out.T / 5))
+    dense: Any = SimpleNamespace(
+        config=SimpleNamespace(vocab_size=700),
+        device=torch.device("cpu"),
+        head=lambda h: 5 * torch.tanh(h @ out.T / 5),
+    )
     target, student = (torch.randn(200, 32, generator=rng) for _ in range(2))
     weight = torch.rand(200, generator=rng)
-    monkeypatch.setattr(loss, "PIECE", 700 * 64)
+    monkeypatch.setitem(loss.PIECE, "cpu", 700 * 64)
     values, gradient = loss.divergence_gradient(dense, target, student, weight)
     student.requires_grad_(True)
     p, q = dense.head(target).log_softmax(-1), dense.head(student).log_softmax(-1)
@@ -233,6 +252,19 @@ def test_joint_training_lowers_the_divergence(torch: Any, trainers: Trainers) ->
     other.resume(trainer.state("", Text({})))
     other.own.is_quantised = True
     assert abs(other.measure() - after) < 0.05
+
+
+def test_bf16_is_nearly_the_same(torch: Any, trainers: Trainers) -> None:
+    from pyskip.calibration.distill.dense import Dense
+
+    wide = trainers("llama").dense
+    narrow = Dense(wide.path, "cpu")
+    narrow.is_narrow = True
+    narrow.to_device()
+    window = torch.from_numpy(trainers("llama").draws.draw(1))
+    with torch.no_grad():
+        a, b = (dense.head(dense.stream(window)) for dense in (wide, narrow))
+    assert 0 < float((a - b).norm()) < 0.05 * float(a.norm())
 
 
 def test_gates_see_harm_while_others_are_skipped(torch: Any, trainers: Trainers) -> None:

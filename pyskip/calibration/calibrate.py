@@ -52,7 +52,8 @@ class Settings:
     quantisation: of stand-ins; None: Q4_0, of closed-form gated ones Q2_K where rows are whole blocks of it: twice the
         neurons for the same bytes are worth more.
     n_fit, n_curve: windows of N_WINDOW tokens to fit on, and to measure on. n_fit None: N_FIT. To distill, all of a
-        text is trained on, and n_fit counts windows of the model's own (None: 160, on a GPU two thousand).
+        text is trained on, and n_fit counts windows of the model's own (None: none beside a text, without one 160, on a
+        GPU two thousand).
     attention: gates and stand-ins of attention, too, in closed form.
     minutes: that the closed form may take in all, about; then there is as much of the model's own text as fits.
     n_harm: of those to fit on, windows that the harm is measured on; 0: gates predict the error alone.

@@ -45,7 +45,8 @@ __all__ = ["calibrate"]
     "n_fit",
     type=click.IntRange(1, 1 << 20),
     metavar="N",
-    help="Windows of 512 tokens to fit on. [default: 32; to distill, all of a text, or 160 of the model's own]",
+    help="Windows of 512 tokens to fit on; to distill, of the model's own text, beside all of --text. "
+    "[default: 32; to distill, 160, or none beside --text]",
 )
 @click.option(
     "--minutes",
