@@ -292,7 +292,7 @@ def test_completion(small: pyskip.Llama, llm: pyskip.Llama, tmp_path: Path) -> N
     assert completions(small, "s") == completions(small, "hi /s") == completions(small, "/stats ") == []
     assert "off" in completions(small, "/skip ")
     assert not any(text[0].isdigit() for text in completions(small, "/skip "))
-    assert completions(llm, "/skip 0.") == ["0.1", "0.2", "0.25", "0.3", "0.4"]  # as far as the profile goes
+    assert completions(llm, "/skip 0.") == ["0.1", "0.2", "0.25", "0.3", "0.4", "0.5"]  # as far as the profile goes
     for text in completions(llm, "/skip "):
         pyskip.parse_skip(text + {"=": "0.5", ":": "3"}.get(text[-1], ""))
     (tmp_path / "sunday.session").touch()
