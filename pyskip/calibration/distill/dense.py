@@ -146,7 +146,9 @@ class Dense:
     def recompute(self, is_on: bool) -> None:
         """Gradient checkpointing: activations are computed again and not kept."""
         if is_on:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            model = self.model  # transformers renamed it in a 5.x and drops the old name in 6
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
         self.model.train(is_on)  # transformers recomputes in training mode only; these models have no dropout
 
 
