@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +22,6 @@ from pyskip.calibration.write import Quantised, write_profile
 from pyskip.models.profile import Profile
 
 WARMUP = 16
-
-
-@pytest.fixture(scope="module", autouse=True)
-def in_float32() -> Iterator[None]:
-    """Whatever this processor multiplies faster."""
-    with pytest.MonkeyPatch.context() as patch:
-        if find_spec("torch"):
-            patch.setattr("pyskip.calibration.distill.dense.is_bf16_faster", lambda: False)
-        yield
 
 
 def numbers(n: int) -> str:
@@ -85,10 +75,14 @@ def test_draws_are_even_among_kinds_and_leave_out_what_is_held() -> None:
 
 
 @pytest.fixture(scope="module")
-def torch() -> Any:
+def torch() -> Iterator[Any]:
+    """In float32, whatever this processor multiplies faster."""
     pytest.importorskip("transformers", reason="needs pyskip[distill]")
     pytest.importorskip("accelerate", reason="needs pyskip[distill]")
-    return pytest.importorskip("torch", reason="needs pyskip[distill]")
+    module = pytest.importorskip("torch", reason="needs pyskip[distill]")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pyskip.calibration.distill.dense.is_bf16_faster", lambda: False)
+        yield module
 
 
 def test_training_sees_the_quantisation_that_is_written(torch: Any) -> None:

@@ -57,10 +57,7 @@ struct layers {
         samples.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count() / n_layer);
     }
 
-    double median() {
-        std::sort(samples.begin(), samples.end());
-        return samples[samples.size() / 2];
-    }
+    double median() const { return median_of(samples); }
 };
 
 int main(int argc, char ** argv) {

@@ -33,10 +33,7 @@ struct arm {
         samples.push_back((seconds(n_threads == 1) - begin) / products.size());
     }
 
-    double median() {
-        std::sort(samples.begin(), samples.end());
-        return samples[samples.size() / 2];
-    }
+    double median() const { return median_of(samples); }
 };
 
 static bool fill(const cpu & cpu, arm & arm, bool is_ours, ggml_type type, int64_t n_embd, int64_t n_row,

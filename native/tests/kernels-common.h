@@ -1,5 +1,5 @@
-// What test-kernels and bench-kernels share: a product of weights, as the buffer type says how they are stored, with
-// activations, computed by the CPU back end.
+// What tests and benchmarks of kernels share: the CPU back end; a product of weights, as the buffer type says how they are
+// stored, with activations; the median of times.
 
 #pragma once
 
@@ -7,6 +7,7 @@
 #include "ggml-cpp.h"
 #include "ggml.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -90,3 +91,8 @@ struct product {
 
     bool is_supported = false;
 };
+
+inline double median_of(std::vector<double> samples) {
+    std::sort(samples.begin(), samples.end());
+    return samples[samples.size() / 2];
+}
