@@ -76,7 +76,7 @@ def test_a_generation_holds_it_too(llm: pyskip.Llama) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["prose", "code"])
+@pytest.mark.parametrize("kind", ["prose", "code", "numbers"])
 def test_prompts_have_a_rate_of_their_own(llm: pyskip.Llama, kind: str) -> None:
     llm.skip = "profile:rate=0.25,prompt=0.2"
     tokens = llm.tokenize(texts()[kind].encode())[:512]
@@ -84,9 +84,8 @@ def test_prompts_have_a_rate_of_their_own(llm: pyskip.Llama, kind: str) -> None:
     decided(llm, tokens, 480)
     stats = llm.skip_stats()
     assert stats.n_prompt == 480
-    # The last layer computes tokens with an output alone. A prompt is decided in pieces of 128 and 256 tokens, whose
-    # first knows nothing of it: its rate is met less closely than that of generated tokens.
-    assert abs(sum(stats.prompt_skipped) / (480 * len(stats.skipped)) - 0.2) < 0.04
+    # The last layer computes tokens with an output alone. A prompt is decided in pieces of 64 and 128 tokens.
+    assert abs(sum(stats.prompt_skipped) / (480 * len(stats.skipped)) - 0.2) < 0.025
     llm.reset_skip_stats()
     decided(llm, tokens[:40], 32)  # all of a short prompt runs
     assert sum(llm.skip_stats().prompt_skipped) == 0

@@ -7,19 +7,24 @@
 // Tuned on traces of the demo model over prose, code, questions, numbers and another script. A token skips nearly all or
 // nearly nothing, so spans must be short for 256 of them to come out within 2 points: at 32 tokens they miss by up to 7.
 // Firmer than that costs: the less a threshold moves, the better are the blocks that it picks.
-static constexpr int32_t HOLD_SPAN      = 4;    // generated tokens that one threshold holds for
-static constexpr int32_t PROMPT_SPAN    = 256;  // of a prompt, whose batches must not be cut small; half of it at first
-static constexpr int32_t HOLD_WINDOW    = 128;  // tokens whose scores say where a threshold lies
-static constexpr float   HOLD_GAIN      = 0.9f; // share of the error so far that ...
-static constexpr float   HOLD_HORIZON   = 8.0f; // ... is made up for within so many generated tokens ...
-static constexpr float   PROMPT_HORIZON = 64.0f; // ... or so many of a prompt
-static constexpr float   MAX_ERROR   = 6.0f; // tokens' worth: what could not be skipped is not made up for without end
-static constexpr float   MAX_MAKE_UP = 3.2f; // tokens' worth of a warm-up that later tokens make up for, at most
-static constexpr float   N_PRIOR     = 8.0f; // tokens that the threshold before them counts as
+static constexpr int32_t HOLD_SPAN    = 4;    // generated tokens that one threshold holds for
+static constexpr int32_t PROMPT_SPAN  = 128;  // of a prompt, whose batches must not be cut small; half of it in its ...
+static constexpr int32_t PROMPT_START = 256;  // ... first tokens, since a profile's word for them can be far off
+static constexpr int32_t HOLD_WINDOW  = 128;  // tokens whose scores say where a threshold lies
+static constexpr float   HOLD_GAIN    = 0.9f; // share of the error so far that ...
+static constexpr float   HOLD_HORIZON = 8.0f; // ... is made up for within so many generated tokens
+static constexpr float   MIN_HORIZON = 64.0f; // ... or in what can be skipped of a prompt's span, not shorter than this
+static constexpr float   MAX_ERROR   = 6.0f;  // tokens' worth: what could not be skipped is not made up for without end
+static constexpr float   MAX_PROMPT_ERROR = 64.0f; // ... of a prompt
+static constexpr float   MAX_MAKE_UP      = 3.2f;  // tokens' worth of a warm-up that later tokens make up for, at most
+static constexpr float   N_PRIOR          = 8.0f;  // tokens that the threshold before them counts as
+
+static int32_t prompt_span(int32_t n) {
+    return n < PROMPT_START ? PROMPT_SPAN / 2 : PROMPT_SPAN;
+}
 
 int32_t pyskip_hold_span(int32_t n, bool is_prompt) {
-    const int32_t size = !is_prompt ? HOLD_SPAN : n < PROMPT_SPAN ? PROMPT_SPAN / 2 : PROMPT_SPAN;
-    return n - n % size;
+    return n - n % (is_prompt ? prompt_span(n) : HOLD_SPAN);
 }
 
 float pyskip_hold_prompt(float rate, int32_t pos, int32_t ahead, int32_t warmup) {
@@ -78,7 +83,8 @@ void pyskip_history::append(const pyskip_hold_token & token, const std::vector<f
     if (!entries.empty() && entries.back().is_prompt == token.is_prompt) {
         before = entries.back().error;
     }
-    const float error = std::max(-MAX_ERROR, std::min(before + token.skipped - token.target, MAX_ERROR));
+    const float most  = token.is_prompt ? MAX_PROMPT_ERROR : MAX_ERROR;
+    const float error = std::max(-most, std::min(before + token.skipped - token.target, most));
     entries.push_back({ token.pos, token.is_prompt, error });
     all_scores.insert(all_scores.end(), scores.begin(), scores.end());
     if (token.pos < last.begin) {
@@ -128,12 +134,17 @@ float pyskip_history::score_at(size_t n) const {
     return last.scores[n];
 }
 
-float pyskip_history::threshold(bool is_prompt, int32_t begin, float target, float start) const {
+// Tokens that make up for an error: of a prompt those of the span, but for the dense end.
+static float horizon(bool is_prompt, int32_t begin, int32_t end) {
+    return is_prompt ? std::max((float) std::min(prompt_span(begin), end - begin), MIN_HORIZON) : HOLD_HORIZON;
+}
+
+float pyskip_history::threshold(bool is_prompt, int32_t begin, int32_t end, float target, float start) const {
     const window & past = look_back(is_prompt, begin);
     if (past.scores.empty()) {
         return start;
     }
-    const float wanted = target - HOLD_GAIN * past.error / (is_prompt ? PROMPT_HORIZON : HOLD_HORIZON);
+    const float wanted = target - HOLD_GAIN * past.error / horizon(is_prompt, begin, end);
 
     // of the scores the share to lie below, since not every layer has one
     const float n_scores = (float) past.scores.size();

@@ -51,8 +51,8 @@ public:
     void append(const pyskip_hold_token & token, const std::vector<float> & scores);
 
     // The threshold at which `target` of the blocks are skipped by the tokens of a span that begins at position `begin`;
-    // `start` before anything is known.
-    float threshold(bool is_prompt, int32_t begin, float target, float start) const;
+    // `start` before anything is known. Of a prompt, tokens from position `end` on run dense.
+    float threshold(bool is_prompt, int32_t begin, int32_t end, float target, float start) const;
 
     // What happens to positions [p0, p1); p1 < 0 means to the end.
     void remove(int32_t p0, int32_t p1);

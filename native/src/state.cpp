@@ -74,13 +74,13 @@ pyskip_token pyskip_state::plan_token(const llama_ubatch & ubatch, uint32_t i) {
         token.ahead = std::max(sequences.from(seq_id) - token.pos, 0);
     }
     for (const pyskip_sublayer sublayer : { PYSKIP_SUBLAYER_FFN, PYSKIP_SUBLAYER_ATTENTION }) {
-        const float start = pyskip_rule_threshold(*token.rule, sublayer, token);
-        const float owed  = pyskip_rule_owes(*token.rule, sublayer, token);
-        token.threshold[sublayer] =
-            start > -INFINITY && owed > 0.0f
-                ? sequences.history(seq_id, sublayer)
-                      .threshold(token.index < 0, sequences.span(seq_id, token.pos), owed, start)
-                : start;
+        const float start         = pyskip_rule_threshold(*token.rule, sublayer, token);
+        const float owed          = pyskip_rule_owes(*token.rule, sublayer, token);
+        token.threshold[sublayer] = start > -INFINITY && owed > 0.0f
+                                        ? sequences.history(seq_id, sublayer)
+                                              .threshold(token.index < 0, sequences.span(seq_id, token.pos),
+                                                         token.pos + token.ahead - PYSKIP_HOLD_TAIL, owed, start)
+                                        : start;
     }
     return token;
 }

@@ -45,7 +45,7 @@ static std::vector<float> run(pyskip_history & history, int32_t text, int32_t fr
     for (int32_t pos = from; pos < n; ++pos) {
         const float   owed  = pyskip_hold_generated(rate, pos, warmup);
         const int32_t begin = warmup + pyskip_hold_span(pos - warmup, false);
-        thresholds.push_back(pos < warmup ? -INFINITY : history.threshold(false, begin, rate, /*start =*/1.0f));
+        thresholds.push_back(pos < warmup ? -INFINITY : history.threshold(false, begin, 0, rate, /*start =*/1.0f));
         append(history, text, pos, owed, thresholds.back());
     }
     return thresholds;
@@ -94,19 +94,19 @@ static void test_start() {
     CHECK(std::fabs(pyskip_hold_start(curve, 0.2f) + 1.5f) < 1e-6f);
     CHECK(pyskip_hold_start(curve, 0.9f) == 0.0f);
     CHECK(pyskip_hold_start(curve, 0.05f) < -2.0f);
-    CHECK(pyskip_history().threshold(false, 0, 0.2f, -1.5f) == -1.5f);
+    CHECK(pyskip_history().threshold(false, 0, 0, 0.2f, -1.5f) == -1.5f);
 }
 
 static void test_out_of_reach() {
     pyskip_history history; // nothing to skip: thresholds stay what they are, and nothing breaks
     for (int32_t pos = 0; pos < 200; ++pos) {
-        const float threshold = history.threshold(false, pos / 32 * 32, 0.3f, -1.0f);
+        const float threshold = history.threshold(false, pos / 32 * 32, 0, 0.3f, -1.0f);
         CHECK(threshold == -1.0f);
         history.append({ pos, false, 0.3f, 0.0f }, std::vector<float>(N_LAYER, NAN));
     }
     pyskip_history all; // more than there is
     run(all, 0, 0, 200, 0.95f, 0);
-    CHECK(all.threshold(false, 192, 0.95f, 1.0f) > 2.0f);
+    CHECK(all.threshold(false, 192, 0, 0.95f, 1.0f) > 2.0f);
 }
 
 static void test_prompt() {
@@ -128,8 +128,31 @@ static void test_prompt() {
     CHECK(pyskip_hold_prompt(1.0f, 20, 400, 16) <= 1.0f);
 }
 
+// Whatever the profile says first, a prompt of a few spans skips what was asked for.
+static void test_prompt_holds() {
+    for (int32_t n : { 600, 900, 2000 }) {
+        for (float rate : { 0.1f, 0.2f, 0.4f }) {
+            for (float start : { 0.6f, 1.0f, 1.6f }) {
+                pyskip_history history;
+                double         sum = 0.0;
+                for (int32_t pos = 0; pos < n; ++pos) {
+                    const float target    = pyskip_hold_prompt(rate, pos, n - pos, 16);
+                    const auto  scores    = scores_of(1, pos);
+                    const float threshold = target > 0.0f ? history.threshold(true, pyskip_hold_span(pos, true),
+                                                                              n - PYSKIP_HOLD_TAIL, target, start)
+                                                          : -INFINITY;
+                    history.append({ pos, true, target, skipped(scores, threshold) }, scores);
+                    sum += skipped(scores, threshold);
+                }
+                CHECK(std::fabs(sum / n - rate) < 0.025);
+            }
+        }
+    }
+}
+
 int main() {
     test_rate_holds();
+    test_prompt_holds();
     test_the_past_alone_decides();
     test_start();
     test_out_of_reach();
