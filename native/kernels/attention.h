@@ -17,7 +17,6 @@ bool pyskip_attention_mask(float * out, const ggml_fp16_t * in, int n, float slo
 void pyskip_attention_keys(float * out, int n_out, const char * rows, size_t stride, int n_row, int n_embd);
 
 // The whole of a GGML_OP_FLASH_ATTN_EXT, called by all threads: rows with caches in half precision of a model whose weights are
-// packed. False, and nothing is done, for another one, and for a single row with fewer heads than threads. A row's result is the
-// same bits whatever rows are beside it, however many threads there are, and wherever in the cache the keys lie that it sees, as
-// long as their order is the same.
+// packed. False, and nothing is done, for another one. A row's result is the same bits whatever rows are beside it, however many
+// threads there are, and wherever in the cache the keys lie that it sees, as long as their order is the same.
 bool pyskip_attention_rows(const struct ggml_compute_params * params, ggml_tensor * op);

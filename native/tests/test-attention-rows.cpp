@@ -187,6 +187,8 @@ int main() {
     test_shape({ 64, 8, 2, 50, 2, 8.0f });
     test_shape({ 64, 14, 2, 70, 2 }); // heads that share keys: more than registers hold, on any processor
     test_shape({ 128, 12, 2, 2100, 1 });
+    test_shape({ 64, 4, 1, 8700, 1 });                   // pieces of more keys than are weighed at a time
+    test_shape({ 64, 6, 3, 1300, 5, 0.0f, 0.0f, true }); // groups that do not go round
     test_shape({ 96, 8, 1, 45, 5, 0.0f, 5.0f, true });
     test_shape({ 64, 4, 2, 600, 2, 0.0f, 0.0f, true });
     return check_result("attention-rows");
