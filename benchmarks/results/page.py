@@ -46,7 +46,7 @@ def write(folder: Path) -> Path:
         raise PyskipError(
             f"{folder}: no measurements, expected arms.json and text.json at least: run those steps first"
         )
-    parts = [_head(documents, quality)]
+    parts = [_head(folder, documents, quality)]
     if "headline" in documents:
         parts.append(_headline(documents["headline"]))
     if "accuracy" in documents:
@@ -67,7 +67,7 @@ def write(folder: Path) -> Path:
 # Sections
 
 
-def _head(documents: dict[str, Any], quality: dict[str, Any]) -> str:
+def _head(folder: Path, documents: dict[str, Any], quality: dict[str, Any]) -> str:
     first = documents["arms"]
     model = first["model"]
     inputs = [
@@ -88,14 +88,14 @@ def _head(documents: dict[str, Any], quality: dict[str, Any]) -> str:
         "calibration": "other calibrations",
     }
     missing = [title for name, title in wanted.items() if name not in documents]
-    return f"""# Results
+    return f"""# Results{"" if folder.name == "results" else f", {model['name']}"}
 
 What four policies cost in quality, and bring in speed, on {model["name"]} (`{model["file"]}`,
 {model["n_layer"]} layers, fingerprint `{model["fingerprint"]}`). `make results DATA=FOLDER` wrote this page; FOLDER
 holds the inputs under these names:
 
 {words.table(["input", "file", "compared on", "sha256"], inputs)}
-{first["cpu"]}, {first["n_threads"]} threads; {first["build"]}. ± is one standard error. A command below, run in the
+{first["cpu"]}, {first["n_threads"]} thread{"s" * (first["n_threads"] != 1)}; {first["build"]}. ± is one standard error. A command below, run in the
 repository root with the inputs there, measures one table again; `make results` draws the page.
 {"" if not missing else f"{chr(10)}Not measured: {', '.join(missing)}.{chr(10)}"}
 | policy | |
