@@ -152,12 +152,13 @@ void attend_heads(const attention & a, int ith, int nth, float * own) {
     float *       total  = own + a.n_shared * size;
     const int64_t n      = a.n_head * a.n_row;
     const int64_t end    = n * (ith + 1) / nth;
-    pieces        keys;
-    int64_t       n_now = 0;
+    int64_t       n_now  = 0;
     for (int64_t i = n * ith / nth; i < end; i += n_now) {
-        const int64_t  head = i % a.n_head;
-        const row_task task = a.task(i / a.n_head, head, n_now = std::min(end - i, a.n_shared - head % a.n_shared));
-        keys                = a.pieces_of(i / a.n_head, head);
+        const int64_t head = i % a.n_head;
+        const pieces  keys = a.pieces_of(i / a.n_head, head);
+
+        n_now               = std::min(end - i, a.n_shared - head % a.n_shared);
+        const row_task task = a.task(i / a.n_head, head, n_now);
         for (int64_t h = 0; h < n_now; ++h) {
             partial{ total + h * size }.clear(n_embd);
         }
