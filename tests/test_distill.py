@@ -228,13 +228,14 @@ def test_a_written_profile_computes_what_was_trained(
 
 def test_joint_training_lowers_the_divergence(torch: Any, trainers: Trainers) -> None:
     """And a state goes on from where it was."""
+    from pyskip.calibration.distill.adam import Adam
     from pyskip.calibration.distill.dense import Dense
     from pyskip.calibration.distill.train import Trainer
 
     trainer = trainers("llama")
     trainer.find_shifts()
     before = trainer.measure()
-    adam = torch.optim.Adam(trainer.own.weights(), lr=1e-3)
+    adam = Adam(trainer.own, 1e-3)
     for _ in range(80):
         trainer._learn(adam)
     trainer.own.is_quantised = True
@@ -275,15 +276,37 @@ def test_gates_see_harm_while_others_are_skipped(torch: Any, trainers: Trainers)
     assert abs(float(skipped[:, WARMUP:].float().mean()) - 0.2) < 0.06
 
 
+def test_steps_are_in_proportion_to_the_weights(torch: Any) -> None:
+    """Whatever the size of a model's weights: of one size for all they would forget a model whose weights are small."""
+    from pyskip.calibration.distill.adam import Adam
+    from pyskip.calibration.distill.stand_ins import StandIns
+
+    own = StandIns(2, 64, 32, "silu", is_normed=False)
+    generator = torch.Generator().manual_seed(1)
+    sizes = torch.tensor([[0.2, 0.01], [0.02, 3.0]])  # of gate and up, by layer
+    before = torch.randn(2, 64, 64, generator=generator) * sizes.repeat_interleave(32, dim=1)[..., None]
+    own.gate_up.data = before.clone()
+    adam = Adam(own, 1e-3)
+    for _ in range(5):
+        adam.zero_grad()
+        (own.gate_up * torch.randn(before.shape, generator=generator)).sum().backward()
+        adam.step()
+    changed = (own.gate_up.detach() - before).reshape(2, 2, 32 * 64).pow(2).mean(-1).sqrt() / sizes
+    assert float(changed.max() / changed.min()) < 1.1
+    assert 0 < float(changed.mean()) < 0.05
+    assert not own.down.detach().any()  # what had no gradient stays
+
+
 def test_recomputing_changes_nothing(torch: Any, trainers: Trainers) -> None:
+    from pyskip.calibration.distill.adam import Adam
+
     trainer = trainers("gemma3")
     gradients = []
     for recompute in (False, True):
         trainer.plan = replace(trainer.plan, recompute=recompute)
         trainer.rng.manual_seed(7)
         trainer.draws._rng, trainer.draws._turn = np.random.default_rng(7), 0
-        adam = torch.optim.Adam(trainer.own.weights(), lr=0.0)
-        trainer._learn(adam)
+        trainer._learn(Adam(trainer.own, 0.0))
         gradients.append(trainer.own.gate_up.grad.clone())
     assert gradients[0].abs().max() > 0
     np.testing.assert_allclose(gradients[0].numpy(), gradients[1].numpy(), atol=1e-6)

@@ -88,6 +88,7 @@ def _head(folder: Path, documents: dict[str, Any], quality: dict[str, Any]) -> s
         "calibration": "other calibrations",
     }
     missing = [title for name, title in wanted.items() if name not in documents]
+    threads = "1 thread" if first["n_threads"] == 1 else f"{first['n_threads']} threads"
     return f"""# Results{"" if folder.name == "results" else f", {model['name']}"}
 
 What four policies cost in quality, and bring in speed, on {model["name"]} (`{model["file"]}`,
@@ -95,7 +96,7 @@ What four policies cost in quality, and bring in speed, on {model["name"]} (`{mo
 holds the inputs under these names:
 
 {words.table(["input", "file", "compared on", "sha256"], inputs)}
-{first["cpu"]}, {first["n_threads"]} thread{"s" * (first["n_threads"] != 1)}; {first["build"]}. ± is one standard error. A command below, run in the
+{first["cpu"]}, {threads}; {first["build"]}. ± is one standard error. A command below, run in the
 repository root with the inputs there, measures one table again; `make results` draws the page.
 {"" if not missing else f"{chr(10)}Not measured: {', '.join(missing)}.{chr(10)}"}
 | policy | |

@@ -5,6 +5,7 @@
     sample.py    the model's own text, many sequences at once, on a GPU
     stand_ins.py stand-ins and gates as parameters, quantisation as training sees it
     hold.py      the thresholds that a held rate would give
+    adam.py      the optimiser: steps in proportion to what they change
     local.py     each stand-in by itself, from its block's inputs and outputs
     gates.py     gates that predict what their stand-ins do to the next tokens
     loss.py      the KL divergence over a large vocabulary, in pieces

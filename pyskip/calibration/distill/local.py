@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from .adam import Adam
 from .dense import Dense, Inner
 from .stand_ins import Layer, StandIns
 from .text import Draws
 
 __all__ = ["Kept", "fit_first_gates", "fit_stand_ins", "gather", "start_stand_ins"]
 
-LR = 1.5e-3
+LR = 1.5e-3  # at most
+RISE = 0.1  # of the steps, up to it
 RIDGE = 1e-4  # of the mean diagonal
 N_CHOOSE = 8192  # tokens that neurons are chosen on
 
@@ -76,12 +79,17 @@ def start_stand_ins(dense: Dense, own: StandIns, kept: Kept) -> None:
         own.bias[il] = (y - own.output(layer, xn)).mean(0)
 
 
+def one_cycle(share: float) -> float:
+    """The learning rate behind a share of the steps, as a share of its largest: two half cosines, up and down."""
+    up = share / RISE if share < RISE else (1 - share) / (1 - RISE)
+    return 0.5 * (1 - math.cos(math.pi * up))
+
+
 def fit_stand_ins(
     dense: Dense, own: StandIns, kept: Kept, n_steps: int, batch: int, generator: torch.Generator, is_late: IsLate
 ) -> float:
     """All layers at once, each with its own loss. Returns the mean share of the energy that is missed."""
-    adam = torch.optim.Adam(own.weights(), lr=LR)
-    plan = torch.optim.lr_scheduler.OneCycleLR(adam, LR, total_steps=n_steps + 1, pct_start=0.1)
+    adam = Adam(own, LR)
     energy = torch.stack([y.float().pow(2).sum(-1) for y in kept.y])  # [n_layer, n]
     weight = 1 / (energy + energy.mean(1, keepdim=True))  # between relative and absolute: a few huge rows must not rule
     mean = 1.0
@@ -94,8 +102,8 @@ def fit_stand_ins(
         loss = (w * missed).sum(1) / (w * energy[:, rows]).sum(1)
         adam.zero_grad()
         loss.sum().backward()
+        adam.lr = LR * one_cycle((step + 0.5) / n_steps)
         adam.step()
-        plan.step()
         if is_late():
             break
         if step % 10 == 9:  # not every time: a GPU would wait for it

@@ -26,6 +26,7 @@ except ImportError as error:
     raise PyskipError(f"{error.name} is not installed, --distill needs it: pip install 'pyskip[distill]'") from error
 
 from . import gates, local
+from .adam import Adam
 from .dense import Dense, Inner
 from .hold import hold_thresholds
 from .loss import Seen, compare, divergence_gradient
@@ -196,7 +197,7 @@ class Trainer:
         first, begin = self.share, self.spent
         end = JOINT_END * self.plan.seconds
         lr = min(MAX_LR, LR * math.sqrt(self.batch))
-        adam = torch.optim.Adam(self.own.weights(), lr=lr, betas=(0.9, 0.98))
+        adam = Adam(self.own, lr, betas=(0.9, 0.98))
         refits = [r for r in REFITS if r > first]
         saved = shown = time.monotonic()
         while self.spent < end:
@@ -207,7 +208,7 @@ class Trainer:
                 continue
             self.own.is_quantised = self.share >= QUANTISE_FROM
             rise = min(1.0, (self.step + 1) / 30)
-            adam.param_groups[0]["lr"] = lr * rise * 0.5 * (1 + math.cos(math.pi * self.share))
+            adam.lr = lr * rise * 0.5 * (1 + math.cos(math.pi * self.share))
             words = self._step(adam)
             self.step += 1
             if time.monotonic() - shown > 1:
@@ -218,7 +219,7 @@ class Trainer:
                 saved = time.monotonic()
         self.share, self.own.is_quantised = 1.0, True
 
-    def _step(self, adam: torch.optim.Optimizer) -> str:
+    def _step(self, adam: Adam) -> str:
         try:
             return self._learn(adam)
         except torch.cuda.OutOfMemoryError:
@@ -231,7 +232,7 @@ class Trainer:
             self.batch = max(1, self.batch // 2)
             return f"out of memory: {self.batch} windows a step from now on"
 
-    def _learn(self, adam: torch.optim.Optimizer) -> str:
+    def _learn(self, adam: Adam) -> str:
         """One step. Returns words for people."""
         warmup, window = self.plan.warmup, torch.from_numpy(self.draws.draw(self.batch))
         drawn = torch.multinomial(torch.tensor(ODDS), self.batch, replacement=True, generator=self.rng)
