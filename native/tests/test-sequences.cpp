@@ -45,9 +45,9 @@ static void test_spans() {
     CHECK(s.span(1, 50) == -1); // nobody said where the prompt ends
     s.set_from(1, 300);
     CHECK(s.span(0, 50) == -1);
-    CHECK(s.span(1, 0) == 0 && s.span(1, 127) == 0); // the warm-up too, which a batch need not end with
-    CHECK(s.span(1, 8 + 300) == 308);                // as generated, index 8
-    CHECK(s.span(1, 128) == 128 && s.span(1, 255) == 128 && s.span(1, 256) == 256 && s.span(1, 299) == 256);
+    CHECK(s.span(1, 0) == 0 && s.span(1, 63) == 0); // the warm-up too, which a batch need not end with
+    CHECK(s.span(1, 8 + 300) == 308);               // as generated, index 8
+    CHECK(s.span(1, 64) == 64 && s.span(1, 255) == 192 && s.span(1, 256) == 256 && s.span(1, 299) == 256);
     CHECK(s.span(1, 307) == -1); // warm-up
     CHECK(s.span(1, 308 + 3) == 308);
     CHECK(s.span(1, 308 + 4) == 312);
