@@ -61,7 +61,6 @@ struct row_task {
     const char *        keys;
     const char *        values;
     size_t              key_stride, value_stride;
-    int64_t             n_key;
     const ggml_fp16_t * mask; // or nullptr
     float               scale, softcap, max_bias;
     int64_t             n_head_all;
@@ -97,7 +96,10 @@ struct partial {
         if (score > max()) {
             const float factor = std::exp(max() - score);
             max()              = score;
-            scale(n_embd, factor);
+            sum() *= factor;
+            for (int64_t e = 0; e < n_embd; ++e) {
+                out()[e] *= factor;
+            }
         }
     }
 
@@ -110,14 +112,6 @@ struct partial {
         sum() += factor * other.sum();
         for (int64_t e = 0; e < n_embd; ++e) {
             out()[e] += factor * other.out()[e];
-        }
-    }
-
-private:
-    void scale(int64_t n_embd, float factor) const {
-        sum() *= factor;
-        for (int64_t e = 0; e < n_embd; ++e) {
-            out()[e] *= factor;
         }
     }
 };
