@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from pyskip.calibration.gather import Kind, LayerSums, gather
 from pyskip.calibration.harm import N_MASK, Observed, layer_harm, observe, token_harm
 from pyskip.calibration.neurons import Neurons
 from pyskip.calibration.prompts import CODE, PROMPTS
-from pyskip.calibration.text import N_SEQ, CalibrationText, sample_text
+from pyskip.calibration.text import N_SEQ, CalibrationText, read_text, sample_text
 from pyskip.models.profile import Profile, path_beside
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -328,6 +329,22 @@ def test_a_score_is_the_error_against_the_next_blocks_stream(tiny: Path, tmp_pat
         assert layer is not None
         log_x = means[min(il + 1, 4)][0][-2]  # of the last layer nothing is gathered
         assert layer.gate @ features == pytest.approx(error - log_x, abs=0.05)
+
+
+def test_files_are_drawn_in_turns_whatever_their_sizes(tiny: Path, tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("long.txt", "short.txt", "other.txt")]
+    for path, word, n in zip(paths, ("a", "b", "c"), (9000, 900, 3000), strict=True):
+        path.write_text(" ".join(f"{word}{i}" for i in range(n)))
+    llm = pyskip.Llama(tiny, n_ctx=64, n_threads=1, n_threads_batch=1, verbose=False)
+    text = read_text(llm, paths, 64, n_fit=9, n_held=4, seed=1)
+    kinds = [[bytes(llm.detokenize(w.tolist())).split()[1][:1] for w in of] for of in (text.held_out, text.fitted)]
+    everything = read_text(llm, paths, 64, n_fit=10**6, n_held=4, seed=1)
+    llm.close()
+    assert Counter(kinds[0]) == {b"a": 2, b"b": 1, b"c": 1}
+    assert Counter(kinds[1]) == {b"a": 3, b"b": 3, b"c": 3}
+    whole = [w.tobytes() for w in (*everything.held_out, *everything.fitted)]
+    assert len(set(whole)) == len(whole)
+    assert [w.tobytes() for w in text.held_out] == whole[:4]
 
 
 @pytest.mark.slow

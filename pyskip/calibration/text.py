@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -68,21 +69,25 @@ def read_files(llm: Llama, paths: Sequence[Path]) -> tuple[list[Tokens], str]:
 
 
 def read_text(llm: Llama, paths: Sequence[Path], n_window: int, n_fit: int, n_held: int, seed: int) -> CalibrationText:
-    """Windows of n_window tokens out of the files, drawn without repetition.
+    """Windows of n_window tokens out of the files, drawn without repetition, of each file in turn: a file is a kind of
+    text, and what is fitted or measured is of all kinds, whatever their sizes.
 
     Raises PyskipError for a file that is not UTF-8 and for fewer than two windows in all.
     """
     pieces, digest = read_files(llm, paths)
-    windows = [tokens[i : i + n_window] for tokens in pieces for i in range(0, len(tokens) - n_window + 1, n_window)]
+    rng, kinds = np.random.default_rng(seed), list[list[Tokens]]()
+    for tokens in pieces:
+        cut = [tokens[i : i + n_window] for i in range(0, len(tokens) - n_window + 1, n_window)]
+        kinds.append([cut[i] for i in rng.permutation(len(cut))])
+    windows = [window for turn in itertools.zip_longest(*kinds) for window in turn if window is not None]
     if len(windows) < 2:
         raise PyskipError(
             f"{', '.join(map(str, paths))}: {len(windows)} windows of {n_window} tokens, expected at least 2 "
             "(40 or more are wise): give more text, or none to use the model's own"
         )
-    order = np.random.default_rng(seed).permutation(len(windows))
     n_held = min(n_held, max(1, len(windows) // 4))
     source = ", ".join(path.name for path in paths)
-    return _split([windows[i] for i in order], n_fit, n_held, source, digest)
+    return _split(windows, n_fit, n_held, source, digest)
 
 
 def sample_text(
