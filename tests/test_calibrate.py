@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import pyskip
+from pyskip.calibration.calibrate import Settings
 from pyskip.calibration.prompts import CODE, PROMPTS
 from pyskip.calibration.text import N_SEQ, read_text, sample_text
 from pyskip.models.profile import Profile, path_beside
@@ -32,6 +33,12 @@ def test_files_are_drawn_in_turns_whatever_their_sizes(tiny: Path, tmp_path: Pat
     whole = [w.tobytes() for w in (*everything.held_out, *everything.fitted)]
     assert len(set(whole)) == len(whole)
     assert [w.tobytes() for w in text.held_out] == whole[:4]
+
+
+def test_a_window_of_each_file_is_measured_on(tmp_path: Path) -> None:
+    texts = [tuple(tmp_path / f"{i}.txt" for i in range(n)) for n in (0, 1, 5)]
+    assert [Settings(text=text).n_measured for text in texts] == [4, 4, 5]
+    assert Settings(text=texts[-1], n_curve=2).n_measured == 2
 
 
 @pytest.mark.slow

@@ -34,6 +34,7 @@ __all__ = ["Calibration", "Settings", "calibrate", "open_model", "write_tokens"]
 N_WINDOW = 512  # tokens; the model's own context if that is less
 WARMUP = 16
 N_FIT = 32
+N_CURVE = 4
 N_CHOOSE = 4  # windows that neurons are chosen on
 SAMPLE_SHARE = 0.3  # of the time; the passes over what is written, and measuring, take the rest
 DRAFT_POINT = Point(0.5, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
@@ -51,9 +52,9 @@ class Settings:
     width: neurons of gated ones.
     quantisation: of stand-ins; None: Q4_0, of closed-form gated ones Q2_K where rows are whole blocks of it: twice the
         neurons for the same bytes are worth more.
-    n_fit, n_curve: windows of N_WINDOW tokens to fit on, and to measure on. n_fit None: N_FIT. To distill, all of a
-        text is trained on, and n_fit counts windows of the model's own (None: none beside a text, without one 160, on a
-        GPU two thousand).
+    n_fit, n_curve: windows of N_WINDOW tokens to fit on, and to measure on. n_fit None: N_FIT; n_curve None: N_CURVE,
+        or one of each file if there are more. To distill, all of a text is trained on, and n_fit counts windows of the
+        model's own (None: none beside a text, without one 160, on a GPU two thousand).
     attention: gates and stand-ins of attention, too, in closed form.
     minutes: that the closed form may take in all, about; then there is as much of the model's own text as fits.
     n_harm: of those to fit on, windows that the harm is measured on; 0: gates predict the error alone.
@@ -65,7 +66,7 @@ class Settings:
     rank: int | None = None
     quantisation: str | None = None
     n_fit: int | None = None
-    n_curve: int = 4
+    n_curve: int | None = None
     attention: bool = False
     minutes: float | None = None
     n_harm: int = 12
@@ -74,6 +75,11 @@ class Settings:
     width: int | None = None
     state: Path | None = None
     output: Path | None = None
+
+    @property
+    def n_measured(self) -> int:
+        """Windows to measure on."""
+        return self.n_curve or max(N_CURVE, len(self.text))
 
 
 @dataclass(frozen=True)
@@ -139,7 +145,7 @@ def write_tokens(model: str | os.PathLike[str], settings: Settings, path: Path, 
     Returns how many. Raises PyskipError."""
     s = settings
     with open_model(model, n_threads) as llm:
-        wanted = DistilSettings(s.distill, s.text, s.n_fit, s.n_curve, s.width, s.seed, state_beside(path))
+        wanted = DistilSettings(s.distill, s.text, s.n_fit, s.n_measured, s.width, s.seed, state_beside(path))
         text, _ = text_for(llm, wanted, lambda *_: None, away=True)
     try:
         save_text(path, text)
@@ -213,10 +219,10 @@ class Run:
     def _text(self) -> CalibrationText:
         s = self.settings
         if s.text:
-            return read_text(self.llm, s.text, self.llm.n_ctx(), s.n_fit or N_FIT, s.n_curve, s.seed)
+            return read_text(self.llm, s.text, self.llm.n_ctx(), s.n_fit or N_FIT, s.n_measured, s.seed)
         n_fit = s.n_fit or N_FIT
         seconds = 60 * s.minutes * SAMPLE_SHARE if s.minutes else None
-        return sample_text(self.llm, self.llm.n_ctx(), n_fit, s.n_curve, s.seed, self.progress, seconds)
+        return sample_text(self.llm, self.llm.n_ctx(), n_fit, s.n_measured, s.seed, self.progress, seconds)
 
     # Closed form
 
@@ -332,7 +338,7 @@ class Run:
     def _distill(self, target: Path) -> None:
         s = self.settings
         settings = DistilSettings(
-            s.distill, s.text, s.n_fit, s.n_curve, s.width, s.seed, s.state or state_beside(target)
+            s.distill, s.text, s.n_fit, s.n_measured, s.width, s.seed, s.state or state_beside(target)
         )  # fmt: skip
         state, held = distil(self.llm, settings, self.progress)
         self.ffn.layers, self.activation = layers_of(state, self.quantisation), state.activation

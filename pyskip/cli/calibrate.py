@@ -163,7 +163,7 @@ def calibrate(
         quantisation=quantisation.upper() if quantisation else None,
         n_fit=n_fit,
         minutes=minutes,
-        n_curve=n_curve or max(Settings.n_curve, len(text)),
+        n_curve=n_curve,
         n_harm=n_harm,
         attention=attention,
         seed=seed,
