@@ -44,6 +44,16 @@ def test_a_linear_block_is_found_again() -> None:
             np.testing.assert_allclose(layer.bias, bias, atol=0.05)
 
 
+def test_of_rank_0_the_mean_is_left() -> None:
+    rng = np.random.default_rng(1)
+    y = rng.standard_normal((400, 32)) + 3 * np.arange(32)
+    layer = fit_linear_stand_in(sums_of(rng.standard_normal((400, 32)), np.ones(400), y), 0)
+    assert layer is not None
+    assert layer.matrices == {}
+    np.testing.assert_allclose(layer.bias, y.mean(0), rtol=1e-4)
+    assert layer.explained == pytest.approx(1 - ((y - y.mean(0)) ** 2).sum() / (y**2).sum(), rel=1e-3)
+
+
 def test_few_tokens_make_no_stand_in() -> None:
     rng = np.random.default_rng(1)
     xn = rng.standard_normal((40, 32))

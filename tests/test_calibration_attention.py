@@ -1,8 +1,7 @@
-"""Calibration of attention: the native sums against NumPy, the whole command; and the sets of `calibrate --static`."""
+"""Calibration of attention: the native sums  against NumPy, the whole command."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import subprocess
 from collections.abc import Callable
@@ -17,13 +16,10 @@ from test_calibration import sums_of
 
 import pyskip
 from pyskip.calibration.calibrate import Settings, calibrate
-from pyskip.calibration.depth import Place, choose, measuring
 from pyskip.calibration.gather import Kind, LayerSums, gather
 from pyskip.calibration.harm import N_MASK, observe
 from pyskip.calibration.sublayer import Sublayer
-from pyskip.evaluation.evaluate import evaluate_windows
 from pyskip.models.profile import Profile
-from pyskip.policy import Policy, Static
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -129,91 +125,9 @@ def test_calibrate_and_use(cli: Cli, tiny: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "flags", [("--distill", "5", "--attention"), ("--static", "2", "--attention"), ("--static", "2", "-o", "x")]
+    "flags", [("--distill", "5", "--attention"), ("--static", "2", "--attention"), ("--static", "2", "--distill", "5")]
 )
 def test_flags_that_exclude_each_other(cli: Cli, tiny: Path, flags: tuple[str, ...]) -> None:
     result = cli("calibrate", str(tiny), *flags)
     assert result.returncode == 2
     assert "--attention" in result.stderr
-
-
-# Sets for the policy static
-
-
-class Costs:
-    """Made-up divergences of policies: each sublayer's own, and more for each pair of neighbours."""
-
-    def __init__(self, own: dict[Place, float], per_pair: float) -> None:
-        self.own, self.per_pair, self.n_asked = own, per_pair, 0
-
-    def of(self, places: frozenset[Place]) -> float:
-        pairs = [(a, b) for a, b in itertools.combinations(sorted(places), 2) if abs(a[1] - b[1]) <= 1]
-        return sum(self.own[place] for place in places) + self.per_pair * len(pairs)
-
-    def __call__(self, policy: Policy) -> tuple[float, float]:
-        assert isinstance(policy, Static)
-        self.n_asked += 1
-        places = [(Sublayer.FFN, il) for il in policy.layers] + [(Sublayer.ATTENTION, il) for il in policy.attention]
-        return self.of(frozenset(places)), 1.0
-
-    def greedy(self, n: int) -> list[float]:
-        """The divergences on the way, every place looked at in every step."""
-        chosen: frozenset[Place] = frozenset()
-        found = []
-        for _ in range(n):
-            chosen = min((chosen | {place} for place in self.own if place not in chosen), key=self.of)
-            found.append(self.of(chosen))
-        return found
-
-
-@pytest.mark.parametrize("per_pair", [0.0, 0.3, 5.0])
-def test_sets_are_greedy_and_need_not_look_at_all(per_pair: float) -> None:
-    rng = np.random.default_rng(1)
-    costs = Costs({(kind, il): float(rng.exponential()) for kind in Sublayer for il in range(20)}, per_pair)
-    sets = list(choose(list(costs.own), 8, costs, lambda *_: None))
-    assert [one.kld_mean for one in sets] == pytest.approx(costs.greedy(8))
-    assert [one.n for one in sets] == list(range(1, 9))
-    for one, more in itertools.pairwise(sets):
-        a, b = (pyskip.parse_skip(s.skip) for s in (one, more))
-        assert isinstance(a, Static)
-        assert isinstance(b, Static)
-        assert set(a.layers) <= set(b.layers)
-        assert set(a.attention) <= set(b.attention)
-    assert costs.n_asked < 40 + 7 * 20  # of 40 + 39 + ... + 33
-
-
-def test_costs_are_those_of_eval(tiny_llm: pyskip.Llama) -> None:
-    policies = [pyskip.parse_skip(spec) for spec in ("static:1", "static:attn=5", "static:5,attn=0+2")]
-    windows = [np.random.default_rng(i).integers(3, 320, 64).astype(np.int32) for i in range(2)]
-    with measuring(tiny_llm, windows) as cost:
-        found = [cost(policy) for policy in policies]
-    expected = evaluate_windows(tiny_llm, [w.tolist() for w in windows], policies, n_ctx=64)[1:]
-    for (kld, ratio), result in zip(found, expected, strict=True):
-        assert kld == pytest.approx(result.kld_mean, rel=1e-3)
-        assert ratio == pytest.approx(result.ppl_ratio, rel=1e-3)
-
-
-@pytest.mark.slow
-def test_find_static_sets(cli: Cli, tiny: Path, tmp_path: Path) -> None:
-    """The first set is the best of all single sublayers, and every line can be used as it is."""
-    text = tmp_path / "t.txt"
-    text.write_text(" ".join(str(i * i) for i in range(3000)))
-    result = cli("calibrate", str(tiny), "--static", "4", "--text", str(text), "--fit", "2")
-    assert result.returncode == 0, result.stderr
-    head, *lines = result.stdout.splitlines()
-    assert head.split() == ["n", "KL", "(nats)", "perplexity", "/", "dense", "skip"]
-    assert [line.split()[0] for line in lines] == ["1", "2", "3", "4"]
-    assert "sublayer 4" in result.stderr
-    result = cli("calibrate", str(tiny), "--static", "4", "--text", str(text), "--fit", "2", "--json")
-    sets = json.loads(result.stdout)["sets"]
-    assert [one["skip"] for one in sets] == [line.split()[-1] for line in lines]
-    assert not (tmp_path / "tiny.skip.gguf").exists()
-    answer = cli("generate", str(tiny), "-p", "1 4", "-n", "4", "--skip", sets[-1]["skip"], "--json")
-    skip = json.loads(answer.stdout)["skip"]
-    assert sum(skip["per_layer"]) + sum(skip["attention_per_layer"]) == 4
-
-
-def test_more_sublayers_than_there_are(cli: Cli, tiny: Path) -> None:
-    result = cli("calibrate", str(tiny), "--static", "12")
-    assert result.returncode == 1
-    assert "12 sublayers were asked for, expected 1 to 11" in result.stderr.splitlines()[-1]

@@ -280,6 +280,7 @@ def test_models(server: Running) -> None:
         ({"messages": MESSAGES, "skip": True}, "skip", "specification"),
         ({"messages": MESSAGES, "skip": ["off"]}, "skip", "specification"),
         ({"messages": MESSAGES, "skip": "static:99"}, "skip", "99"),
+        ({"messages": MESSAGES, "skip": "static:n=2"}, "skip", "the profile names no sublayers"),
         ({"messages": MESSAGES, "skip": "profile:rate=0.99"}, "skip", "curve"),
         ({"messages": MESSAGES, "skip_trace": 1}, "skip_trace", "true"),
         ({"messages": MESSAGES, "skip": math.nan}, None, "not valid JSON"),
@@ -308,7 +309,8 @@ def test_a_specification_is_read_as_the_library_reads_it(server: Running) -> Non
         " static: 2 , 4", "profile", "profile:error=0.1", "profile:rate=0.2,prefill=1", "profile:hold=0",
         "random:rate=0.5,seed=3", "random:stand_in=1,error=0.1", "static:attn=2+1+2", "static:1, attn=4,2", "adaskip",
         "adaskip:n=3", "prompt", "prompt:rate=0.5", "profile:rate=0.2,attn=0.3", "profile:error=0.1,attn=0.3,hold=0",
-        "random:attn=0.5", "random:attn=0.5,stand_in=1", "profile:attn=0",
+        "random:attn=0.5", "random:attn=0.5,stand_in=1", "profile:attn=0", "static:1,attn=2, stand_in=1",
+        "static:1,stand_in=0",
     )  # fmt: skip
     bad = (
         "off:", "static:", "static:x", "static:-1", "cosine:run=1.5", "cosine:run=1,run=1", "cosine:runs=1", "2", "",
@@ -316,7 +318,8 @@ def test_a_specification_is_read_as_the_library_reads_it(server: Running) -> Non
         "profile:rate=nan", "profile:prompt=0.1,prefill=1", "bogus", "cosine:threshold=inf", "custom:decide",
         "static:attn=", "static:attn=1+", "static:attn=1,attn=2", "static:ffn=1", "adaskip:n=0", "adaskip:8",
         "prompt:rate=2", "prompt:n=1", "profile:attn=2", "profile:attn=0.1,attn=0.1", "random:attn=-1",
-        "prompt:attn=0.1",
+        "prompt:attn=0.1", "static:n=0", "static:n=2,3", "static:2,by=norm", "static:n=2,by=luck",
+        "static:2,stand_in=2", "static:n=2,n=2", "static:stand_in=1",
     )  # fmt: skip
     for text in good:
         parse_skip(text)

@@ -100,7 +100,7 @@ struct pyskip_policy {
     int32_t         warmup;     // cosine, profile, random: the first generated tokens of a sequence that run dense
     const int32_t * layers;     // static: the layers whose FFN is skipped for every token
     size_t          n_layers;
-    const struct pyskip_profile * profile; // profile, prompt; random: its stand-ins are used; or NULL
+    const struct pyskip_profile * profile; // profile, prompt; random, static: its stand-ins are used; or NULL
     bool            prefill; // profile: prompt tokens at positions >= warmup are decided like generated ones
     float           rate;    // random, prompt: the share of blocks to skip; profile with hold: the same
     uint32_t        seed;    // random
@@ -117,6 +117,9 @@ struct pyskip_policy {
     int32_t n_sublayers;    // adaskip: how many of both kinds are skipped, chosen by what the sequence's prompt showed
                             // (those of the last layer run): the prompt runs dense, and so does all that follows one
                             // that was not decoded under this policy
+                            // static, if above 0: in place of layers, the first of those that the profile names
+    int32_t static_by;      // enum pyskip_static_by: which it names
+    bool    bare;           // static: nothing stands in, whatever the profile has
     float   attention_rate; // random: the share of attention sublayers to skip; profile with hold: the same, of a
                             // sequence's generated tokens, as `rate`. Those of the last layer, and of prompts, run
     float   attention_threshold; // profile without hold, if attention_rate is above 0: skip attention when its gate's
@@ -152,6 +155,22 @@ struct pyskip_profile_point {
     float kld_mean;        // nats per token, dense || skipped
     float ffn_bytes_saved; // share of the FFN's bytes that are not read, what gates and stand-ins read taken off
     float ideal_speedup;   // bytes of all weights / bytes read; of attention before the cache is looked at
+};
+
+// What sets of sublayers for PYSKIP_POLICY_STATIC were chosen by.
+enum pyskip_static_by {
+    PYSKIP_STATIC_BY_LOSS   = 0, // greedily, that which adds least to the divergence next
+    PYSKIP_STATIC_BY_COSINE = 1, // the mean of cos(x, z), greatest first
+    PYSKIP_STATIC_BY_NORM   = 2, // the mean of |z - x| / |x|, least first
+};
+
+// One sublayer of such a set, and what it costs to skip it and all before it, with the profile's stand-ins in their place, measured on
+// text that did not choose them.
+struct pyskip_static_step {
+    int32_t il;
+    int32_t sublayer;  // enum pyskip_sublayer
+    float   kld_mean;  // nats per token, dense || skipped
+    float   ppl_ratio; // perplexity against dense
 };
 
 // One traced token: what was decided for it in each layer.
@@ -399,6 +418,11 @@ PYSKIP_API enum pyskip_status pyskip_profile_get_point_at(const struct pyskip_pr
 PYSKIP_API void pyskip_profile_get_bytes(const struct pyskip_profile * profile, enum pyskip_sublayer sublayer,
                                          int64_t * stand_in_bytes, int64_t * gate_bytes);
 
+// Up to n sublayers, those that the model misses least first, into steps. Returns how many the profile has; 0 if such sets were
+// not looked for.
+PYSKIP_API int32_t pyskip_profile_get_static(const struct pyskip_profile * profile, enum pyskip_static_by by,
+                                             struct pyskip_static_step * steps, int32_t n);
+
 // What a calibration gathers: sums over tokens of f f' and of f t', by layer. x is the stream that enters a block, xn
 // that stream normed, y the block's output.
 enum pyskip_gather_kind {
@@ -407,15 +431,16 @@ enum pyskip_gather_kind {
     PYSKIP_GATHER_HIDDEN  = 2, // f = (the h of the gated stand-in, 1), t = y, times 1 / |y - stand-in|
     PYSKIP_GATHER_ERRORS  = 3, // f = (xn, log(|x|), 1), t = log(|y - stand-in|)
     PYSKIP_GATHER_GIVEN   = 4, // f = (xn, log(|x|), 1), t = pyskip_gather_set_targets()'s
+    PYSKIP_GATHER_STEPS   = 5, // f = 1, t = (cos(x, x + y), |y| / |x|)
 };
 
 struct pyskip_gather_sums {
-    const float * gram;  // [n_row, n_row]; NULL for the neurons
+    const float * gram;  // [n_row, n_row]; NULL for neurons and steps
     const float * cross; // [n_cross, n_row]
     int64_t       n_row;
     int64_t       n_cross;
     int32_t       activation; // enum pyskip_activation, for the neurons
-    double        energy;     // sum of |t|^2; 0 for the neurons
+    double        energy;     // sum of |t|^2; 0 for neurons and steps
     int64_t       n_tokens;   // 0 if the layer lacks the gathered quantity
 };
 
@@ -428,7 +453,7 @@ enum pyskip_activation {
 };
 
 // From the next llama_decode() the context runs dense, and sums are gathered over its generated tokens at index >=
-// warmup. `profile` belongs to HIDDEN and ERRORS, NULL to the others; attention has OUTPUTS and ERRORS. Ends with
+// warmup. `profile` belongs to HIDDEN and ERRORS, NULL to the others; attention has neither NEURONS nor HIDDEN. Ends with
 // pyskip_gather_free().
 PYSKIP_API enum pyskip_status pyskip_gather_start(struct llama_context * ctx, enum pyskip_gather_kind kind,
                                                   enum pyskip_sublayer sublayer, const struct pyskip_profile * profile,

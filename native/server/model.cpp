@@ -3,6 +3,7 @@
 #include "llama.h"
 #include "policy.h"
 #include "settings.h"
+#include "static-set.h"
 #include "system.h"
 #include "turn-pace.h"
 
@@ -197,10 +198,11 @@ void pyskip_served_model::check(const pyskip_spec & spec) const {
             check_rate(PYSKIP_SUBLAYER_ATTENTION, spec.type == PYSKIP_POLICY_PROFILE ? spec.attn.value : 0.0);
         }
     }
-    pyskip_rule         rule;
-    std::string         line;
-    const pyskip_policy asked = policy(spec);
-    if (!pyskip_rule_init(rule, asked, n_layer(), line)) {
+    pyskip_rule       rule;
+    std::string       line;
+    pyskip_policy     asked = policy(spec);
+    pyskip_static_set named;
+    if (!pyskip_static_expand(asked, named, line) || !pyskip_rule_init(rule, asked, n_layer(), line)) {
         throw pyskip_bad_spec(line);
     }
     for (const int32_t il : spec.layers) {
@@ -257,6 +259,14 @@ pyskip_policy pyskip_served_model::policy(const pyskip_spec & spec) const {
         policy.rate      = (float) spec.rate.value;
         policy.threshold = (float) log_error(spec.error);
         policy.profile   = spec.stand_in ? profile : nullptr;
+    }
+    if (spec.type == PYSKIP_POLICY_STATIC) {
+        policy.n_sublayers = spec.n;
+        policy.static_by   = spec.by == "cosine" ? PYSKIP_STATIC_BY_COSINE
+                             : spec.by == "norm" ? PYSKIP_STATIC_BY_NORM
+                                                 : PYSKIP_STATIC_BY_LOSS;
+        policy.profile     = spec.needs_profile() ? profile : nullptr;
+        policy.bare        = !spec.has_stand_ins();
     }
     if (spec.type == PYSKIP_POLICY_PROMPT) {
         policy.rate    = (float) spec.rate.value;

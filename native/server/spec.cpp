@@ -139,6 +139,7 @@ void make_set(std::vector<int32_t> & layers) {
 }
 
 pyskip_spec parse_static(const std::string & rest) {
+    settings    values;
     pyskip_spec spec;
     spec.type = PYSKIP_POLICY_STATIC;
     for (const std::string & spaced : split(stripped(rest), ',')) {
@@ -148,16 +149,43 @@ pyskip_spec parse_static(const std::string & rest) {
             spec.layers.push_back(count("static layer", item));
             continue;
         }
-        if (item.substr(0, equals) != "attn" || !spec.attention.empty()) {
-            fail("static has " + shown(item) + ", expected layers, and attn=LAYER+... once");
-        }
-        const std::vector<std::string> named = split(item.substr(equals + 1), '+');
-        for (const std::string & il : named.empty() ? std::vector<std::string>{ "" } : named) {
-            spec.attention.push_back(count("static attn", stripped(il)));
+        const std::string key = item.substr(0, equals);
+        if ((key != "attn" && key != "n" && key != "by" && key != "stand_in") ||
+            !values.emplace(key, stripped(item.substr(equals + 1))).second) {
+            fail("static has " + shown(item) +
+                 ", expected layers, and attn=LAYER+..., n=N, by=NAME and stand_in=0 or 1, each once");
         }
     }
-    if (spec.layers.empty() && spec.attention.empty()) {
-        fail("static names no layer, expected at least one, as in static:5,14,25 or static:attn=12+13");
+    if_set(values, "static", "attn", [&](const std::string & what, const std::string & text) {
+        const std::vector<std::string> named = split(text, '+');
+        for (const std::string & il : named.empty() ? std::vector<std::string>{ "" } : named) {
+            spec.attention.push_back(count(what, stripped(il)));
+        }
+    });
+    if_set(values, "static", "n", [&](const std::string & what, const std::string & text) {
+        spec.n = count(what, text);
+        if (spec.n == 0) {
+            fail("static n is 0, expected a whole number from 1: off skips nothing");
+        }
+        if (!spec.layers.empty() || !spec.attention.empty()) {
+            fail("static has n beside layers, expected one of them: layers are named, or chosen");
+        }
+    });
+    if_set(values, "static", "by", [&](const std::string & what, const std::string & text) {
+        if (text != "loss" && text != "cosine" && text != "norm") {
+            fail(what + " is " + shown(text) + ", expected loss, cosine or norm");
+        }
+        if (spec.n == 0) {
+            fail("static has by=" + text + ", expected n=N with it: layers are named, or chosen");
+        }
+        spec.by = text;
+    });
+    if_set(values, "static", "stand_in", [&](const std::string & what, const std::string & text) {
+        spec.stand_in        = flag(what, text);
+        spec.is_stand_in_set = true;
+    });
+    if (spec.n == 0 && spec.layers.empty() && spec.attention.empty()) {
+        fail("static names no layer, expected at least one, as in static:5,14,25 or static:attn=12+13, or static:n=4");
     }
     make_set(spec.layers);
     make_set(spec.attention);
@@ -244,7 +272,8 @@ std::string pyskip_number(double value) {
 }
 
 bool pyskip_spec::needs_profile() const {
-    return type == PYSKIP_POLICY_PROFILE || type == PYSKIP_POLICY_PROMPT || (type == PYSKIP_POLICY_RANDOM && stand_in);
+    return type == PYSKIP_POLICY_PROFILE || type == PYSKIP_POLICY_PROMPT ||
+           (type == PYSKIP_POLICY_RANDOM && stand_in) || (type == PYSKIP_POLICY_STATIC && (n > 0 || has_stand_ins()));
 }
 
 bool pyskip_spec::decides_prompt() const {
@@ -283,9 +312,15 @@ std::string pyskip_spec::str() const {
             add_count("warmup", (int64_t) warmup.value);
             return "cosine:" + text;
         case PYSKIP_POLICY_STATIC:
-            text = joined(layers, ",");
+            text = n > 0 ? "n=" + std::to_string(n) : joined(layers, ",");
             if (!attention.empty()) {
                 add("attn", joined(attention, "+"));
+            }
+            if (!by.empty()) {
+                add("by", by);
+            }
+            if (is_stand_in_set) {
+                add("stand_in", stand_in ? "1" : "0");
             }
             return "static:" + text;
         case PYSKIP_POLICY_ADASKIP: return "adaskip:n=" + std::to_string(n_sublayers);

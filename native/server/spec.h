@@ -32,6 +32,9 @@ struct pyskip_spec {
 
     std::vector<int32_t> layers; // static
     std::vector<int32_t> attention;
+    int32_t              n = 0;                   // in their place, so many that the profile names
+    std::string          by;                      // which was chosen by that
+    bool                 is_stand_in_set = false; // whether stand_in, below, is the caller's word
 
     int32_t n_sublayers = 8; // adaskip
 
@@ -47,6 +50,9 @@ struct pyskip_spec {
     uint32_t     seed     = 0;
 
     bool needs_profile() const;
+
+    // Static: whether the profile's stand-ins serve. Without a word those that the profile names have them.
+    bool has_stand_ins() const { return is_stand_in_set ? stand_in : n > 0; }
 
     // The same at another rate, of which what moves it is told: nothing else holds it.
     pyskip_spec at_rate(double rate) const;

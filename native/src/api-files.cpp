@@ -69,6 +69,13 @@ pyskip_status pyskip_profile_get_point_at(const pyskip_profile * profile, pyskip
     });
 }
 
+int32_t pyskip_profile_get_static(const pyskip_profile * profile, pyskip_static_by by, pyskip_static_step * steps,
+                                  int32_t n) {
+    const std::vector<pyskip_static_step> & all = profile->static_steps[by];
+    std::copy_n(all.begin(), std::min(all.size(), (size_t) std::max(n, 0)), steps);
+    return (int32_t) all.size();
+}
+
 void pyskip_profile_get_bytes(const pyskip_profile * profile, pyskip_sublayer sublayer, int64_t * stand_in_bytes,
                               int64_t * gate_bytes) {
     for (int32_t il = 0; il < profile->info.n_layer; ++il) {
@@ -143,9 +150,9 @@ void pyskip_gather_get(const pyskip_gather * gather, int32_t il, pyskip_gather_s
         sums->n_row   = layer.cross->ne[0];
         sums->n_cross = layer.cross->ne[1];
     } else {
-        sums->cross      = layer.neurons.data();
+        sums->cross      = layer.totals.data();
         sums->n_row      = 1;
-        sums->n_cross    = (int64_t) layer.neurons.size();
+        sums->n_cross    = (int64_t) layer.totals.size();
         sums->activation = layer.activation;
     }
 }

@@ -8,6 +8,7 @@
 #include "lossless.h"
 #include "pyskip-build.h"
 #include "state.h"
+#include "static-set.h"
 
 #include <algorithm>
 #include <cstdio>
@@ -99,7 +100,10 @@ pyskip_status pyskip_seq_set_policy(llama_context * ctx, int32_t seq_id, const p
         pyskip_state & state = pyskip_state_make(ctx);
         pyskip_rule    rule;
         std::string    line;
-        if (!pyskip_rule_init(rule, *policy, state.n_layer, line)) {
+
+        pyskip_policy     asked = *policy;
+        pyskip_static_set named;
+        if (!pyskip_static_expand(asked, named, line) || !pyskip_rule_init(rule, asked, state.n_layer, line)) {
             return pyskip_report(PYSKIP_STATUS_INVALID, line, error, n_error);
         }
         const pyskip_status status = check_rule(ctx, state, rule, line);

@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include "pyskip.h"
+
 class pyskip_aborts_caught {
 public:
     pyskip_aborts_caught();
@@ -15,4 +17,4 @@ private:
 };
 
 // Once pyskip_exit_on_crash() was called: this thread's stack may run over, and the line still comes. Cheap when repeated.
-void pyskip_crash_stack();
+PYSKIP_API void pyskip_crash_stack();

@@ -20,7 +20,7 @@ bool is_run(const pyskip_slot & slot, int32_t t) {
 }
 
 bool has_stand_in(const pyskip_slot & slot, int32_t t) {
-    return !is_run(slot, t) && slot.state->tokens[t].rule->has_gates();
+    return slot.own && !is_run(slot, t) && slot.state->tokens[t].rule->has_gates();
 }
 
 void pack_rows(const pyskip_slot & slot, const ggml_tensor * input, int64_t begin, int64_t end) {
@@ -54,7 +54,8 @@ void decide(pyskip_slot & slot, int32_t t, const float * x, const float * xn, in
     pyskip_state &       state    = *slot.state;
     const pyskip_token & token    = state.tokens[t];
     const auto           sublayer = slot.block.sublayer;
-    if (slot.own == nullptr || !token.rule->has_gates() || pyskip_rule_needs(*token.rule, token) != PYSKIP_NEED_GATES ||
+    if (slot.own == nullptr || !token.rule->asks_gates() ||
+        pyskip_rule_needs(*token.rule, token) != PYSKIP_NEED_GATES ||
         !pyskip_rule_covers(*token.rule, sublayer, slot.block.il)) {
         return;
     }

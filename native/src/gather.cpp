@@ -6,6 +6,7 @@
 #include "ggml.h"
 #include "graph-pass.h"
 #include "operator.h"
+#include "row.h"
 #include "slot.h"
 #include "stand-in.h"
 #include "state.h"
@@ -18,6 +19,10 @@
 // Of a block's output: who misses less is believed no more than that.
 static constexpr double LEAST_MISS = 1e-2;
 
+static bool has_totals(pyskip_gather_kind kind) {
+    return kind == PYSKIP_GATHER_NEURONS || kind == PYSKIP_GATHER_STEPS;
+}
+
 pyskip_gather::pyskip_gather(pyskip_gather_kind kind, pyskip_sublayer sublayer, int32_t n_layer, int64_t n_embd,
                              int32_t warmup, std::shared_ptr<const pyskip_profile> profile)
     : kind(kind), sublayer(sublayer), n_embd(n_embd), warmup(warmup), profile(std::move(profile)), layers(n_layer) {
@@ -26,7 +31,7 @@ pyskip_gather::pyskip_gather(pyskip_gather_kind kind, pyskip_sublayer sublayer, 
     for (int32_t il = 0; il < n_layer; ++il) {
         pyskip_gather_layer & layer = layers[il];
         layer.gather                = this;
-        if (kind == PYSKIP_GATHER_NEURONS || (this->profile && !find(il))) {
+        if (has_totals(kind) || (this->profile && !find(il))) {
             continue;
         }
         const int64_t n_row   = kind == PYSKIP_GATHER_HIDDEN ? find(il)->rank + 1 : n_embd + 2;
@@ -34,7 +39,7 @@ pyskip_gather::pyskip_gather(pyskip_gather_kind kind, pyskip_sublayer sublayer, 
         layer.gram            = ggml_new_tensor_2d(tensors.get(), GGML_TYPE_F32, n_row, n_row);
         layer.cross           = ggml_new_tensor_2d(tensors.get(), GGML_TYPE_F32, n_row, n_cross);
     }
-    if (kind == PYSKIP_GATHER_NEURONS) {
+    if (has_totals(kind)) {
         return;
     }
     sums.reset(ggml_backend_alloc_ctx_tensors_from_buft(tensors.get(), ggml_backend_cpu_buffer_type()));
@@ -205,11 +210,31 @@ void neurons_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
         if (!counts(layer, row)) {
             continue;
         }
-        add_squares(pyskip_row(hidden, row), neurons, layer.neurons.data());
-        add_squares(pyskip_row(input, row), inputs, layer.neurons.data() + hidden->ne[0]);
+        add_squares(pyskip_row(hidden, row), neurons, layer.totals.data());
+        add_squares(pyskip_row(input, row), inputs, layer.totals.data() + hidden->ne[0]);
         if (ith == 0) { // of all threads one counts
             ++layer.n_tokens;
         }
+    }
+}
+
+// Adds how far the block turns the stream and how much it adds to it: cos(x, x + y) and |y| / |x|. dst is not used. One thread, so
+// that sums do not depend on how many there are.
+void steps_compute(ggml_tensor * dst, int ith, int, void * userdata) {
+    pyskip_gather_layer & layer = *(pyskip_gather_layer *) userdata;
+    if (ith > 0) {
+        return;
+    }
+    const int64_t n = dst->src[0]->ne[0];
+    for (int64_t row = 0; row < dst->src[0]->ne[1]; ++row) {
+        if (!counts(layer, row)) {
+            continue;
+        }
+        const float * x = pyskip_row(dst->src[0], row);
+        const float * y = pyskip_row(dst->src[1], row);
+        layer.totals[0] += pyskip_compare(x, y, n).cosine;
+        layer.totals[1] += (float) (norm(y, n) / std::max(norm(x, n), 1e-19));
+        ++layer.n_tokens;
     }
 }
 
@@ -254,8 +279,12 @@ std::vector<ggml_tensor *> pyskip_gather_build(ggml_context * ctx, pyskip_gather
             return {};
         }
         layer.activation = activation_of(hidden);
-        layer.neurons.resize(hidden->ne[0] + xn->ne[0]);
+        layer.totals.resize(hidden->ne[0] + xn->ne[0]);
         return { pyskip_operator(ctx, 1, 1, { hidden, xn }, neurons_compute, &layer) };
+    }
+    if (gather.kind == PYSKIP_GATHER_STEPS) {
+        layer.totals.resize(2);
+        return { pyskip_operator(ctx, 1, 1, { slot.block.x, slot.block.y }, steps_compute, &layer) };
     }
     if (layer.gram == nullptr) {
         return {};

@@ -18,10 +18,10 @@ struct pyskip_slot;
 
 // One layer's sums, of its FFN or of its attention, of f f' and f t', f being its n_row features and t its n_cross targets (enum pyskip_gather_kind).
 struct pyskip_gather_layer {
-    ggml_tensor *      gram  = nullptr;                     // [n_row, n_row]; none for the neurons
+    ggml_tensor *      gram  = nullptr;                     // [n_row, n_row]; none for neurons and steps
     ggml_tensor *      cross = nullptr;                     // [n_row, n_cross]
-    std::vector<float> neurons;                             // the neurons' cross, f being 1
-    pyskip_activation  activation = PYSKIP_ACTIVATION_NONE; // theirs
+    std::vector<float> totals;                              // the cross of neurons and of steps, f being 1
+    pyskip_activation  activation = PYSKIP_ACTIVATION_NONE; // of neurons
 
     double  energy   = 0.0;
     int64_t n_tokens = 0;

@@ -3,6 +3,8 @@
 
 #pragma once
 
+#include "pyskip.h"
+
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -43,9 +45,9 @@ void pyskip_hook_seq_div(const llama_memory_i * mem, int32_t seq_id, int32_t p0,
 void pyskip_hook_grammar(size_t n);
 
 // llama_tokenize: a text that this thread's stack may not be deep enough for
-bool    pyskip_hook_is_long(int32_t n_text);
+bool            pyskip_hook_is_long(int32_t n_text);
 // (which this thread may have waited to begin with for somebody who has gone: asked before it is split)
-void    pyskip_hook_ask_gone(const std::function<bool()> * has_gone);
+PYSKIP_API void pyskip_hook_ask_gone(const std::function<bool()> * has_gone);
 // is split in another thread, one at a time of a kind of length. Throws if there is no memory for its stack
-int32_t pyskip_hook_tokenize(const llama_vocab * vocab, const char * text, int32_t n_text, int32_t * tokens,
-                             int32_t n_tokens, bool add_special, bool parse_special);
+int32_t         pyskip_hook_tokenize(const llama_vocab * vocab, const char * text, int32_t n_text, int32_t * tokens,
+                                     int32_t n_tokens, bool add_special, bool parse_special);

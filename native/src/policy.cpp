@@ -24,6 +24,8 @@ static bool mark_layers(std::vector<uint8_t> & marked, const int32_t * layers, s
 }
 
 static bool init_static(pyskip_rule & rule, const pyskip_policy & policy, int32_t n_layer, std::string & error) {
+    rule.profile             = policy.bare ? nullptr : policy.profile;
+    rule.threshold           = -INFINITY;
     const size_t n_ffn       = policy.layers ? policy.n_layers : 0;
     const size_t n_attention = policy.attention_layers ? policy.n_attention_layers : 0;
     if (n_ffn + n_attention == 0) {
@@ -305,7 +307,7 @@ pyskip_choice_ptr pyskip_rule_choose(const pyskip_rule & rule, const pyskip_cens
 pyskip_need pyskip_rule_needs(const pyskip_rule & rule, const pyskip_token & token) {
     const bool is_generated = token.index >= 0;
     switch (rule.type) {
-        case PYSKIP_POLICY_STATIC:
+        case PYSKIP_POLICY_STATIC: return rule.has_gates() ? PYSKIP_NEED_GATES : PYSKIP_NEED_JOINS;
         case PYSKIP_POLICY_CUSTOM: return PYSKIP_NEED_JOINS;
         case PYSKIP_POLICY_COSINE:
             return is_generated && token.index >= rule.warmup ? PYSKIP_NEED_JOINS : PYSKIP_NEED_NOTHING;

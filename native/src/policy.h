@@ -32,7 +32,8 @@ struct pyskip_rule {
     float    rate    = 0.0f;
     uint32_t seed    = 0;
 
-    // profile, random with one: a gate's score has a say, and what skips has a stand-in. Never looked into here.
+    // profile, prompt, random with one: a gate's score has a say, and what skips has a stand-in; static with one: what skips
+    // has a stand-in, if the profile has it. Never looked into here.
     const pyskip_profile * profile = nullptr;
 
     // profile: the rate is held among generated tokens; `prompt`, if above 0, in prompts
@@ -55,6 +56,10 @@ struct pyskip_rule {
     int32_t n_layer = 0;
 
     bool has_gates() const { return profile != nullptr; }
+
+    // Whether a score is asked for, or the layer alone says it.
+    bool asks_gates() const { return has_gates() && type != PYSKIP_POLICY_STATIC; }
+
     bool operator==(const pyskip_rule & other) const;
 };
 
@@ -80,7 +85,8 @@ struct pyskip_token {
 
 // Copy `policy` for a model of n_layer layers into `rule`. False with a line in `error` if it contradicts itself or
 // the model; `rule` is then untouched.
-bool pyskip_rule_init(pyskip_rule & rule, const pyskip_policy & policy, int32_t n_layer, std::string & error);
+PYSKIP_API bool pyskip_rule_init(pyskip_rule & rule, const pyskip_policy & policy, int32_t n_layer,
+                                 std::string & error);
 
 // Whether the rule may ever skip the sublayer of layer il.
 bool pyskip_rule_covers(const pyskip_rule & rule, pyskip_sublayer sublayer, int32_t il);

@@ -39,7 +39,7 @@ public:
             return fail("GGUF header", "one that cannot be read (cut off, damaged, or of a newer version)",
                         "a whole profile");
         }
-        return read_info() && read_curves() && check_tensors() && bind_all() && load();
+        return read_info() && read_curves() && read_static() && check_tensors() && bind_all() && load();
     }
 
 private:
@@ -133,22 +133,36 @@ private:
         return fail("pyskip.activation", name, "silu, gelu or relu");
     }
 
-    // A float32 array of as many values as the curve has points.
-    bool points(const std::string & key, std::vector<pyskip_profile_point> & curve, float low, float high,
-                float pyskip_profile_point::* member) {
+    // Arrays of as many entries as `entries` has, whose number the first one says.
+    template <typename T>
+    bool array(const std::string & key, gguf_type type, const char * name, size_t most, std::vector<T> & entries,
+               const void *& data) {
         const int64_t id = gguf_find_key(gguf.get(), key.c_str());
         if (id < 0 || gguf_get_kv_type(gguf.get(), id) != GGUF_TYPE_ARRAY ||
-            gguf_get_arr_type(gguf.get(), id) != GGUF_TYPE_FLOAT32) {
-            return fail(key, id < 0 ? "none" : "another type", "a float32 array");
+            gguf_get_arr_type(gguf.get(), id) != type) {
+            return fail(key, id < 0 ? "none" : "another type", std::string("a ") + name + " array");
         }
         const size_t n = gguf_get_arr_n(gguf.get(), id);
-        if (curve.empty() && n > 0 && n <= MAX_POINT) {
-            curve.resize(n);
+        if (entries.empty() && n > 0 && n <= most) {
+            entries.resize(n);
         }
-        if (n == 0 || n != curve.size()) {
-            return fail(key, std::to_string(n) + " values", std::to_string(curve.size()) + " (1 to 1024)");
+        if (n == 0 || n != entries.size()) {
+            return fail(key, std::to_string(n) + " values",
+                        std::to_string(entries.size()) + " (1 to " + std::to_string(most) + ")");
         }
-        const float * data = (const float *) gguf_get_arr_data(gguf.get(), id);
+        data = gguf_get_arr_data(gguf.get(), id);
+        return true;
+    }
+
+    template <typename T>
+    bool points(const std::string & key, size_t most, std::vector<T> & curve, float low, float high,
+                float T::* member) {
+        const void * values = nullptr;
+        if (!array(key, GGUF_TYPE_FLOAT32, "float32", most, curve, values)) {
+            return false;
+        }
+        const float * data = (const float *) values;
+        const size_t  n    = curve.size();
         for (size_t i = 0; i < n; ++i) {
             if (!(data[i] >= low && data[i] <= high)) {
                 return fail(key, std::to_string(data[i]), std::to_string(low) + " to " + std::to_string(high));
@@ -160,13 +174,13 @@ private:
 
     bool read_curve(const std::string & prefix, std::vector<pyskip_profile_point> & curve) {
         using point = pyskip_profile_point;
-        if (!points(prefix + "rate", curve, 0.0f, 1.0f, &point::rate) ||
-            !points(prefix + "threshold", curve, -1e6f, 1e6f, &point::threshold) ||
-            !points(prefix + "ppl_ratio", curve, 0.0f, 1e9f, &point::ppl_ratio) ||
-            !points(prefix + "ppl_ratio_se", curve, 0.0f, 1e9f, &point::ppl_ratio_se) ||
-            !points(prefix + "kld_mean", curve, -1.0f, 1e9f, &point::kld_mean) ||
-            !points(prefix + "ffn_bytes_saved", curve, -1e3f, 1.0f, &point::ffn_bytes_saved) ||
-            !points(prefix + "ideal_speedup", curve, 0.0f, 1e3f, &point::ideal_speedup)) {
+        if (!points(prefix + "rate", MAX_POINT, curve, 0.0f, 1.0f, &point::rate) ||
+            !points(prefix + "threshold", MAX_POINT, curve, -1e6f, 1e6f, &point::threshold) ||
+            !points(prefix + "ppl_ratio", MAX_POINT, curve, 0.0f, 1e9f, &point::ppl_ratio) ||
+            !points(prefix + "ppl_ratio_se", MAX_POINT, curve, 0.0f, 1e9f, &point::ppl_ratio_se) ||
+            !points(prefix + "kld_mean", MAX_POINT, curve, -1.0f, 1e9f, &point::kld_mean) ||
+            !points(prefix + "ffn_bytes_saved", MAX_POINT, curve, -1e3f, 1.0f, &point::ffn_bytes_saved) ||
+            !points(prefix + "ideal_speedup", MAX_POINT, curve, 0.0f, 1e3f, &point::ideal_speedup)) {
             return false;
         }
         for (size_t i = 1; i < curve.size(); ++i) {
@@ -193,6 +207,37 @@ private:
         profile.info.recommended        = (int32_t) recommended;
         profile.info.n_attention_points = (int32_t) attention.size();
         return true;
+    }
+
+    // Places as pyskip_place() has them, each once, and what the sets that end with each cost.
+    bool read_static_steps(const std::string & key, std::vector<pyskip_static_step> & steps) {
+        const size_t n_place = 2 * (size_t) profile.info.n_layer;
+        const void * values  = nullptr;
+        if (gguf_find_key(gguf.get(), key.c_str()) < 0) {
+            return true;
+        }
+        if (!array(key, GGUF_TYPE_UINT32, "uint32", n_place, steps, values)) {
+            return false;
+        }
+        const uint32_t *  places = (const uint32_t *) values;
+        std::vector<bool> named(n_place);
+        for (size_t i = 0; i < steps.size(); ++i) {
+            if (places[i] >= n_place || named[places[i]]) {
+                return fail(key, std::to_string(places[i]) + (places[i] < n_place ? " twice" : ""),
+                            "each of 0 to " + std::to_string(n_place - 1) + " at most once");
+            }
+            named[places[i]]  = true;
+            steps[i].il       = (int32_t) (places[i] / 2);
+            steps[i].sublayer = places[i] % 2 == 1 ? PYSKIP_SUBLAYER_FFN : PYSKIP_SUBLAYER_ATTENTION;
+        }
+        return points(key + ".kld_mean", n_place, steps, -1.0f, 1e9f, &pyskip_static_step::kld_mean) &&
+               points(key + ".ppl_ratio", n_place, steps, 0.0f, 1e9f, &pyskip_static_step::ppl_ratio);
+    }
+
+    bool read_static() {
+        return read_static_steps("pyskip.static.loss", profile.static_steps[PYSKIP_STATIC_BY_LOSS]) &&
+               read_static_steps("pyskip.static.cosine", profile.static_steps[PYSKIP_STATIC_BY_COSINE]) &&
+               read_static_steps("pyskip.static.norm", profile.static_steps[PYSKIP_STATIC_BY_NORM]);
     }
 
     // Tensors

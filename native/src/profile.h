@@ -42,6 +42,9 @@ struct pyskip_profile {
     std::array<std::vector<pyskip_profile_point>, 2> curves;
     std::array<std::vector<pyskip_stand_in>, 2>      stand_ins; // [il]
 
+    // by enum pyskip_static_by
+    std::array<std::vector<pyskip_static_step>, 3> static_steps;
+
     // nullptr if it is never skipped
     const pyskip_stand_in * find(pyskip_sublayer sublayer, int32_t il) const {
         const std::vector<pyskip_stand_in> & layers = stand_ins[sublayer];

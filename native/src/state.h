@@ -120,7 +120,7 @@ struct pyskip_state {
     // Whether token t skips slot k's block for what came before it. If gates decide for the token, they do so later.
     bool skips_unasked(int32_t k, int32_t t) const {
         const pyskip_token & token = tokens[t];
-        return !token.rule->has_gates() &&
+        return !token.rule->asks_gates() &&
                pyskip_rule_skips(*token.rule, slots[k].block.sublayer, slots[k].block.il, token);
     }
 

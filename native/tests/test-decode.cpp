@@ -81,6 +81,7 @@ std::vector<arm> make_arms(const pyskip_profile * profile) {
         { "static, attention", {} },
         { "adaskip", {} },
         { "prompt", {} },
+        { "static, stand-ins", {} },
     };
     arms[1].policy.type     = PYSKIP_POLICY_STATIC;
     arms[1].policy.layers   = LAYERS;
@@ -116,6 +117,9 @@ std::vector<arm> make_arms(const pyskip_profile * profile) {
     arms[10].policy.type    = PYSKIP_POLICY_PROMPT;
     arms[10].policy.profile = profile;
     arms[10].policy.rate    = 0.4f;
+
+    arms[11].policy         = arms[8].policy;
+    arms[11].policy.profile = profile;
     for (int i : { 5, 6 }) {
         arms[i].policy.type      = PYSKIP_POLICY_RANDOM;
         arms[i].policy.rate      = 0.4f;
@@ -127,8 +131,8 @@ std::vector<arm> make_arms(const pyskip_profile * profile) {
     if (info.n_attention_points > 0) {
         arms.push_back({ "held, attention, too", arms[7].policy });
         arms.push_back({ "random, attention, too", arms[6].policy });
-        arms[11].policy.attention_rate = 0.3f;
         arms[12].policy.attention_rate = 0.3f;
+        arms[13].policy.attention_rate = 0.3f;
     }
     return arms;
 }
@@ -356,7 +360,10 @@ int main(int argc, char ** argv) {
             gather(ctx.get(), PYSKIP_GATHER_HIDDEN, PYSKIP_SUBLAYER_FFN, profile.get());
             gather(ctx.get(), PYSKIP_GATHER_ERRORS, PYSKIP_SUBLAYER_FFN, profile.get());
             gather(ctx.get(), PYSKIP_GATHER_OUTPUTS, PYSKIP_SUBLAYER_ATTENTION, nullptr);
-            if (arms.size() > 11) {
+            gather(ctx.get(), PYSKIP_GATHER_STEPS, PYSKIP_SUBLAYER_ATTENTION, nullptr);
+            pyskip_profile_info info;
+            pyskip_profile_get(profile.get(), &info);
+            if (info.n_attention_points > 0) {
                 gather(ctx.get(), PYSKIP_GATHER_ERRORS, PYSKIP_SUBLAYER_ATTENTION, profile.get());
             }
             stop_and_go(ctx.get(), arms[3], arms[4], expected[3]);

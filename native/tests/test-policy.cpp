@@ -91,6 +91,13 @@ static void test_static() {
     CHECK(pyskip_rule_skips(attention, PYSKIP_SUBLAYER_ATTENTION, 3, pyskip_token()));
     CHECK(!pyskip_rule_skips(attention, PYSKIP_SUBLAYER_ATTENTION, 2, pyskip_token()));
     CHECK(!pyskip_rule_skips(rule, PYSKIP_SUBLAYER_ATTENTION, 3, pyskip_token()));
+    CHECK(pyskip_rule_needs(attention, pyskip_token()) == PYSKIP_NEED_JOINS);
+    p.profile                 = (const pyskip_profile *) &p; // never looked into
+    const pyskip_rule with_it = make(p, 5);
+    CHECK(pyskip_rule_needs(with_it, pyskip_token()) == PYSKIP_NEED_GATES && !with_it.asks_gates());
+    CHECK(pyskip_rule_skips(with_it, PYSKIP_SUBLAYER_ATTENTION, 3, pyskip_token()));
+    p.bare = true;
+    CHECK(pyskip_rule_needs(make(p, 5), pyskip_token()) == PYSKIP_NEED_JOINS);
 }
 
 static void test_adaskip() {

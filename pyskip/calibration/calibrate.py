@@ -48,7 +48,7 @@ class Settings:
     """What `pyskip calibrate` may be asked for.
 
     rank: of linear stand-ins, at most n_embd (the default: one matrix of full rank), which otherwise serve only blocks
-        that are no activation(gate) * up.
+        that are no activation(gate) * up; 0: the mean of what a block adds.
     width: neurons of gated ones.
     quantisation: of stand-ins; None: Q4_0, of closed-form gated ones Q2_K where rows are whole blocks of it: twice the
         neurons for the same bytes are worth more.
@@ -189,8 +189,8 @@ class Run:
         self.llm, self.settings, self.progress, self.draft, self.gather = llm, settings, progress, draft, gather
         self.n_embd, self.n_layer = llm.n_embd(), llm.engine.skip.n_layer
         self.info = llm.engine.info
-        self.rank = min(settings.rank or self.n_embd, self.n_embd)
-        self.stand_in = "gated" if settings.distill else "linear"
+        self.rank = self.n_embd if settings.rank is None else min(settings.rank, self.n_embd)
+        self.stand_in = "gated" if settings.distill else "none" if self.rank == 0 else "linear"
         self.quantisation = settings.quantisation or "Q4_0"
         self.activation, self.hidden_norm = "silu", False
         self.ffn, self.attention = Fitted([None] * self.n_layer), Fitted([None] * self.n_layer)

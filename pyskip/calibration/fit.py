@@ -81,7 +81,7 @@ def _explained(fitted: F64, product: F64, cross: F64, energy: float) -> float:
 
 def fit_linear_stand_in(sums: LayerSums, rank: int) -> StandInFit | None:
     """From Kind.OUTPUTS: the map of `rank` from the normed input (and 1) to the block's output with the least squared
-    error. None if the tokens are too few to tell.
+    error; of rank 0 the mean output. None if the tokens are too few to tell.
 
     Reduced-rank regression: the full solution, projected on the leading principal directions of its own outputs.
     """
@@ -91,6 +91,10 @@ def fit_linear_stand_in(sums: LayerSums, rank: int) -> StandInFit | None:
     keep = np.r_[0:n_embd, n_embd + 1]  # without log(|x|)
     gram = sums.gram[np.ix_(keep, keep)].astype(np.float64)
     cross = sums.cross[keep].astype(np.float64)
+    if rank == 0:
+        fitted = np.zeros_like(cross)
+        fitted[n_embd] = cross[n_embd] / sums.n_tokens
+        return StandInFit(fitted[n_embd].astype(np.float32), {}, _explained(fitted, gram @ fitted, cross, sums.energy))
     full = _solve(gram, cross, LINEAR_RIDGE * _mean_diagonal(gram))  # [n_embd + 1, n_embd]
     if rank < n_embd:
         _, vectors = np.linalg.eigh(full.T @ gram @ full)

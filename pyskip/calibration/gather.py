@@ -29,6 +29,7 @@ class Kind(enum.IntEnum):
     HIDDEN = lib.PYSKIP_GATHER_HIDDEN
     ERRORS = lib.PYSKIP_GATHER_ERRORS
     GIVEN = lib.PYSKIP_GATHER_GIVEN
+    STEPS = lib.PYSKIP_GATHER_STEPS
 
 
 ACTIVATIONS = (None, "silu", "gelu", "relu")  # enum pyskip_activation
@@ -37,7 +38,7 @@ ACTIVATIONS = (None, "silu", "gelu", "relu")  # enum pyskip_activation
 @dataclass(frozen=True)
 class LayerSums:
     """Sums over tokens of features f and targets t, which are, x being the stream and xn the normed input of a block,
-    an FFN or attention (which has OUTPUTS and ERRORS):
+    an FFN or attention (which has neither NEURONS nor HIDDEN):
 
     OUTPUTS: f = (xn, log(|x|), 1), t = y, the block's output.
     NEURONS: f = 1, t = the squares of what ffn_down reads, then those of xn; gram is empty.
@@ -45,11 +46,12 @@ class LayerSums:
         where that is little.
     ERRORS: f = (xn, log(|x|), 1), t = log(|y - stand-in|).
     GIVEN: the same f, t = what gather() was given.
+    STEPS: f = 1, t = (cos(x, x + y), |y| / |x|); gram is empty.
     """
 
     gram: npt.NDArray[np.float32]  # [n_row, n_row], sum of f f'
     cross: npt.NDArray[np.float32]  # [n_row, n_target], sum of f t'
-    energy: float  # sum of |t|^2; 0 for NEURONS
+    energy: float  # sum of |t|^2; 0 for NEURONS and STEPS
     n_tokens: int
     activation: str | None = None  # of the NEURONS: silu, gelu or relu
 

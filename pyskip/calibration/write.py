@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,10 +14,10 @@ import numpy.typing as npt
 
 from ..binding.quantise import quantise_rows
 from ..errors import ProfileError
-from ..models.profile import Point
+from ..models.profile import Point, StaticStep
 from ..replace import replacing
 
-__all__ = ["LayerFit", "Provenance", "Quantised", "quantise", "write_profile"]
+__all__ = ["LayerFit", "Provenance", "Quantised", "add_static", "quantise", "write_profile"]
 
 PROFILE_VERSION = 3
 F32 = npt.NDArray[np.float32]
@@ -91,19 +92,54 @@ def write_profile(
 
     Raises ProfileError if the target cannot be written.
     """
-    target = Path(path)
+    with _writing(Path(path)) as name:
+        writer = gguf.GGUFWriter(name, "pyskip")
+        _add_about(writer, layers, recommended, provenance)
+        _add_gates(writer, ("pyskip.curve.", "skip"), layers, curve, quantisation)
+        if any(attention):
+            _add_gates(writer, ("pyskip.attention.curve.", "attn_skip"), attention, attention_curve, quantisation)
+        _finish(writer)
+
+
+def add_static(
+    profile: str | os.PathLike[str], target: str | os.PathLike[str], sets: Mapping[str, Sequence[StaticStep]]
+) -> None:
+    """The profile with other sets for the policy static, by what chose them, as `target`, which may be the same file.
+
+    Raises ProfileError if the target cannot be written.
+    """
+    with _writing(Path(target)) as name:
+        _copy_with_sets(profile, name, sets)
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[str]:
     try:
         with replacing(target) as name:
-            writer = gguf.GGUFWriter(name, "pyskip")
-            _add_about(writer, layers, recommended, provenance)
-            _add_gates(writer, ("pyskip.curve.", "skip"), layers, curve, quantisation)
-            if any(attention):
-                _add_gates(writer, ("pyskip.attention.curve.", "attn_skip"), attention, attention_curve, quantisation)
-            _finish(writer)
+            yield name
     except OSError as error:
         raise ProfileError(
             f"{target}: cannot be written ({error.strerror}): make room or name another file with -o"
         ) from error
+
+
+def _copy_with_sets(profile: str | os.PathLike[str], name: str, sets: Mapping[str, Sequence[StaticStep]]) -> None:
+    """What is mapped of the profile is given back on return, as Windows wants of a file that is to be replaced."""
+    reader, writer = gguf.GGUFReader(profile), gguf.GGUFWriter(name, "pyskip")
+    left_out = ("GGUF.", "general.architecture", *(f"pyskip.static.{by}" for by in sets))
+    for about in reader.fields.values():
+        if not about.name.startswith(left_out):
+            kind, *inner = about.types
+            writer.add_key_value(about.name, about.contents(), kind, inner[-1] if inner else None)
+    for by, steps in sets.items():
+        key = f"pyskip.static.{by}"
+        places = [2 * step.il + (not step.is_attention) for step in steps]
+        writer.add_key_value(key, places, gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT32)
+        writer.add_array(f"{key}.kld_mean", [step.kld_mean for step in steps])
+        writer.add_array(f"{key}.ppl_ratio", [step.ppl_ratio for step in steps])
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    _finish(writer)
 
 
 def _add_about(

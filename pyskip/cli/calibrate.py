@@ -30,9 +30,10 @@ __all__ = ["calibrate"]
 )
 @click.option(
     "--rank",
-    type=click.IntRange(1, 1 << 17),
+    type=click.IntRange(0, 1 << 17),
     metavar="R",
-    help="Linear stand-ins, of this rank. [default: gated ones if the block is activation(gate) * up, else full rank]",
+    help="Linear stand-ins, of this rank; 0: the mean. [default: gated ones if the block is activation(gate) * up, "
+    "else full rank]",
 )
 @click.option("-o", "--output", metavar="FILE", help="The profile. [default: MODEL.skip.gguf, beside the model]")
 @click.option(
@@ -80,7 +81,8 @@ __all__ = ["calibrate"]
     "n_static",
     type=click.IntRange(1, 1 << 13),
     metavar="N",
-    help="Make no profile: find the N sublayers that are missed least, and print them as static:... to use.",
+    help="Find the N sublayers that are missed least, for static:n=N, and write them into MODEL's profile, which is "
+    "made first if there is none.",
 )
 @click.option(
     "--distill",
@@ -148,11 +150,16 @@ def calibrate(
     """
     from pyskip.calibration.calibrate import Settings, write_tokens
     from pyskip.calibration.calibrate import calibrate as run
+    from pyskip.models.gguf_info import inspect
+    from pyskip.models.profile import find_profile
 
     if distill and attention:
         raise click.UsageError("--attention with --distill: found both, expected one: attention is fitted, not trained")
-    if n_static and (distill or attention or output or on_ray):
-        raise click.UsageError("--static makes no profile: leave -o, --attention, --distill and --ray out")
+    if n_static and (distill or attention or on_ray):
+        raise click.UsageError(
+            "--static with --attention, --distill or --ray: found both, expected a profile that is made before: run "
+            "pyskip calibrate without --static first"
+        )
     if tokens and not distill:
         raise click.UsageError("--tokens without --distill: found none, expected the seconds to train: add --distill")
     if on_ray and distill:
@@ -173,22 +180,28 @@ def calibrate(
         output=Path(output) if output else None,
     )
     path = ui.resolve(model)
-    if n_static:
-        _find_static(path, settings, n_static, n_threads, as_json)
-        return
     if tokens:
         n_tokens = ui.in_thread(lambda: write_tokens(path, settings, Path(tokens), n_threads))
         click.echo(f"{tokens}: {n_tokens} tokens")
+        return
+    if n_static and (found := find_profile(path, inspect(path).fingerprint)) is not None:
+        _find_static(path, found.path, settings, n_static, n_threads, as_json)
         return
     with ui.stage_line() as show:
         if on_ray:
             made = _run_on_ray(model, lambda gather: run(path, settings, show, n_threads, gather), n_threads)
         else:
             made = ui.in_thread(lambda: run(path, settings, show, n_threads))
-    if as_json:
+    if as_json and not n_static:
         document = asdict(made) | {"profile": str(made.profile)}
         click.echo(json.dumps(document))
-        return
+    elif not as_json:
+        _show(made)
+    if n_static:
+        _find_static(path, made.profile, settings, n_static, n_threads, as_json)
+
+
+def _show(made: Calibration) -> None:
     click.echo(f"{made.profile}: {made.n_tokens} tokens, {made.seconds:.0f} s")
     if made.attention_curve:
         click.echo(" attn rate  perplexity / dense   KL (nats)")
@@ -203,26 +216,38 @@ def calibrate(
         )
 
 
-def _find_static(path: Path, settings: Settings, n: int, n_threads: int | None, as_json: bool) -> None:
-    """Prints each set as soon as it is found, so that Ctrl-C leaves those before it."""
-    from pyskip.calibration.depth import static_sets
+def _find_static(path: Path, profile: Path, settings: Settings, n: int, n_threads: int | None, as_json: bool) -> None:
+    """Prints each set as soon as it is found, and writes those of one kind once they are complete: Ctrl-C leaves the
+    kinds before it."""
+    from pyskip.calibration.depth import static_sets, steps_of
+    from pyskip.calibration.write import add_static
+    from pyskip.models.profile import path_beside
 
+    target = settings.output or path_beside(path)
     shows: list[Callable[[str, int, int, str], None]] = []
-    sets = static_sets(path, settings, n, lambda *told: shows[-1](*told), n_threads)
+    sets = static_sets(path, profile, settings, n, lambda *told: shows[-1](*told), n_threads)
     found: list[StaticSet] = []
     while True:
         with ui.stage_line() as show:
             shows.append(show)
             one = ui.in_thread(lambda: next(sets, None))
+        kind = [before for before in found if before.by == found[-1].by]
+        if kind and (one is None or one.by != kind[0].by):
+            add_static(profile, target, {kind[0].by: steps_of(kind)})
+            profile = target
         if one is None:
             break
         if not found and not as_json:
-            click.echo(f"{'n':>3}  {'KL (nats)':>10}  perplexity / dense  skip")
+            click.echo(f"{'by':6}  {'n':>3}  {'KL (nats)':>10}  perplexity / dense  skip")
         found.append(one)
         if not as_json:
-            click.echo(f"{one.n:3}  {one.kld_mean:10.4f}  {one.ppl_ratio:18.4f}  {one.skip}")
+            click.echo(f"{one.by:6}  {one.n:3}  {one.kld_mean:10.4f}  {one.ppl_ratio:18.4f}  {one.skip}")
     if as_json:
-        click.echo(json.dumps({"sets": [asdict(one) for one in found]}))
+        columns = ("by", "n", "kld_mean", "ppl_ratio", "skip")
+        document = [{name: getattr(one, name) for name in columns} for one in found]
+        click.echo(json.dumps({"profile": str(target), "sets": document}))
+    else:
+        click.echo(f"{target}: static:n=1 to {n}, by=loss (the default), cosine or norm")
 
 
 def _run_on_ray(model: str, run: Callable[[Gather], Calibration], n_threads: int | None) -> Calibration:

@@ -152,7 +152,7 @@ _MODEL_FLAGS = [
         "--skip",
         metavar="SPEC",
         help="off, a rate such as 0.25, profile[:key=value,...], cosine[:key=value,...], "
-        "static:LAYER,...,attn=LAYER+..., adaskip[:n=N], prompt[:rate=R] or "
+        "static:LAYER,...,attn=LAYER+..., static:n=N, adaskip[:n=N], prompt[:rate=R] or "
         "random[:key=value,...]. [default: the profile's recommended point, off without a profile]",
     ),
     click.option(

@@ -15,7 +15,7 @@ from ..binding.library import LIB_DIR, ffi, lib
 from ..errors import PolicyError, ProfileError
 from ..policy import Profiled
 
-__all__ = ["Point", "Profile", "find_profile", "path_beside"]
+__all__ = ["Point", "Profile", "StaticStep", "find_profile", "path_beside"]
 
 N_ERROR = 4096 + 512
 BUNDLED = LIB_DIR.parent / "profiles"  # models/profiles of the source tree
@@ -32,6 +32,16 @@ class Point:
     kld_mean: float  # nats per token, dense || skipped
     ffn_bytes_saved: float  # share of the FFN's bytes that are not read, what gates and stand-ins read taken off
     ideal_speedup: float  # bytes of all weights / bytes read per token; of attention before the cache is looked at
+
+
+@dataclass(frozen=True)
+class StaticStep:
+    """A sublayer that is skipped for every token, and what it costs together with those before it."""
+
+    il: int
+    is_attention: bool
+    kld_mean: float  # nats per token, dense || skipped
+    ppl_ratio: float  # perplexity / dense perplexity
 
 
 def _point(native: Any) -> Point:
@@ -105,6 +115,17 @@ class Profile:
         """What the gates of attention compare with. Raises PolicyError for a rate beyond their curve, and if there are
         none."""
         return self._point_at(lib.PYSKIP_SUBLAYER_ATTENTION, rate).threshold
+
+    def static_steps(self, by: int) -> tuple[StaticStep, ...]:
+        """The sublayers that the model misses least, best first, as they were chosen (enum pyskip_static_by): with the
+        stand-ins in their place, measured on text that did not choose them. Empty if none were looked for."""
+        n = lib.pyskip_profile_get_static(self.native, by, ffi.NULL, 0)
+        steps = ffi.new("struct pyskip_static_step[]", n)
+        lib.pyskip_profile_get_static(self.native, by, steps, n)
+        return tuple(
+            StaticStep(int(s.il), s.sublayer == lib.PYSKIP_SUBLAYER_ATTENTION, float(s.kld_mean), float(s.ppl_ratio))
+            for s in steps
+        )
 
 
 def path_beside(model: str | os.PathLike[str]) -> Path:

@@ -4,6 +4,8 @@
     cosine:threshold=0.98,run=1,cold_start=4,cold_end=4,warmup=16
     static:5,14,25
     static:5,attn=12+13             the FFN of layer 5, the attention of layers 12 and 13
+    static:5,14,stand_in=1          with the profile's stand-ins in their place
+    static:n=4,by=cosine            4 sublayers that the profile names, with its stand-ins
     0.25                            the model's profile: 25 % of the FFN blocks of generated tokens, held
     profile:rate=0.25,hold=0        the same by a fixed threshold; a given text skips more or less
     profile:rate=0.25,prompt=0.2    and 20 % of those of the prompt
