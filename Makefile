@@ -294,8 +294,8 @@ build/reference/.built build/never-built/.built: build/%/.built: $(SDIST) CMakeL
 	@mkdir -p build/$*
 	@$(BIN)/cmake -S . -B build/$*/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
 	  -DPython_EXECUTABLE=$(abspath $(BIN))/python -DPYSKIP_REFERENCE=ON \
-	  -DPYSKIP_REFERENCE_PATCHES=$(abspath $(wildcard benchmarks/$*.patch)) >build/$*/log || { cat build/$*/log; exit 1; }
-	@$(BIN)/cmake --build build/$*/cmake >>build/$*/log || { tail -n 40 build/$*/log; exit 1; }
+	  -DPYSKIP_REFERENCE_PATCHES=$(abspath $(wildcard benchmarks/$*.patch)) >build/$*/log 2>&1 || { cat build/$*/log; exit 1; }
+	@$(BIN)/cmake --build build/$*/cmake >>build/$*/log 2>&1 || { tail -n 40 build/$*/log; exit 1; }
 	@$(BIN)/cmake --install build/$*/cmake --prefix build/$* >>build/$*/log
 	@touch $@
 
@@ -305,8 +305,8 @@ build/upstream-tests/.built: $(VENV)/.built tests/upstream/CMakeLists.txt
 	@$(BIN)/python tools/upstream.py tree --sdist build/sdist --out build/upstream-tests/tree --tests
 	@$(BIN)/cmake -S tests/upstream -B build/upstream-tests/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
 	  -DPYSKIP_TREE=$(abspath build/upstream-tests/tree) -DPYSKIP_LIB_DIR=$(LIB_DIR) \
-	  -DPYSKIP_MODEL=$(DEMO) >build/upstream-tests/log || { cat build/upstream-tests/log; exit 1; }
-	@$(BIN)/cmake --build build/upstream-tests/cmake >>build/upstream-tests/log || \
+	  -DPYSKIP_MODEL=$(DEMO) >build/upstream-tests/log 2>&1 || { cat build/upstream-tests/log; exit 1; }
+	@$(BIN)/cmake --build build/upstream-tests/cmake >>build/upstream-tests/log 2>&1 || \
 	  { tail -n 40 build/upstream-tests/log; exit 1; }
 	@touch $@
 
@@ -323,11 +323,11 @@ build/sanitize/address/.built build/sanitize/thread/.built: build/sanitize/%/.bu
 	@mkdir -p $(@D)
 	@$(BIN)/cmake -S . -B $(@D)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja $(call SANITIZED,$*) \
 	  -DPYSKIP_SERVER=$(if $(filter address,$*),ON,OFF) \
-	  -DPython_EXECUTABLE=$(abspath $(BIN))/python >$(@D)/log || { cat $(@D)/log; exit 1; }
-	@$(BIN)/cmake --build $(@D)/cmake --target pyskip-libraries pyskip-extension $(if $(filter address,$*),pyskip-server) >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
+	  -DPython_EXECUTABLE=$(abspath $(BIN))/python >$(@D)/log 2>&1 || { cat $(@D)/log; exit 1; }
+	@$(BIN)/cmake --build $(@D)/cmake --target pyskip-libraries pyskip-extension $(if $(filter address,$*),pyskip-server) >>$(@D)/log 2>&1 || { tail -n 40 $(@D)/log; exit 1; }
 	@$(BIN)/cmake -S native/tests -B $(@D)/tests $(NATIVE_TESTS) $(WITH_TINY) $(call SANITIZED,$*) \
-	  -DPYSKIP_LIB_DIR=$(abspath $(@D)/cmake/bin) >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
-	@$(BIN)/cmake --build $(@D)/tests >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
+	  -DPYSKIP_LIB_DIR=$(abspath $(@D)/cmake/bin) >>$(@D)/log 2>&1 || { tail -n 40 $(@D)/log; exit 1; }
+	@$(BIN)/cmake --build $(@D)/tests >>$(@D)/log 2>&1 || { tail -n 40 $(@D)/log; exit 1; }
 	@touch $@
 
 # Upstream's server, unpatched, to compare with.
@@ -336,8 +336,8 @@ build/upstream-server/.built: $(SDIST) CMakeLists.txt cmake/server.cmake tools/u
 	@mkdir -p $(@D)
 	@$(BIN)/cmake -S . -B $(@D)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
 	  -DPython_EXECUTABLE=$(abspath $(BIN))/python -DPYSKIP_REFERENCE=ON -DPYSKIP_REFERENCE_PATCHES= -DPYSKIP_SERVER=ON \
-	  >$(@D)/log || { cat $(@D)/log; exit 1; }
-	@$(BIN)/cmake --build $(@D)/cmake --target pyskip-libraries >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
+	  >$(@D)/log 2>&1 || { cat $(@D)/log; exit 1; }
+	@$(BIN)/cmake --build $(@D)/cmake --target pyskip-libraries >>$(@D)/log 2>&1 || { tail -n 40 $(@D)/log; exit 1; }
 	@$(BIN)/cmake --install $(@D)/cmake --prefix $(@D) >>$(@D)/log
 	@touch $@
 
@@ -347,11 +347,11 @@ build/windows/.built: $(VENV)/.built $(NATIVE) $(SERVER) cmake/x86_64-w64-mingw3
 	@$(BIN)/python tools/windows_python.py $(@D)/python
 	@$(BIN)/cmake -S . -B $(@D)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja $(WINDOWS) -DPYSKIP_SERVER=ON \
 	  -DPython_INCLUDE_DIR=$(abspath $(@D))/python/include -DPython_SABI_LIBRARY=$(abspath $(@D))/python/libpython3.a \
-	  -DGGML_NATIVE=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python >$(@D)/log || { cat $(@D)/log; exit 1; }
-	@$(BIN)/cmake --build $(@D)/cmake --target pyskip >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
+	  -DGGML_NATIVE=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python >$(@D)/log 2>&1 || { cat $(@D)/log; exit 1; }
+	@$(BIN)/cmake --build $(@D)/cmake --target pyskip >>$(@D)/log 2>&1 || { tail -n 40 $(@D)/log; exit 1; }
 	@$(BIN)/cmake -S native/tests -B $(@D)/tests $(NATIVE_TESTS) $(WITH_TINY) $(WINDOWS) \
-	  -DPYSKIP_LIB_DIR=$(abspath $(@D)/cmake/bin) >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
-	@$(BIN)/cmake --build $(@D)/tests >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
+	  -DPYSKIP_LIB_DIR=$(abspath $(@D)/cmake/bin) >>$(@D)/log 2>&1 || { tail -n 40 $(@D)/log; exit 1; }
+	@$(BIN)/cmake --build $(@D)/tests >>$(@D)/log 2>&1 || { tail -n 40 $(@D)/log; exit 1; }
 	@touch $@
 
 # By zig, for systems of which no compiler is here.
@@ -359,11 +359,11 @@ build/musl/.built: $(VENV)/.built $(VENV)/.zig $(NATIVE) $(SERVER) cmake/x86_64-
 	@echo "pyskip: compiling for musl (twenty minutes the first time)" >&2
 	@mkdir -p $(@D)
 	@$(BIN)/cmake -S . -B $(@D)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja $(MUSL) -DPYSKIP_SERVER=ON \
-	  -DPython_INCLUDE_DIR=$(HEADERS) -DGGML_NATIVE=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python >$(@D)/log || { cat $(@D)/log; exit 1; }
-	@$(BIN)/cmake --build $(@D)/cmake --target pyskip >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
+	  -DPython_INCLUDE_DIR=$(HEADERS) -DGGML_NATIVE=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python >$(@D)/log 2>&1 || { cat $(@D)/log; exit 1; }
+	@$(BIN)/cmake --build $(@D)/cmake --target pyskip >>$(@D)/log 2>&1 || { tail -n 40 $(@D)/log; exit 1; }
 	@$(BIN)/cmake -S native/tests -B $(@D)/tests $(NATIVE_TESTS) $(WITH_TINY) $(MUSL) \
-	  -DPYSKIP_LIB_DIR=$(abspath $(@D)/cmake/bin) >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
-	@$(BIN)/cmake --build $(@D)/tests >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
+	  -DPYSKIP_LIB_DIR=$(abspath $(@D)/cmake/bin) >>$(@D)/log 2>&1 || { tail -n 40 $(@D)/log; exit 1; }
+	@$(BIN)/cmake --build $(@D)/tests >>$(@D)/log 2>&1 || { tail -n 40 $(@D)/log; exit 1; }
 	@touch $@
 
 build/macos/aarch64/.built build/macos/x86_64/.built: build/macos/%/.built: $(VENV)/.built $(VENV)/.zig $(NATIVE) $(SERVER) \
@@ -372,11 +372,11 @@ build/macos/aarch64/.built build/macos/x86_64/.built: build/macos/%/.built: $(VE
 	@mkdir -p $(@D)
 	@$(BIN)/cmake -S . -B $(@D)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
 	  -DCMAKE_TOOLCHAIN_FILE=$(abspath cmake/$*-macos.cmake) -DPYSKIP_SERVER=ON -DPython_INCLUDE_DIR=$(HEADERS) -DGGML_NATIVE=OFF \
-	  -DPython_EXECUTABLE=$(abspath $(BIN))/python >$(@D)/log || { cat $(@D)/log; exit 1; }
-	@$(BIN)/cmake --build $(@D)/cmake --target pyskip >>$(@D)/log || { tail -n 40 $(@D)/log; exit 1; }
+	  -DPython_EXECUTABLE=$(abspath $(BIN))/python >$(@D)/log 2>&1 || { cat $(@D)/log; exit 1; }
+	@$(BIN)/cmake --build $(@D)/cmake --target pyskip >>$(@D)/log 2>&1 || { tail -n 40 $(@D)/log; exit 1; }
 	@touch $@
 
 build/native-tests/.built: $(VENV)/.built $(NATIVE)
-	@$(BIN)/cmake -S native/tests -B build/native-tests $(NATIVE_TESTS) $(WITH_DEMO) -DPYSKIP_LIB_DIR=$(LIB_DIR) >build/native-tests.log || { cat build/native-tests.log; exit 1; }
-	@$(BIN)/cmake --build build/native-tests >>build/native-tests.log || { tail -n 40 build/native-tests.log; exit 1; }
+	@$(BIN)/cmake -S native/tests -B build/native-tests $(NATIVE_TESTS) $(WITH_DEMO) -DPYSKIP_LIB_DIR=$(LIB_DIR) >build/native-tests.log 2>&1 || { cat build/native-tests.log; exit 1; }
+	@$(BIN)/cmake --build build/native-tests >>build/native-tests.log 2>&1 || { tail -n 40 build/native-tests.log; exit 1; }
 	@touch $@
