@@ -4,6 +4,7 @@
 #include "ggml.h"
 #include "gguf-file.h"
 #include "gguf.h"
+#include "profile-fields.h"
 
 #include <algorithm>
 #include <array>
@@ -22,10 +23,10 @@ constexpr int64_t MAX_POINT = 1024;
 
 constexpr char ATTENTION_CURVE[] = "pyskip.attention.curve.";
 
-class reader {
+class reader : pyskip_profile_fields {
 public:
     reader(const char * path, pyskip_profile & profile, std::string & error)
-        : path(path), profile(profile), error(error) {}
+        : pyskip_profile_fields(path, error), profile(profile) {}
 
     bool read() {
         ggml_context *         meta   = nullptr;
@@ -43,37 +44,7 @@ public:
     }
 
 private:
-    bool fail(const std::string & field, const std::string & found, const std::string & expected) {
-        error = std::string(path) + ": " + field + ": found " + found + ", expected " + expected +
-                ": make the profile again with pyskip calibrate";
-        return false;
-    }
-
     // Metadata
-
-    bool text(const char * key, char * out, size_t n_out, bool is_needed) {
-        const int64_t id = gguf_find_key(gguf.get(), key);
-        if (id < 0) {
-            return !is_needed || fail(key, "none", "a text");
-        }
-        if (gguf_get_kv_type(gguf.get(), id) != GGUF_TYPE_STRING) {
-            return fail(key, "another type", "a text");
-        }
-        std::snprintf(out, n_out, "%s", gguf_get_val_str(gguf.get(), id));
-        return true;
-    }
-
-    bool number(const char * key, int64_t low, int64_t high, int64_t & out) {
-        const int64_t id = gguf_find_key(gguf.get(), key);
-        if (id < 0 || gguf_get_kv_type(gguf.get(), id) != GGUF_TYPE_UINT32) {
-            return fail(key, id < 0 ? "none" : "another type", "a uint32");
-        }
-        out = gguf_get_val_u32(gguf.get(), id);
-        if (out < low || out > high) {
-            return fail(key, std::to_string(out), std::to_string(low) + " to " + std::to_string(high));
-        }
-        return true;
-    }
 
     bool read_info() {
         pyskip_profile_info & info = profile.info;
@@ -133,45 +104,6 @@ private:
         return fail("pyskip.activation", name, "silu, gelu or relu");
     }
 
-    // Arrays of as many entries as `entries` has, whose number the first one says.
-    template <typename T>
-    bool array(const std::string & key, gguf_type type, const char * name, size_t most, std::vector<T> & entries,
-               const void *& data) {
-        const int64_t id = gguf_find_key(gguf.get(), key.c_str());
-        if (id < 0 || gguf_get_kv_type(gguf.get(), id) != GGUF_TYPE_ARRAY ||
-            gguf_get_arr_type(gguf.get(), id) != type) {
-            return fail(key, id < 0 ? "none" : "another type", std::string("a ") + name + " array");
-        }
-        const size_t n = gguf_get_arr_n(gguf.get(), id);
-        if (entries.empty() && n > 0 && n <= most) {
-            entries.resize(n);
-        }
-        if (n == 0 || n != entries.size()) {
-            return fail(key, std::to_string(n) + " values",
-                        std::to_string(entries.size()) + " (1 to " + std::to_string(most) + ")");
-        }
-        data = gguf_get_arr_data(gguf.get(), id);
-        return true;
-    }
-
-    template <typename T>
-    bool points(const std::string & key, size_t most, std::vector<T> & curve, float low, float high,
-                float T::* member) {
-        const void * values = nullptr;
-        if (!array(key, GGUF_TYPE_FLOAT32, "float32", most, curve, values)) {
-            return false;
-        }
-        const float * data = (const float *) values;
-        const size_t  n    = curve.size();
-        for (size_t i = 0; i < n; ++i) {
-            if (!(data[i] >= low && data[i] <= high)) {
-                return fail(key, std::to_string(data[i]), std::to_string(low) + " to " + std::to_string(high));
-            }
-            curve[i].*member = data[i];
-        }
-        return true;
-    }
-
     bool read_curve(const std::string & prefix, std::vector<pyskip_profile_point> & curve) {
         using point = pyskip_profile_point;
         if (!points(prefix + "rate", MAX_POINT, curve, 0.0f, 1.0f, &point::rate) ||
@@ -212,13 +144,15 @@ private:
     // Places as pyskip_place() has them, each once, and what the sets that end with each cost.
     bool read_static_steps(const std::string & key, std::vector<pyskip_static_step> & steps) {
         const size_t n_place = 2 * (size_t) profile.info.n_layer;
+        size_t       n       = 0;
         const void * values  = nullptr;
         if (gguf_find_key(gguf.get(), key.c_str()) < 0) {
             return true;
         }
-        if (!array(key, GGUF_TYPE_UINT32, "uint32", n_place, steps, values)) {
+        if (!array(key, GGUF_TYPE_UINT32, "uint32", n_place, n, values)) {
             return false;
         }
+        steps.resize(n);
         const uint32_t *  places = (const uint32_t *) values;
         std::vector<bool> named(n_place);
         for (size_t i = 0; i < steps.size(); ++i) {
@@ -427,17 +361,14 @@ private:
         return true;
     }
 
-    const char *     path;
     pyskip_profile & profile;
-    std::string &    error;
 
-    int64_t         size = 0;
-    pyskip_gguf_ptr gguf;
-    bool            is_gated      = false;
-    bool            is_linear     = false;
-    bool            is_normed     = false;
-    bool            has_attention = false;
-    int64_t         n_bound       = 0; // tensors
+    int64_t size          = 0;
+    bool    is_gated      = false;
+    bool    is_linear     = false;
+    bool    is_normed     = false;
+    bool    has_attention = false;
+    int64_t n_bound       = 0; // tensors
 
     pyskip_activation activation = PYSKIP_ACTIVATION_SILU;
 
