@@ -13,6 +13,8 @@ import pytest
 from serving import ALTERNATE, Running, running
 
 import pyskip
+from pyskip.calibration.write import add_static
+from pyskip.models.profile import StaticStep
 from pyskip.runtime.generation import Generation, chat_tokens
 
 pytestmark = pytest.mark.loopback
@@ -39,17 +41,20 @@ SKIPS = (
     "adaskip:n=9",
     "prompt:rate=0.4",
     "profile:rate=0.3,attn=0.4,warmup=2",
+    "static:n=2",
 )
 
 
 @pytest.fixture(scope="module")
 def model(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With a profile."""
+    """With a profile that names two sublayers."""
     from conftest import make_profile
 
     path = tmp_path_factory.mktemp("served") / "one.gguf"
     path.write_bytes(tiny.read_bytes())
-    make_profile.make_profile(path, path.with_name("one.skip.gguf"), attention=True)
+    profile = path.with_name("one.skip.gguf")
+    make_profile.make_profile(path, profile, attention=True)
+    add_static(profile, profile, {"loss": [StaticStep(3, False, 0.1, 1.1), StaticStep(2, True, 0.2, 1.2)]})
     return path
 
 
@@ -255,6 +260,7 @@ def test_models(server: Running) -> None:
     assert (one["id"], one["n_layer"], one["n_ctx"], one["skip"]) == ("one", 6, 1024, "off")
     assert one["skippable"] == list(range(6))
     assert set(one["profile"]["curve"][0]) == {"rate", "ppl_ratio", "ideal_speedup"}
+    assert one["profile"]["max_static"] == {"loss": 2, "cosine": 0, "norm": 0}
     assert server.get("/health").json()["status"] == "ok"
 
 
@@ -280,7 +286,8 @@ def test_models(server: Running) -> None:
         ({"messages": MESSAGES, "skip": True}, "skip", "specification"),
         ({"messages": MESSAGES, "skip": ["off"]}, "skip", "specification"),
         ({"messages": MESSAGES, "skip": "static:99"}, "skip", "99"),
-        ({"messages": MESSAGES, "skip": "static:n=2"}, "skip", "the profile names no sublayers"),
+        ({"messages": MESSAGES, "skip": "static:n=3"}, "skip", "the profile names 2"),
+        ({"messages": MESSAGES, "skip": "static:n=1,by=norm"}, "skip", "the profile names no sublayers"),
         ({"messages": MESSAGES, "skip": "profile:rate=0.99"}, "skip", "curve"),
         ({"messages": MESSAGES, "skip_trace": 1}, "skip_trace", "true"),
         ({"messages": MESSAGES, "skip": math.nan}, None, "not valid JSON"),
@@ -310,7 +317,7 @@ def test_a_specification_is_read_as_the_library_reads_it(server: Running) -> Non
         "random:rate=0.5,seed=3", "random:stand_in=1,error=0.1", "static:attn=2+1+2", "static:1, attn=4,2", "adaskip",
         "adaskip:n=3", "prompt", "prompt:rate=0.5", "profile:rate=0.2,attn=0.3", "profile:error=0.1,attn=0.3,hold=0",
         "random:attn=0.5", "random:attn=0.5,stand_in=1", "profile:attn=0", "static:1,attn=2, stand_in=1",
-        "static:1,stand_in=0",
+        "static:1,stand_in=0", "static:n=2", "static: n=1, by=loss,stand_in=0",
     )  # fmt: skip
     bad = (
         "off:", "static:", "static:x", "static:-1", "cosine:run=1.5", "cosine:run=1,run=1", "cosine:runs=1", "2", "",

@@ -25,10 +25,9 @@ from pyskip.calibration.write import add_static
 from pyskip.evaluation.evaluate import evaluate_windows
 from pyskip.models.profile import Profile, StaticStep
 from pyskip.policy import Policy, Static, parse_skip
+from pyskip.policy.static import BY
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
-
-BY = ("loss", "cosine", "norm")
 
 
 @pytest.fixture(scope="module", params=["gated", "linear", "none"])
@@ -103,10 +102,11 @@ def with_sets(profile: Profile, tmp_path: Path) -> Profile:
 
 
 def test_sets_of_a_profile(tiny: Path, profile: Profile, with_sets: Profile) -> None:
-    assert [step.il for step in with_sets.static_steps(0)] == [3, 2, 1]
-    assert [step.is_attention for step in with_sets.static_steps(0)] == [False, True, False]
-    assert [round(step.ppl_ratio, 3) for step in with_sets.static_steps(2)] == [1.03, 1.02]
-    assert with_sets.static_steps(1) == profile.static_steps(0) == ()
+    assert [step.il for step in with_sets.static_sets["loss"]] == [3, 2, 1]
+    assert [step.is_attention for step in with_sets.static_sets["loss"]] == [False, True, False]
+    assert [round(step.ppl_ratio, 3) for step in with_sets.static_sets["norm"]] == [1.03, 1.02]
+    assert set(with_sets.static_sets) == {"loss", "norm"}
+    assert profile.static_sets == {}
     for spec, same in (
         ("static:n=2", "static:3,attn=2,stand_in=1"), ("static:n=3,stand_in=0", "static:1,3,attn=2"),
         ("static:n=1,by=norm", "static:1,stand_in=1"),
@@ -139,8 +139,8 @@ def test_a_copy_has_all_that_the_profile_has(profile: Profile, with_sets: Profil
         (t.name, t.tensor_type, t.data.tobytes()) for t in new.tensors
     ]
     again = Profile(with_sets.path)
-    assert again.static_steps(0) == (StaticStep(0, True, 0.0, 1.0),)
-    assert len(again.static_steps(2)) == 2
+    assert again.static_sets["loss"] == (StaticStep(0, True, 0.0, 1.0),)
+    assert len(again.static_sets["norm"]) == 2
     assert again.curve == profile.curve
 
 
@@ -251,17 +251,21 @@ def test_find_static_sets(cli: Cli, tiny: Path, tmp_path: Path) -> None:
     assert [line[:2] for line in lines] == [[by, str(n)] for by in ("cosine", "norm", "loss") for n in (1, 2, 3)]
     assert "sublayer 3" in result.stderr
     rows = {(line[0], int(line[1])): line for line in lines}
-    for by, name in enumerate(BY):
-        for n, step in enumerate(profile.static_steps(by), start=1):
-            assert step.kld_mean == pytest.approx(float(rows[name, n][2]), abs=1e-4)
+    for by in BY:
+        assert [round(step.kld_mean, 4) for step in profile.static_sets[by]] == [
+            float(rows[by, n][2]) for n in (1, 2, 3)
+        ]
     result = cli("calibrate", str(model), "--static", "2", *flags, "--json", "-o", str(tmp_path / "other.skip.gguf"))
     document = json.loads(result.stdout)
     assert [one["skip"] for one in document["sets"]] == [rows[one["by"], one["n"]][-1] for one in document["sets"]]
-    assert len(Profile(document["profile"]).static_steps(0)) == 2
-    assert len(Profile(tmp_path / "m.skip.gguf").static_steps(0)) == 3
+    assert len(Profile(document["profile"]).static_sets["loss"]) == 2
+    assert len(Profile(tmp_path / "m.skip.gguf").static_sets["loss"]) == 3
     answer = cli("generate", str(model), "-p", "1 4", "-n", "4", "--skip", "static:n=3", "--json")
     skip = json.loads(answer.stdout)["skip"]
     assert sum(skip["per_layer"]) + sum(skip["attention_per_layer"]) == 3
+    assert "by loss" in cli("info", str(model)).stdout
+    told = json.loads(cli("info", str(model), "--json").stdout)["profile"]["static_sets"]
+    assert [set(step) for step in told["norm"]] == [{"il", "is_attention", "kld_mean", "ppl_ratio"}] * 3
 
 
 def test_more_sublayers_than_there_are(cli: Cli, tiny: Path, tmp_path: Path) -> None:

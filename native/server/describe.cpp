@@ -17,7 +17,13 @@ static json profile_of(const pyskip_served_model & model) {
         curve.push_back(
             json{ { "rate", point.rate }, { "ppl_ratio", point.ppl_ratio }, { "ideal_speedup", point.ideal_speedup } });
     }
-    return json{ { "recommended", model.recommended() }, { "curve", curve }, { "max_attn", model.max_attention() } };
+    const json n_static = { { "loss", model.n_static(PYSKIP_STATIC_BY_LOSS) },
+                            { "cosine", model.n_static(PYSKIP_STATIC_BY_COSINE) },
+                            { "norm", model.n_static(PYSKIP_STATIC_BY_NORM) } };
+    return json{ { "recommended", model.recommended() },
+                 { "curve", curve },
+                 { "max_attn", model.max_attention() },
+                 { "max_static", n_static } };
 }
 
 server_http_res_ptr pyskip_describe_models(const server_http_req &) {

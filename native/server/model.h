@@ -53,6 +53,11 @@ public:
     // The highest rate of attention that the profile knows; 0: it has no gates of attention.
     double max_attention() const { return attention_points.empty() ? 0.0 : attention_points.back().rate; }
 
+    // How many sublayers the profile names to be left out.
+    int32_t n_static(pyskip_static_by by) const {
+        return profile ? pyskip_profile_get_static(profile, by, nullptr, 0) : 0;
+    }
+
 private:
     bool   find_profile(const std::string & path, std::string & error);
     bool   read_profile(const std::string & path, const std::string & fingerprint, bool is_asked_for,

@@ -214,7 +214,8 @@ class ChatCompleter(Completer):
                     f"perplexity {point.ppl_ratio:.3f} x dense, at best {point.ideal_speedup:.2f} x as fast",
                 )
             yield "profile:error=", "by a bound on the gates' scores"
-            yield "static:n=", "sublayers that the profile names"
+            if profile.static_sets:
+                yield "static:n=", "sublayers that the profile names"
             yield "prompt:rate=", "a share of the FFN blocks, chosen by each prompt"
         yield "cosine", "the paper's policy"
         yield "cosine:threshold=", "the same, with another threshold than 0.98"

@@ -100,6 +100,11 @@ def info(model: str, n_elsewhere: int, as_json: bool) -> None:
             click.echo("attn rate  perplexity / dense  ideal speed-up, before the cache grows")
         for point in profile.attention_curve:
             click.echo(f"{point.rate:9.3f}  {point.ppl_ratio:18.3f}  {point.ideal_speedup:13.2f}x")
+        for by, steps in profile.static_sets.items():
+            click.echo(f"{'static:n':>9}  perplexity / dense  sublayers, chosen by {by}")
+            for n, step in enumerate(steps, start=1):
+                place = f"{'attn=' if step.is_attention else ''}{step.il}"
+                click.echo(f"{n:9}  {step.ppl_ratio:18.3f}  {'and ' if n > 1 else ''}{place}")
     elif layers:
         click.echo("skip rate  ideal speed-up, before stand-ins (pyskip calibrate tells what it costs)")
         for rate in RATES:
@@ -147,6 +152,7 @@ def _describe(profile: Profile) -> dict[str, object]:
         "curve": [asdict(point) for point in profile.curve],
         "attention_rank": profile.attention_rank,
         "attention_curve": [asdict(point) for point in profile.attention_curve],
+        "static_sets": {by: [asdict(step) for step in steps] for by, steps in profile.static_sets.items()},
     }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from ..binding.library import LIB_DIR, ffi, lib
 from ..errors import PolicyError, ProfileError
 from ..policy import Profiled
+from ..policy.static import BY
 
 __all__ = ["Point", "Profile", "StaticStep", "find_profile", "path_beside"]
 
@@ -72,6 +73,9 @@ class Profile:
         self.curve = self._points(lib.PYSKIP_SUBLAYER_FFN, info.n_points)
         self.attention_curve = self._points(lib.PYSKIP_SUBLAYER_ATTENTION, info.n_attention_points)
         self.recommended = self.curve[info.recommended]
+        # for static:n=N, by what chose them: the sublayers that the model misses least, best first, with the stand-ins
+        # in their place, measured on text that did not choose them; empty if none were looked for
+        self.static_sets = {by: found for i, by in enumerate(BY) if (found := self._static(i))}
         # by layer: what is read if one block is skipped, and for each token; 0: it is never skipped
         self.stand_in_bytes, self.gate_bytes = self._bytes(lib.PYSKIP_SUBLAYER_FFN)
         self.attention_stand_in_bytes, self.attention_gate_bytes = self._bytes(lib.PYSKIP_SUBLAYER_ATTENTION)
@@ -80,6 +84,15 @@ class Profile:
         points = ffi.new("struct pyskip_profile_point[]", n)
         lib.pyskip_profile_get_points(self.native, sublayer, points)
         return tuple(_point(p) for p in points)
+
+    def _static(self, by: int) -> tuple[StaticStep, ...]:
+        n = lib.pyskip_profile_get_static(self.native, by, ffi.NULL, 0)
+        steps = ffi.new("struct pyskip_static_step[]", n)
+        lib.pyskip_profile_get_static(self.native, by, steps, n)
+        return tuple(
+            StaticStep(int(s.il), s.sublayer == lib.PYSKIP_SUBLAYER_ATTENTION, float(s.kld_mean), float(s.ppl_ratio))
+            for s in steps
+        )
 
     def _bytes(self, sublayer: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         stand_ins, gates = ffi.new("int64_t[]", self.n_layer), ffi.new("int64_t[]", self.n_layer)
@@ -115,17 +128,6 @@ class Profile:
         """What the gates of attention compare with. Raises PolicyError for a rate beyond their curve, and if there are
         none."""
         return self._point_at(lib.PYSKIP_SUBLAYER_ATTENTION, rate).threshold
-
-    def static_steps(self, by: int) -> tuple[StaticStep, ...]:
-        """The sublayers that the model misses least, best first, as they were chosen (enum pyskip_static_by): with the
-        stand-ins in their place, measured on text that did not choose them. Empty if none were looked for."""
-        n = lib.pyskip_profile_get_static(self.native, by, ffi.NULL, 0)
-        steps = ffi.new("struct pyskip_static_step[]", n)
-        lib.pyskip_profile_get_static(self.native, by, steps, n)
-        return tuple(
-            StaticStep(int(s.il), s.sublayer == lib.PYSKIP_SUBLAYER_ATTENTION, float(s.kld_mean), float(s.ppl_ratio))
-            for s in steps
-        )
 
 
 def path_beside(model: str | os.PathLike[str]) -> Path:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from ..errors import PolicyError, ProfileError
 from .base import Fields, Operating, Policy, check_count, read_count, read_flag
 
-__all__ = ["Static"]
+__all__ = ["BY", "Static"]
 
-BY = ("loss", "cosine", "norm")  # enum pyskip_static_by
+BY = ("loss", "cosine", "norm")  # what may have chosen sublayers: enum pyskip_static_by
 
 
 @dataclass(frozen=True)
