@@ -214,6 +214,7 @@ windows-test: build/windows/.built build/tiny/.built
 
 musl-test: build/musl/.built build/tiny/.built
 	$(BIN)/ctest --test-dir build/musl/tests --output-on-failure
+	PYSKIP_TEST_PROGRAM=$(abspath build/musl/cmake/bin/pyskip-server) $(BIN)/python -m pytest -q tests/test_server.py
 	$(BIN)/python -m pytest -q tests/test_cross.py
 
 macos: build/macos/aarch64/.built build/macos/x86_64/.built
