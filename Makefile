@@ -207,17 +207,17 @@ wheel-test: $(VENV)/.built
 wheel-aarch64-test: $(VENV)/.built
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/wheel/aarch64.py $(WHEEL_TEST_ARGS)
 
-windows-test: build/windows/.built build/tiny/.built
+windows-test: build/windows/.built build/tiny/.built $(VENV)/.dev
 	WINEDEBUG=-all $(BIN)/ctest --test-dir build/windows/tests --output-on-failure
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/wheel/windows.py
 	$(BIN)/python -m pytest -q tests/test_cross.py
 
-musl-test: build/musl/.built build/tiny/.built
+musl-test: build/musl/.built build/tiny/.built $(VENV)/.server $(VENV)/.dev
 	$(BIN)/ctest --test-dir build/musl/tests --output-on-failure
 	PYSKIP_TEST_PROGRAM=$(abspath build/musl/cmake/bin/pyskip-server) $(BIN)/python -m pytest -q tests/test_server.py
 	$(BIN)/python -m pytest -q tests/test_cross.py
 
-macos: build/macos/aarch64/.built build/macos/x86_64/.built
+macos: build/macos/aarch64/.built build/macos/x86_64/.built $(VENV)/.dev
 	$(BIN)/python -m pytest -q tests/test_cross.py
 
 # What Windows has no word for is left out: sessions on a terminal, limits of the kernel's, the demo model.
