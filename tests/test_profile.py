@@ -259,6 +259,9 @@ def test_bytes_saved_count_what_is_read_instead(tiny: Path, tmp_path: Path) -> N
     assert ffn_bytes_saved(llm, Profiled(rate=0.3), rates) == pytest.approx(expected)
     assert ffn_bytes_saved(llm, pyskip.Random(stand_in=True), rates) == pytest.approx(expected)
     assert ffn_bytes_saved(llm, pyskip.Random(), rates) == pytest.approx(sum(rates) / 6)
+    without_gates = expected + gate / block
+    assert ffn_bytes_saved(llm, pyskip.Static((0,), stand_in=True), rates) == pytest.approx(without_gates)
+    assert ffn_bytes_saved(llm, pyskip.Static((0,)), rates) == pytest.approx(sum(rates) / 6)
     llm.close()
 
 

@@ -73,10 +73,9 @@ def ffn_bytes_saved(llm: Llama, policy: Policy, rates: Sequence[float]) -> float
     """The share of FFN weight bytes that was not read, of skip rates by layer; what gates and stand-ins read in their
     place is taken off."""
     whole = np.array(ffn_bytes(llm.model_path, len(rates)), np.float64)
-    instead, gates = np.zeros_like(whole), np.zeros_like(whole)
-    profile = _profile(llm, policy)
-    if profile is not None:
-        instead[:], gates[:] = profile.stand_in_bytes, profile.gate_bytes
+    profile, nothing = _profile(llm, policy), np.zeros_like(whole)
+    instead = np.array(profile.stand_in_bytes, np.float64) if profile and policy.has_stand_ins else nothing
+    gates = np.array(profile.gate_bytes, np.float64) if profile and policy.asks_gates else nothing
     return float((np.array(rates) * (whole - instead) - gates).sum() / whole.sum()) if whole.any() else 0.0
 
 

@@ -87,6 +87,16 @@ class Policy(ABC):
         return False
 
     @property
+    def has_stand_ins(self) -> bool:
+        """Whether the profile's stand-ins serve for what is skipped."""
+        return self.needs_profile
+
+    @property
+    def asks_gates(self) -> bool:
+        """Whether the profile's gates are read for every token."""
+        return self.needs_profile
+
+    @property
     def decides_prompt(self) -> bool:
         """Whether prompt tokens are decided too; else prompts run dense."""
         return False

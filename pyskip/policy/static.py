@@ -92,12 +92,15 @@ class Static(Policy):
 
     @property
     def has_stand_ins(self) -> bool:
-        """Whether the profile's serve."""
         return self.n is not None if self.stand_in is None else self.stand_in
 
     @property
     def needs_profile(self) -> bool:
         return self.n is not None or self.has_stand_ins
+
+    @property
+    def asks_gates(self) -> bool:
+        return False
 
     @property
     def decides_prompt(self) -> bool:

@@ -4,9 +4,9 @@
 
 Makes a Python in build/wheel-test/windows: python.org's own DLLs, which the package panda3d carries for programs that
 are to run without one, the standard library of the Python that runs this, 3.11, and a python.exe of python.c. Installs
-the dependencies' wheels there, and one of what was cross-built into BUILD. Then, on a tiny model in a folder whose name no
-code page has: some tokens, a profile that is refused, the server, asked for its health and a completion; a chat on the
-demo model; and the test files. Needs wine64, g++-mingw-w64-x86-64 and llvm. Exit 1 if something fails.
+the dependencies' wheels there, and one of what was cross-built into BUILD. Then, on a tiny model in a folder whose
+name no code page has: some tokens, a profile that is refused, the server, asked for its health and a completion; a
+chat on the demo model; and the test files. Needs wine64, g++-mingw-w64-x86-64 and llvm. Exit 1 if something fails.
 """
 
 from __future__ import annotations
