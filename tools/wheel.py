@@ -169,7 +169,7 @@ def check_files(wheel: Path, wanted: set[str], head: bytes) -> None:
                 f"{wheel.name} has no {min(missing)}: build with PYSKIP_PORTABLE=ON and a compiler that knows all "
                 "levels (GCC 12 or newer), or correct BACKENDS in tools/wheel.py"
             )
-        bundled = {name for name in archive.namelist() if name.startswith("pyskip.libs/")}
+        bundled = {name for name in archive.namelist() if re.match(r"pyskip\.libs/.", name)}  # not the folder
         for name in sorted(wanted | bundled):
             with archive.open(name) as file:
                 found = file.read(1024)
