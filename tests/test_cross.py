@@ -69,6 +69,21 @@ def test_of_this_systems_own() -> None:
 
 
 @needs_llvm
+@pytest.mark.skipif(sys.platform != "linux", reason="their names are Linux's")
+def test_kernels_are_each_back_ends_own() -> None:
+    """What a back end offers under a name that others have, too, a process may take from the first that it loads: one for
+    a processor that this is not."""
+    from pyskip.binding.library import LIB_DIR
+
+    back_ends = sorted(LIB_DIR.glob("libggml-cpu*.so"))
+    assert back_ends
+    for path in back_ends:
+        names = binary.inspect(path).exports
+        assert any("ggml_backend_cpu" in name or name == "ggml_backend_init" for name in names)
+        assert not [name for name in names if "pyskip_cpu" in name]
+
+
+@needs_llvm
 def test_of_no_library(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.so").write_text("no library")
     monkeypatch.setattr(sys, "argv", ["binary.py", str(tmp_path / "a.so")])

@@ -161,11 +161,13 @@ void set_tensor(ggml_backend_buffer_t, ggml_tensor * tensor, const void * data, 
     const int64_t n_thread = is_small ? 1 : std::clamp<int64_t>(std::thread::hardware_concurrency(), 1, 16);
 
     std::vector<std::thread> threads;
+    const auto               pack_share = [&](int64_t t) {
+        pack_strips(k, tensor, (const char *) data, n_strip * t / n_thread, n_strip * (t + 1) / n_thread);
+    };
     for (int64_t t = 1; t < n_thread; ++t) {
-        threads.emplace_back(pack_strips, std::cref(k), tensor, (const char *) data, n_strip * t / n_thread,
-                             n_strip * (t + 1) / n_thread);
+        threads.emplace_back([&pack_share, t] { pack_share(t); });
     }
-    pack_strips(k, tensor, (const char *) data, 0, n_strip / n_thread);
+    pack_share(0);
     for (std::thread & thread : threads) {
         thread.join();
     }
