@@ -71,8 +71,8 @@ def test_of_this_systems_own() -> None:
 @needs_llvm
 @pytest.mark.skipif(sys.platform != "linux", reason="their names are Linux's")
 def test_kernels_are_each_back_ends_own() -> None:
-    """What a back end offers under a name that others have, too, a process may take from the first that it loads: one for
-    a processor that this is not."""
+    """What a back end offers under a name that others have, too, a process may take from the first that it loads: one
+    for a processor that this is not."""
     from pyskip.binding.library import LIB_DIR
 
     back_ends = sorted(LIB_DIR.glob("libggml-cpu*.so"))
