@@ -182,7 +182,7 @@ def library(model: Path) -> Iterator[str]:
     said = ask("-m", "pyskip", "generate", model, "-p", "w1", "--profile", other, status=1)
     assert re.match(r"pyskip: .*ö\.skip\.gguf", said), said
     yield f"| a profile that is none | {said.strip().splitlines()[-1][:60]} ... |"
-    answer = ask("-m", "pyskip", "chat", "-t", "1", "-n", "12", said="Are dogs real?\n")
+    answer = ask("-m", "pyskip", "chat", "-t", "1", "-n", "12", "--temp", "0", said="Are dogs real?\n")
     if "dog" not in answer.lower():
         raise Failure(f"the demo model answered {answer.strip()[:80]!r}, expected something about dogs")
     yield f"| pyskip chat | {' '.join(answer.split())} ... |"
