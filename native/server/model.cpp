@@ -23,9 +23,11 @@ pyskip_served_model & pyskip_server_model() {
     return model;
 }
 
-static fs::path path_beside(const fs::path & model) {
-    return model.parent_path() /
-           ((model.extension() == ".gguf" ? model.stem() : model.filename()).string() + ".skip.gguf");
+// Paths are UTF-8, whatever the code page of a Windows is.
+static fs::path path_beside(const std::string & model_path) {
+    const fs::path model = fs::u8path(model_path);
+    fs::path       name  = model.extension() == ".gguf" ? model.stem() : model.filename();
+    return model.parent_path() / (name += ".skip.gguf");
 }
 
 // Of every model that comes with pyskip: beside the folder of this program.
@@ -81,10 +83,10 @@ bool pyskip_served_model::find_profile(const std::string & path, std::string & e
         return read_profile(asked_for, model.fingerprint, true, error);
     }
     if (fs::exists(beside)) {
-        return read_profile(beside.string(), model.fingerprint, true, error);
+        return read_profile(beside.u8string(), model.fingerprint, true, error);
     }
     for (const fs::path & other : bundled()) {
-        if (read_profile(other.string(), model.fingerprint, false, error) || !error.empty()) {
+        if (read_profile(other.u8string(), model.fingerprint, false, error) || !error.empty()) {
             break;
         }
     }
@@ -160,9 +162,8 @@ void pyskip_server_load(const std::string & path, const std::string & name, llam
 }
 
 void pyskip_served_model::fail_without_profile(const std::string & what) const {
-    const fs::path path = model_path;
-    throw pyskip_bad_spec(what + " needs a profile and " + path.filename().string() + " has none (no " +
-                          path_beside(path).filename().string() +
+    throw pyskip_bad_spec(what + " needs a profile and " + fs::u8path(model_path).filename().u8string() +
+                          " has none (no " + path_beside(model_path).filename().u8string() +
                           "): make one with pyskip calibrate, name one with --profile, or use cosine or static");
 }
 

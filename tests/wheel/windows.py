@@ -201,7 +201,8 @@ def serving(model: Path) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}"
         finally:
             process.kill()
-            call("wineserver", [need("wineserver", "wine", "/usr/lib/wine/wineserver64"), "-k"])
+            # what Wine has started itself; of its own prefix, where there may be nothing left
+            subprocess.run([need("wineserver", "wine", "/usr/lib/wine/wineserver64"), "-k"], env=wine_env())
 
 
 def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
