@@ -335,7 +335,7 @@ class Ggml:
         self.n, self.count = n, 0
         self.folders: list[bytes | None] = []
 
-    def ggml_backend_reg_count(self) -> int:
+    def ggml_backend_dev_count(self) -> int:
         return self.count
 
     def ggml_backend_load_all_from_path(self, folder: ctypes.c_char_p) -> None:

@@ -61,12 +61,13 @@ def _installed_version() -> str:
 
 def _load_backends(lib_dir: Path) -> None:
     """In a build with a back end for every level of the instruction set (the wheels): load the one that fits best. By
-    itself llama.cpp would look for one beside the Python interpreter and in the working directory."""
+    itself llama.cpp would look for one beside the Python interpreter and in the working directory. What counts is the
+    processor as a device: the back end of other machines runs everywhere, and has none by itself."""
     ggml = ctypes.CDLL(str(library_file(lib_dir, "ggml")))
-    if ggml.ggml_backend_reg_count() == 0:
+    if ggml.ggml_backend_dev_count() == 0:
         lib.pyskip_log_drop()  # it reports what it loads; log.py takes the rest
         ggml.ggml_backend_load_all_from_path(ctypes.c_char_p(os.fsencode(lib_dir)))
-    if ggml.ggml_backend_reg_count() == 0:
+    if ggml.ggml_backend_dev_count() == 0:
         raise BuildMismatchError(f"no back end (ggml-cpu-*) in {lib_dir} runs on this processor: install pyskip again")
 
 
