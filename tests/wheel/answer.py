@@ -4,9 +4,10 @@ answer.py OUT.npz [--skip SPEC] [--n-gen N] [--exact F32.gguf]
 answer.py --make F32.gguf
 
 Writes tokens [n_gen], greedy, their text, the skip rate, the name of the CPU back end that was loaded, and with --exact
-the logits [n_exact, n_vocab] of the prompt's first tokens, dense, with f32 weights and an f32 KV cache. Those are what
-back ends can be compared by: with Q4_1 weights a matrix product rounds its activations to 8 bits first, and there a
-difference of one bit in another order of sums grows to 1 and more in a logit.
+the logits [n_exact, n_vocab] of the prompt's first tokens, dense, with f32 weights, an f32 KV cache and no flash
+attention, whose logits are 1e-2 from those. They are what back ends can be compared by: with Q4_1 weights a matrix
+product rounds its activations to 8 bits first, and there a difference of one bit in another order of sums grows to 1
+and more in a logit.
 """
 
 import argparse
@@ -58,7 +59,7 @@ text, rate = llm.detokenize(tokens).decode("utf-8", "replace"), llm.skip_stats()
 llm.close()
 exact = np.zeros((0, 0), np.float32)
 if args.exact:
-    llm = pyskip.Llama(args.exact, skip="off", type_k=0, type_v=0, **kwargs)
+    llm = pyskip.Llama(args.exact, skip="off", type_k=0, type_v=0, flash_attn=False, **kwargs)
     llm.eval(prompt[:N_EXACT])
     exact = llm.scores[:N_EXACT].copy()
 maps = Path("/proc/self/maps")  # Linux tells which one was loaded
