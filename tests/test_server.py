@@ -106,7 +106,7 @@ def test_skip_by_request(server: Running, model: Path) -> None:
             assert answer["timings"]["attention_skip_rate"] == pytest.approx(usage.skip.attention_rate)
             assert (answer["tokens_evaluated"], answer["tokens_predicted"]) == (usage.n_prompt, 12)
         assert (usage.skip.rate > 0) == (skip != "off")
-        assert (usage.skip.attention_rate > 0) == ("attn" in str(skip) or "adaskip" in str(skip))
+        assert (usage.skip.attention_rate > 0) == any(part in str(skip) for part in ("attn", "adaskip", "n=2"))
     llm.close()
 
 

@@ -206,17 +206,9 @@ void pyskip_served_model::check(const pyskip_spec & spec) const {
     if (!pyskip_static_expand(asked, named, line) || !pyskip_rule_init(rule, asked, n_layer(), line)) {
         throw pyskip_bad_spec(line);
     }
-    for (const int32_t il : spec.layers) {
-        if (!skippable[il]) {
-            throw pyskip_bad_spec("static names layer " + std::to_string(il) +
-                                  ", which has no FFN that can be skipped: leave it out");
-        }
-    }
-    for (const int32_t il : spec.attention) {
-        if (!skippable_attention[il]) {
-            throw pyskip_bad_spec("static names layer " + std::to_string(il) +
-                                  ", which has no attention that can be skipped: leave it out");
-        }
+    line = pyskip_rule_check_layers(rule, skippable, skippable_attention);
+    if (!line.empty()) {
+        throw pyskip_bad_spec(line);
     }
 }
 

@@ -71,6 +71,9 @@ pyskip_status pyskip_profile_get_point_at(const pyskip_profile * profile, pyskip
 
 int32_t pyskip_profile_get_static(const pyskip_profile * profile, pyskip_static_by by, pyskip_static_step * steps,
                                   int32_t n) {
+    if (by < PYSKIP_STATIC_BY_LOSS || by > PYSKIP_STATIC_BY_NORM) {
+        return 0;
+    }
     const std::vector<pyskip_static_step> & all = profile->static_steps[by];
     std::copy_n(all.begin(), std::min(all.size(), (size_t) std::max(n, 0)), steps);
     return (int32_t) all.size();

@@ -74,13 +74,9 @@ static pyskip_status check_rule(llama_context * ctx, pyskip_state & state, const
     if (rule.type != PYSKIP_POLICY_OFF && !pyskip_context_probe(ctx, state, line)) {
         return PYSKIP_STATUS_UNSUPPORTED;
     }
-    for (int32_t il = 0; rule.type == PYSKIP_POLICY_STATIC && il < state.n_layer; ++il) {
-        const bool no_ffn = pyskip_rule_covers(rule, PYSKIP_SUBLAYER_FFN, il) && !state.skippable[il];
-        if (no_ffn || (pyskip_rule_covers(rule, PYSKIP_SUBLAYER_ATTENTION, il) && !state.skippable_attention[il])) {
-            line = "static names layer " + std::to_string(il) + ", which has no " + (no_ffn ? "FFN" : "attention") +
-                   " that can be skipped: leave it out";
-            return PYSKIP_STATUS_INVALID;
-        }
+    line = pyskip_rule_check_layers(rule, state.skippable, state.skippable_attention);
+    if (!line.empty()) {
+        return PYSKIP_STATUS_INVALID;
     }
     pyskip_profile_point point;
     if (rule.has_gates() && rule.attention_rate > 0.0f &&

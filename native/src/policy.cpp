@@ -233,6 +233,18 @@ bool pyskip_rule_covers(const pyskip_rule & rule, pyskip_sublayer sublayer, int3
     }
 }
 
+std::string pyskip_rule_check_layers(const pyskip_rule & rule, const std::vector<uint8_t> & ffn,
+                                     const std::vector<uint8_t> & attention) {
+    for (int32_t il = 0; rule.type == PYSKIP_POLICY_STATIC && il < rule.n_layer; ++il) {
+        const bool no_ffn = rule.is_static[PYSKIP_SUBLAYER_FFN][il] && !ffn[il];
+        if (no_ffn || (rule.is_static[PYSKIP_SUBLAYER_ATTENTION][il] && !attention[il])) {
+            return "static names layer " + std::to_string(il) + ", which has no " + (no_ffn ? "FFN" : "attention") +
+                   " that can be skipped: leave it out";
+        }
+    }
+    return "";
+}
+
 static float rate_of(const pyskip_rule & rule, pyskip_sublayer sublayer) {
     return sublayer == PYSKIP_SUBLAYER_ATTENTION ? rule.attention_rate : rule.rate;
 }

@@ -91,6 +91,10 @@ PYSKIP_API bool pyskip_rule_init(pyskip_rule & rule, const pyskip_policy & polic
 // Whether the rule may ever skip the sublayer of layer il.
 bool pyskip_rule_covers(const pyskip_rule & rule, pyskip_sublayer sublayer, int32_t il);
 
+// Static: a line that names a layer of its whose sublayer is not among those that can be skipped; empty if there is none.
+PYSKIP_API std::string pyskip_rule_check_layers(const pyskip_rule & rule, const std::vector<uint8_t> & ffn,
+                                                const std::vector<uint8_t> & attention);
+
 // Whether the rule has to do with attention at all.
 bool pyskip_rule_has_attention(const pyskip_rule & rule);
 
