@@ -239,19 +239,31 @@ def test_back_ends_are_upstreams(wheel: ModuleType) -> None:
     assert wheel.BACKENDS["apple"].split() == [name for name in names if name.startswith("apple")]
 
 
-@pytest.mark.skipif(
+needs_arm = pytest.mark.skipif(
     not all(map(shutil.which, CROSS)), reason="apt-get install g++-aarch64-linux-gnu qemu-user-static: not installed"
 )
-@pytest.mark.parametrize("name", PURE)
-def test_on_arm_processors(tmp_path: Path, name: str) -> None:
-    """The Raspberry Pi 3, 4 and 5, and all that QEMU knows."""
-    compiler, emulator = CROSS
-    sources = [ROOT / "native" / "tests" / f"test-{name}.cpp"]
-    sources += [ROOT / "native" / "src" / f"{source}.cpp" for source in (*PURE, "row")]
+
+
+def compile_for_arm(source: Path, out: Path, *more: str | Path) -> Path:
     folders = [f"-I{ROOT / 'native' / folder}" for folder in ("include", "src")]
-    subprocess.run([compiler, "-std=c++17", "-static", *folders, *sources, "-o", tmp_path / name], check=True)
+    subprocess.run([CROSS[0], "-std=c++17", "-static", *folders, source, *more, "-o", out], check=True)
+    return out
+
+
+@pytest.fixture(scope="module")
+def arm_objects(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("arm")
+    names = (*PURE, "row")
+    return [compile_for_arm(ROOT / "native" / "src" / f"{name}.cpp", folder / f"{name}.o", "-c") for name in names]
+
+
+@needs_arm
+@pytest.mark.parametrize("name", PURE)
+def test_on_arm_processors(tmp_path: Path, arm_objects: list[Path], name: str) -> None:
+    """The Raspberry Pi 3, 4 and 5, and all that QEMU knows."""
+    program = compile_for_arm(ROOT / "native" / "tests" / f"test-{name}.cpp", tmp_path / name, *arm_objects)
     for cpu in ("cortex-a53", "cortex-a72", "cortex-a76", "max"):
-        done = subprocess.run([emulator, "-cpu", cpu, tmp_path / name], capture_output=True, text=True)
+        done = subprocess.run([CROSS[1], "-cpu", cpu, program], capture_output=True, text=True)
         assert (done.returncode, done.stdout.removeprefix("test-")) == (0, f"{name}: passed\n"), done.stderr
 
 
