@@ -25,7 +25,8 @@ def server(demo: Path) -> Iterator[Running]:
 
 
 def complete(server: Running, **more: Any) -> dict[str, Any]:
-    body = {"prompt": PROMPT, "n_predict": 200, "temperature": 0, "ignore_eos": True, **more}
+    # a prompt of which the last token alone is decoded again rounds otherwise than one that is decoded whole
+    body = {"prompt": PROMPT, "n_predict": 200, "temperature": 0, "ignore_eos": True, "cache_prompt": False, **more}
     answer = server.post("/completion", body)
     assert answer.status_code == 200, answer.text
     return dict(answer.json())
