@@ -1,7 +1,8 @@
 // A profile: for each layer a gate and a stand-in of its FFN, and maybe of its attention, fitted by `pyskip calibrate` for one model, read from a GGUF file by
 // upstream's reader. Checked whole before a byte is allocated for its weights. docs/calibration.md lists its fields.
 //
-// Called by api.cpp; the gate and the stand-in operators read it (gate.cpp, stand-in.cpp). Only the policies profile and random have one.
+// Called by api.cpp; the gate and the stand-in operators read it (gate.cpp, stand-in.cpp). Policies
+// that have one: profile, prompt, random, static.
 
 #pragma once
 

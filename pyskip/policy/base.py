@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
-from ..errors import PolicyError
+from ..errors import PolicyError, ProfileError
 
 __all__ = [
     "MAX_ERROR",
@@ -132,6 +132,12 @@ class Policy(ABC):
         raise PolicyError(
             f"a skip rate for prompts goes with a profile's policy, and skip is {str(self)!r}: leave one of them out"
         )
+
+    def needed(self, profile: Operating | None) -> Operating:
+        """The profile that it goes by. Raises ProfileError if none is given."""
+        if profile is None:
+            raise ProfileError(f"skip {str(self)!r} needs the model's profile and none is given: run pyskip calibrate")
+        return profile
 
     @abstractmethod
     def fields(self, profile: Operating | None) -> Fields:

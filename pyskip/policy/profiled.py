@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from ..errors import PolicyError, ProfileError
+from ..errors import PolicyError
 from .base import (
     MAX_ERROR,
     Fields,
@@ -124,8 +124,7 @@ class Profiled(Policy):
         return replace(self, prompt=rate, prefill=False)
 
     def fields(self, profile: Operating | None) -> Fields:
-        if profile is None:
-            raise ProfileError(f"skip {str(self)!r} needs the model's profile and none is given: run pyskip calibrate")
+        profile = self.needed(profile)
         rate = profile.recommended.rate if self.rate is None else self.rate
         prompt = rate if self.prefill and self.hold else self.prompt or 0.0
         if prompt:

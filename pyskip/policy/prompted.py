@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..errors import ProfileError
 from .base import Fields, Operating, Policy, Settings, check_number, read_number
 
 __all__ = ["Prompted"]
@@ -42,6 +41,4 @@ class Prompted(Policy):
         return True
 
     def fields(self, profile: Operating | None) -> Fields:
-        if profile is None:
-            raise ProfileError(f"skip {str(self)!r} needs the model's profile and none is given: run pyskip calibrate")
-        return {"type": "PYSKIP_POLICY_PROMPT", "profile": profile.native, "rate": self.rate}
+        return {"type": "PYSKIP_POLICY_PROMPT", "profile": self.needed(profile).native, "rate": self.rate}

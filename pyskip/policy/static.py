@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import PolicyError, ProfileError
+from ..errors import PolicyError
 from .base import Fields, Operating, Policy, check_count, read_count, read_flag
 
 __all__ = ["BY", "Static"]
@@ -107,14 +107,12 @@ class Static(Policy):
         return True
 
     def fields(self, profile: Operating | None) -> Fields:
-        if self.needs_profile and profile is None:
-            raise ProfileError(f"skip {str(self)!r} needs the model's profile and none is given: run pyskip calibrate")
-        return {
+        fields = {
             "type": "PYSKIP_POLICY_STATIC",
             "layers": self.layers,
             "attention_layers": self.attention,
             "n_sublayers": self.n or 0,
             "static_by": BY.index(self.by or BY[0]),
             "bare": not self.has_stand_ins,
-            **({"profile": profile.native} if profile is not None else {}),
         }
+        return {**fields, "profile": self.needed(profile).native} if self.needs_profile else fields
